@@ -1,0 +1,28 @@
+"""Bayesian hypernetworks for Pyro."""
+
+from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.evaluation.compare import compare
+from pyro_hypernet.evaluation.diagnostics import khat
+from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.checkpoint import load, save
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.fit import Fit, fit
+from pyro_hypernet.inference.nuts import Nuts, nuts
+from pyro_hypernet.output.arviz import to_arviz
+
+__all__ = [
+    "AutoHypernet",
+    "Fit",
+    "Nuts",
+    "VectorizedELBO",
+    "bayesianize",
+    "compare",
+    "fit",
+    "khat",
+    "load",
+    "nuts",
+    "predict",
+    "save",
+    "to_arviz",
+]

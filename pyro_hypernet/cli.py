@@ -1,0 +1,104 @@
+"""The command line: `pyro-hypernet demo` and `pyro-hypernet fit`."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from pyro_hypernet.job import Options, run, write
+from pyro_hypernet.tabular import TASKS, Table, read_csv
+
+_NEEDED = {"matplotlib": "plot", "sklearn": "cli"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: Its words; None for those of the process.
+
+    Returns:
+        0; or 2 where the input is at fault, after one line on what was expected and what to do.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        table = options.read(options)
+        _check(options)
+        return _run(table, options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"pyro-hypernet: {error}", file=sys.stderr)
+        return 2
+
+
+def read_diabetes() -> Table:
+    """The diabetes data that scikit-learn carries: 442 patients, 10 inputs, progression after one year.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise ImportError("The demo needs scikit-learn for its data: pip install 'pyro-hypernet[cli]'.") from error
+    data = load_diabetes(scaled=False)
+    x, y = torch.from_numpy(data.data), torch.from_numpy(data.target)
+    return Table(x, y, tuple(data.feature_names), "progression", ())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyro-hypernet", description="A Bayesian network on a table, its posterior by an invertible hypernetwork."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="fit scikit-learn's diabetes data and hold the posterior against NUTS")
+    demo.set_defaults(read=lambda _: read_diabetes())
+    table = commands.add_parser("fit", help="the same on a CSV file of your own")
+    table.add_argument("csv", type=Path, help="a file with a header and numeric columns")
+    table.add_argument("--target", required=True, help="the column to predict")
+    table.add_argument("--task", choices=TASKS, help="judged by the target if not given")
+    table.set_defaults(read=lambda options: read_csv(options.csv, options.target, options.task))
+    for command in (demo, table):
+        _add_options(command)
+    return parser
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    default = Options()
+    command.add_argument("--out", type=Path, required=True, help="the folder for the results")
+    command.add_argument("--steps", type=int, default=default.num_steps, help="of training (%(default)s)")
+    command.add_argument("--hidden", type=int, default=default.hidden, help="hidden units (%(default)s)")
+    command.add_argument("--nuts-draws", type=int, default=default.nuts_draws, help="in every chain (%(default)s)")
+    command.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("steps", "hidden"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1; got {getattr(options, name)}.")
+    if options.nuts_draws < 10:
+        raise ValueError(f"--nuts-draws must be at least 10; got {options.nuts_draws}.")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out must be a folder; {options.out} is a file.")
+    options.out.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"The command line needs {', '.join(missing)}: pip install 'pyro-hypernet[cli]'.")
+
+
+def _run(table: Table, options: argparse.Namespace) -> int:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
+    amount = Options(num_steps=options.steps, hidden=options.hidden, nuts_draws=options.nuts_draws, seed=options.seed)
+    result = run(table, amount, say=lambda line: print(line, flush=True))
+    paths = write(result, table, options.out)
+    print(f"\n{result.to_string()}\n\nwrote {', '.join(str(path) for path in paths)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

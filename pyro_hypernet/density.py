@@ -1,0 +1,218 @@
+"""The log joint density of a Pyro model and its arguments, as a batched function of the flat weight vector."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_hypernet.layout import Layout
+from pyro_hypernet.vectorize import Model, Vectorized, trace_one
+
+
+class LogJoint:
+    """log p(data, w) of a Pyro model, for a whole batch of flat unconstrained weight vectors at once.
+
+    The model is written for one draw and vmapped. With `mode="graph"` that run is captured once as a graph of tensor
+    operations and used again while the shapes of all arguments stay the same; new values (the next minibatch) do not
+    capture again, and neither do updates of `pyro.param`s. Python numbers and globals that the model reads are fixed at
+    the capture: pass what changes as an argument, or use `mode="eager"`. A model that cannot be vmapped (`.item()`,
+    `if` on a value) runs in a loop, after one warning that names the line.
+
+    Args:
+        model: A Pyro model without discrete latent sites.
+        layout: Its latent sites.
+        mode: "graph", "eager" (vmapped, not captured) or "loop".
+
+    Raises:
+        ValueError: If the mode is unknown.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0])
+        >>> log_joint = LogJoint(model, Layout.from_trace(pyro.poutine.trace(model).get_trace(y)))
+        >>> log_joint(torch.zeros(5, 1), y).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, model: Model, layout: Layout, *, mode: str = "graph") -> None:
+        self.model = model
+        self.layout = layout
+        self._value = Vectorized(self._value_of_one, mode=mode)
+        self._grad_and_value = Vectorized(self._grad_and_value_of_one, mode=mode)
+
+    @property
+    def mode(self) -> str:
+        """How the density runs now: "graph", "eager" or "loop"."""
+        return self._value.mode
+
+    def __call__(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Evaluates the density.
+
+        Args:
+            w: Unconstrained weights, shape `(..., D)`.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            log p(data, w) with the log determinant of the map to the supports, in nats, shape `(...)`.
+
+        Raises:
+            ValueError: If `w` has another length, or the model other sites or shapes than the layout.
+        """
+        return self._value(self._flat(w), args, kwargs).reshape(w.shape[:-1])
+
+    def value_and_grad(self, w: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The density and its gradient with respect to `w`, both detached.
+
+        Cheaper than autograd through `__call__`, for the gradient is part of the captured graph.
+
+        Args:
+            w: Unconstrained weights, shape `(..., D)`.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            log p(data, w) in nats, shape `(...)`, and its gradient, shape `(..., D)`.
+        """
+        with torch.no_grad():
+            grad, value = self._grad_and_value(self._flat(w.detach()), args, kwargs)
+        return value.reshape(w.shape[:-1]), grad.reshape(w.shape)
+
+    def log_prob(self, samples: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """log p(data, sites) of constrained values, so without the Jacobians of the supports.
+
+        Args:
+            samples: A dict from site to values of shape `(..., *shape)`.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            Log density in nats, shape `(...)`.
+        """
+        w, log_det = self.layout.unconstrain(samples)
+        return self(w, *args, **kwargs) - log_det
+
+    def params(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The model's own learnable parameters: what its `pyro.param` and `pyro.module` statements name.
+
+        Args:
+            w: Any unconstrained weights, shape `(D,)`, to run the model at.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            A dict from name to the unconstrained leaf tensor that an optimiser steps.
+        """
+        values = self.layout.constrain(w.detach())[0]
+        with (
+            torch.no_grad(),
+            poutine.block(),
+            poutine.trace(param_only=True) as capture,
+            pyro.validation_enabled(False),
+        ):
+            trace_one(self.model, values, args, kwargs)
+        values = {name: node["value"] for name, node in capture.trace.nodes.items()}
+        return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in values.items()}
+
+    def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The summands of the density of one draw, to see where a bad value comes from.
+
+        Args:
+            w: One unconstrained weight vector, shape `(D,)`.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            A dict from every sample site, latent or observed, to its log density in nats, shape `()`.
+        """
+        with pyro.validation_enabled(False):
+            trace = self._trace(self.layout.constrain(w)[0], args, kwargs)
+            trace.compute_log_prob()
+        return {name: node["log_prob_sum"] for name, node in trace.nodes.items() if "log_prob_sum" in node}
+
+    def _flat(self, w: Tensor) -> Tensor:
+        if w.shape[-1:] != (self.layout.dim,):
+            raise ValueError(f"w must have shape (..., {self.layout.dim}); got {tuple(w.shape)}.")
+        return w.reshape(-1, self.layout.dim)
+
+    def _value_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        values, log_det = self.layout.constrain(w)
+        return self._trace(values, args, kwargs).log_prob_sum() + log_det
+
+    def _grad_and_value_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        return torch.func.grad_and_value(self._value_of_one)(w, args, kwargs)
+
+    def _trace(self, values: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Trace:
+        trace = trace_one(self.model, values, args, kwargs)
+        _check_sites(self.layout, trace)
+        return trace
+
+
+def map_model(
+    model: Model,
+    samples: Mapping[str, Tensor],
+    args: tuple = (),
+    kwargs: dict | None = None,
+    *,
+    collect: Callable[[Trace], Any],
+    randomness: str = "different",
+) -> Any:
+    """Runs the model once for every draw, conditioned on it, and collects something from every trace.
+
+    Args:
+        model: A Pyro model; observed sites left without data are sampled.
+        samples: A dict from site to values of shape `(S, *shape)`.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+        collect: From a trace to a tensor, or a dict or tuple of tensors.
+        randomness: "different" or "same" random numbers for the sites that are sampled.
+
+    Returns:
+        What `collect` returns, every tensor with a leading axis S.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     return pyro.sample("y", dist.Normal(slope * x, 0.1).to_event(1))
+        >>> map_model(model, {"slope": torch.ones(4)}, (torch.ones(3),), collect=lambda t: t.nodes["y"]["value"]).shape
+        torch.Size([4, 3])
+    """
+
+    def one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
+        return collect(trace_one(model, values, args, kwargs))
+
+    return Vectorized(one, mode="eager", randomness=randomness)(dict(samples), args, kwargs)
+
+
+def _check_sites(layout: Layout, trace: Trace) -> None:
+    """Raises where a conditioned trace does not have just the layout's sites, with their shapes."""
+    for name, node in trace.iter_stochastic_nodes():
+        if not site_is_subsample(node):
+            remedy = (
+                "sum it out with TraceEnum_ELBO, which AutoHypernet works with"
+                if node["fn"].support.is_discrete
+                else "a model's sites must not change between calls"
+            )
+            raise ValueError(f"Latent site {name!r} is not among the guide's sites {list(layout.names)}: {remedy}.")
+    for site in layout.sites:
+        if site.name not in trace.nodes:
+            raise ValueError(
+                f"Latent site {site.name!r} is missing from this run of the model, which has {list(trace.nodes)}: "
+                "a model's sites must not change between calls."
+            )
+        fn = trace.nodes[site.name]["fn"]
+        if fn.batch_shape + fn.event_shape != site.shape:
+            raise ValueError(
+                f"Latent site {site.name!r} had shape {tuple(site.shape)} and now has "
+                f"{tuple(fn.batch_shape + fn.event_shape)}: a model's sites and shapes must not change between calls."
+            )

@@ -1,0 +1,1 @@
+"""What a posterior predicts, how good it is, and how far it stands from a reference."""

@@ -1,0 +1,116 @@
+"""How far one set of draws stands from another: Wasserstein distance, ratio of spreads, maximum mean discrepancy."""
+
+import torch
+from torch import Tensor
+
+from pyro_hypernet.evaluation.metrics import quantiles
+
+_NUM_QUANTILES = 100
+
+
+def wasserstein_over_sd(draws: Tensor, reference: Tensor) -> Tensor:
+    """One-dimensional Wasserstein distance of every coordinate in units of the reference's sd, averaged.
+
+    From 100 quantiles at .005 to .995, so tails beyond do not count. Coordinates in which the reference does not vary
+    are left out.
+
+    Args:
+        draws: Shape `(S, *shape)`.
+        reference: Shape `(T, *shape)`; T may differ from S.
+
+    Returns:
+        A scalar, in standard deviations; 0 where all marginals agree, NaN where the reference varies nowhere.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Source: the metric "W1/sd" of the project's reference posteriors.
+    """
+    draws, reference, sd = _comparable(draws, reference)
+    levels = torch.linspace(0.005, 0.995, _NUM_QUANTILES, dtype=draws.dtype, device=draws.device)
+    distance = (quantiles(draws, levels) - quantiles(reference, levels)).abs().mean(0)
+    return (distance / sd).mean()
+
+
+def sd_ratio(draws: Tensor, reference: Tensor) -> Tensor:
+    """Standard deviation of every coordinate over the reference's, averaged; below 1 means too narrow.
+
+    Args:
+        draws: Shape `(S, *shape)`.
+        reference: Shape `(T, *shape)`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    draws, reference, sd = _comparable(draws, reference)
+    return (draws.std(0) / sd).mean()
+
+
+def median_bandwidth(reference: Tensor) -> Tensor:
+    """Median Euclidean distance between different draws, the usual length scale for `mmd_squared`.
+
+    Args:
+        reference: Shape `(T, *shape)`.
+
+    Returns:
+        A scalar, in the units of the draws.
+
+    Source: Gretton et al. 2012, section 8.
+    """
+    y = _matrix(reference)
+    upper = torch.triu_indices(len(y), len(y), 1, device=y.device)
+    return torch.cdist(y, y)[upper[0], upper[1]].median()
+
+
+def mmd_squared(draws: Tensor, reference: Tensor, *, bandwidth: Tensor | None = None) -> Tensor:
+    """Unbiased squared maximum mean discrepancy with kernel `exp(−|x − y|² / (2 bandwidth²))`, over joint values.
+
+    Args:
+        draws: Shape `(S, *shape)`.
+        reference: Shape `(T, *shape)`.
+        bandwidth: Length scale; None for the median distance between the reference's draws.
+
+    Returns:
+        A scalar; 0 in expectation, so sometimes negative, where both come from one distribution.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Source: Gretton et al. 2012, equation 3.
+    """
+    _check(draws, reference)
+    x, y = _matrix(draws), _matrix(reference)
+    x, y = x - y.mean(0), y - y.mean(0)  # distances of centred points lose fewer digits
+    scale = median_bandwidth(reference) if bandwidth is None else bandwidth
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(a, b).square() / (2 * scale**2))
+
+    def within(a: Tensor) -> Tensor:
+        return (kernel(a, a).sum() - len(a)) / (len(a) * (len(a) - 1))
+
+    return within(x) + within(y) - 2 * kernel(x, y).mean()
+
+
+def _comparable(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both as matrices in double precision, without the coordinates in which the reference is constant; its sd."""
+    _check(draws, reference)
+    x, y = _matrix(draws), _matrix(reference)
+    varies = y.max(0).values > y.min(0).values
+    return x[:, varies], y[:, varies], y[:, varies].std(0)
+
+
+def _matrix(draws: Tensor) -> Tensor:
+    """Shape `(S, size)`, double precision."""
+    return draws.reshape(draws.shape[0], -1).double()
+
+
+def _check(draws: Tensor, reference: Tensor) -> None:
+    if draws.shape[1:] != reference.shape[1:] or min(draws.shape[0], reference.shape[0]) < 2:
+        raise ValueError(
+            "draws and reference must have shapes (S, *shape) and (T, *shape) with at least two draws each; got "
+            f"{tuple(draws.shape)} and {tuple(reference.shape)}."
+        )

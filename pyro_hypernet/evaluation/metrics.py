@@ -1,0 +1,241 @@
+"""How good predictions are: pure functions of tensors, each returning a scalar tensor unless it says otherwise."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def nll(log_likelihood: Tensor) -> Tensor:
+    """Negative log pointwise predictive density, `-mean_n log mean_s p(y_n | w_s)`.
+
+    Args:
+        log_likelihood: Log density of every datum under every draw, in nats, shape `(S, *batch)`.
+
+    Returns:
+        Nats per datum, lower is better.
+
+    Source: Gelman, Hwang and Vehtari 2014, equation 5.
+    """
+    return math.log(log_likelihood.shape[0]) - torch.logsumexp(log_likelihood, 0).mean()
+
+
+def rmse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Root mean squared error, in the units of the target.
+
+    Args:
+        prediction: Predictive means, any shape.
+        target: What came, the same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _check_same_shape(prediction, target)
+    return (prediction - target).square().mean().sqrt()
+
+
+def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared distance of probabilities from the truth.
+
+    Args:
+        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
+        labels: Classes 0 to C − 1, shape `(N,)`.
+
+    Returns:
+        For `(N, C)` the sum over classes, in [0, 2]; for `(N,)` the square of one entry, in [0, 1], half as much.
+
+    Source: Brier 1950.
+    """
+    _check_labels(probabilities, labels)
+    if probabilities.dim() == 1:
+        return (probabilities - labels).square().mean()
+    one_hot = torch.nn.functional.one_hot(labels.long(), probabilities.shape[-1])
+    return (probabilities - one_hot).square().sum(-1).mean()
+
+
+def calibration_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence against accuracy of the most probable class, in bins of equal width.
+
+    Args:
+        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
+        labels: Classes 0 to C − 1, shape `(N,)`.
+        num_bins: Number of bins on [0, 1].
+
+    Returns:
+        Mean confidence, accuracy and number of data of every bin that is not empty, three tensors of shape `(B,)`.
+    """
+    _check_labels(probabilities, labels)
+    confidence, predicted = _with_both_classes(probabilities).max(-1)
+    correct = (predicted == labels).to(confidence)
+    index = (confidence * num_bins).long().clamp(0, num_bins - 1)
+    counts = confidence.new_zeros(num_bins).index_add(0, index, torch.ones_like(confidence))
+    full = counts > 0
+    sums = [confidence.new_zeros(num_bins).index_add(0, index, value)[full] for value in (confidence, correct)]
+    return sums[0] / counts[full], sums[1] / counts[full], counts[full]
+
+
+def ece(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> Tensor:
+    """Expected calibration error of the most probable class: mean |confidence − accuracy| over equal-width bins.
+
+    Args:
+        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
+        labels: Classes 0 to C − 1, shape `(N,)`.
+        num_bins: Number of bins on [0, 1].
+
+    Returns:
+        A probability, lower is better; biased upwards where bins hold few data.
+
+    Source: Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, section 2.
+    """
+    confidence, accuracy, counts = calibration_bins(probabilities, labels, num_bins=num_bins)
+    return ((confidence - accuracy).abs() * counts).sum() / counts.sum()
+
+
+def coverage(draws: Tensor, target: Tensor, *, level: float = 0.9) -> Tensor:
+    """Fraction of the data inside the central predictive interval.
+
+    Args:
+        draws: Draws of the observations (noise included), shape `(S, *batch)`.
+        target: What came, shape `batch`.
+        level: Probability of the interval.
+
+    Returns:
+        A probability; a calibrated prediction gives `level`.
+
+    Raises:
+        ValueError: If the shapes do not fit or the level is not inside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie inside (0, 1); got {level}.")
+    _check_draws(draws, target)
+    lower, upper = quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
+    return ((target >= lower) & (target <= upper)).to(draws).mean()
+
+
+def crps(draws: Tensor, target: Tensor) -> Tensor:
+    """Continuous ranked probability score, `E|X − y| − E|X − X'| / 2`, averaged over the data.
+
+    The fair estimator: unbiased for every number of draws (pairs of different draws only), from sorted draws in
+    O(S log S).
+
+    Args:
+        draws: Draws of the observations (noise included), at least two, shape `(S, *batch)`.
+        target: What came, shape `batch`.
+
+    Returns:
+        In the units of the target, lower is better.
+
+    Raises:
+        ValueError: If the shapes do not fit, or there is one draw only.
+
+    Source: Gneiting and Raftery 2007, equation 21; fairness: Ferro 2014.
+    """
+    _check_draws(draws, target)
+    size = draws.shape[0]
+    if size < 2:
+        raise ValueError(f"crps needs at least two draws; got {size}.")
+    ranks = torch.arange(1, size + 1, device=draws.device, dtype=draws.dtype)
+    weights = (2 * ranks - size - 1) / (size * (size - 1))
+    half_spread = torch.tensordot(weights, draws.sort(0).values, dims=([0], [0]))
+    return ((draws - target).abs().mean(0) - half_spread).mean()
+
+
+def auroc(scores: Tensor, labels: Tensor) -> Tensor:
+    """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: Any scores, higher for the positive class, shape `(N,)`.
+        labels: 0 or 1, shape `(N,)`.
+
+    Returns:
+        A probability; NaN where one class is missing.
+
+    Source: the Mann-Whitney statistic; Hanley and McNeil 1982.
+    """
+    _check_same_shape(scores, labels)
+    _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0)
+    rank = (ends - (counts - 1) / 2)[inverse].double()
+    positive = labels.bool()
+    num_positive, num_negative = positive.sum(), (~positive).sum()
+    above = rank[positive].sum() - num_positive * (num_positive + 1) / 2
+    return above / (num_positive * num_negative)
+
+
+def total_variation(probabilities: Tensor, reference: Tensor) -> Tensor:
+    """Mean total variation distance of two predictive distributions over classes.
+
+    Args:
+        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
+        reference: The same shape.
+
+    Returns:
+        In [0, 1], lower is closer.
+    """
+    _check_same_shape(probabilities, reference)
+    return (_with_both_classes(probabilities) - _with_both_classes(reference)).abs().sum(-1).mean() / 2
+
+
+def agreement(probabilities: Tensor, reference: Tensor) -> Tensor:
+    """Fraction of data on which two predictions name the same class.
+
+    Args:
+        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
+        reference: The same shape.
+
+    Returns:
+        In [0, 1], higher is closer.
+    """
+    _check_same_shape(probabilities, reference)
+    same = _with_both_classes(probabilities).argmax(-1) == _with_both_classes(reference).argmax(-1)
+    return same.to(probabilities).mean()
+
+
+def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
+    """Quantiles over the first axis, linear between order statistics, of tensors of any size.
+
+    `torch.quantile` refuses more than 16 million numbers.
+
+    Args:
+        draws: Shape `(S, *shape)`.
+        probabilities: Q numbers in [0, 1].
+
+    Returns:
+        Shape `(Q, *shape)`.
+    """
+    position = torch.as_tensor(probabilities, dtype=draws.dtype, device=draws.device) * (draws.shape[0] - 1)
+    lower = position.floor().long()
+    upper = position.ceil().long()
+    weight = (position - lower).reshape((-1,) + (1,) * (draws.dim() - 1))
+    ordered = draws.sort(0).values
+    return torch.lerp(ordered[lower], ordered[upper], weight)
+
+
+def _with_both_classes(probabilities: Tensor) -> Tensor:
+    if probabilities.dim() == 1:
+        return torch.stack([1 - probabilities, probabilities], -1)
+    return probabilities
+
+
+def _check_same_shape(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape:
+        raise ValueError(
+            f"Both arguments must have the same shape; got {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+
+
+def _check_labels(probabilities: Tensor, labels: Tensor) -> None:
+    if probabilities.dim() not in (1, 2) or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            "probabilities must have shape (N, C) or (N,) and labels shape (N,); got "
+            f"{tuple(probabilities.shape)} and {tuple(labels.shape)}."
+        )
+
+
+def _check_draws(draws: Tensor, target: Tensor) -> None:
+    if draws.shape[1:] != target.shape:
+        raise ValueError(
+            f"draws must have shape (S, *{tuple(target.shape)}), one axis more than the target; got "
+            f"{tuple(draws.shape)}."
+        )

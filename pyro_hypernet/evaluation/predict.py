@@ -1,0 +1,283 @@
+"""What a posterior predicts: the model run once for every draw, vectorised, in chunks that fit in memory."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.sampling import VmappedSampling
+from pyro_hypernet.vectorize import Model, Vectorized, trace_one
+
+# Memory for one chunk's intermediate results.
+MAX_BYTES = 2**28
+
+
+@torch.no_grad()
+def predict(
+    model: Model,
+    posterior: Any,
+    *args: Any,
+    num_samples: int = 1000,
+    return_sites: Iterable[str] | None = None,
+    batch_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Runs the model once for every draw of a posterior.
+
+    The model may be written for one draw: it is vmapped. As in Pyro's Predictive, a site that gets data stays at its
+    data; leave the data out, or pass None for them, to predict. The caller's `pyro.set_rng_seed` decides the draws.
+
+    Args:
+        model: A Pyro model.
+        posterior: A guide, a result of `nuts`, or a dict of samples; see `draws`.
+        args: The model's arguments, such as new inputs.
+        num_samples: Number of draws S; stored samples may hold fewer.
+        return_sites: Names of the sites to return, latent ones allowed; None for all that are not latent.
+        batch_size: Draws run at once; None for as many as fit into `max_bytes`.
+        max_bytes: Memory for the intermediate results of one chunk, in bytes.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        A dict from site (sampled, observed or deterministic) to values of shape `(S, *shape)`, and "_RETURN" where the
+        model returns tensors.
+
+    Raises:
+        ValueError: If the samples do not fit the model, or a name in `return_sites` is not one of its sites.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     f = pyro.deterministic("f", slope * x)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(f, 0.1), obs=y)
+        >>> predicted = predict(model, {"slope": torch.randn(100)}, torch.linspace(0, 1, 20))
+        >>> predicted["f"].shape, predicted["y"].shape
+        (torch.Size([100, 20]), torch.Size([100, 20]))
+    """
+    samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
+    wanted = None if return_sites is None else tuple(return_sites)
+
+    def collect(trace: Trace) -> dict[str, Any]:
+        return _select(_predicted(trace, samples), samples, wanted)
+
+    result = map_in_chunks(model, samples, args, kwargs, collect=collect, batch_size=batch_size, max_bytes=max_bytes)
+    return {**result, **{name: samples[name] for name in wanted or () if name in samples}}
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: Model,
+    posterior: Any,
+    *args: Any,
+    num_samples: int = 1000,
+    batch_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """Log likelihood of every datum under every draw.
+
+    Args:
+        model: A Pyro model.
+        posterior: A guide, a result of `nuts`, or a dict of samples; see `draws`.
+        args: The model's arguments, data included.
+        num_samples: Number of draws S.
+        batch_size: Draws run at once; None for as many as fit into `max_bytes`.
+        max_bytes: Memory for the intermediate results of one chunk, in bytes.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        A dict from observed site to log densities in nats, shape `(S, *batch_shape)`: one per datum, without plate
+        scales, zero where masked.
+
+    Raises:
+        ValueError: If no site is observed.
+    """
+    samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
+
+    def collect(trace: Trace) -> dict[str, Tensor]:
+        nodes = observed_nodes(trace, samples)
+        if not nodes:
+            raise ValueError("The model observes nothing: pass its data to log_likelihood, as to the guide's training.")
+        return {name: _log_prob(node) for name, node in nodes.items()}
+
+    return map_in_chunks(model, samples, args, kwargs, collect=collect, batch_size=batch_size, max_bytes=max_bytes)
+
+
+def map_in_chunks(
+    model: Model,
+    samples: Mapping[str, Tensor],
+    args: tuple,
+    kwargs: dict,
+    *,
+    collect: Callable[[Trace], Any],
+    batch_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Any:
+    """Like `density.map_model`, with a bounded number of draws at a time and fresh noise in every draw.
+
+    Args:
+        model: A Pyro model; its sampled sites get other noise in every draw.
+        samples: A dict from site to values of shape `(S, *shape)`.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+        collect: From the trace of one draw to a pytree of tensors.
+        batch_size: Draws run at once; None for as many as fit into `max_bytes`.
+        max_bytes: Memory for the intermediate results of one chunk, in bytes.
+
+    Returns:
+        What `collect` returns, every tensor with a leading axis S.
+
+    Raises:
+        ValueError: If `batch_size` is not positive, or names or shapes of the samples are not the model's.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+    sampled = VmappedSampling(samples)(model)
+
+    def run_one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
+        return collect(trace_one(sampled, values, args, kwargs))
+
+    def run_first() -> None:
+        first = trace_one(sampled, {name: value[0] for name, value in samples.items()}, args, kwargs)
+        check_samples(samples, first)
+        collect(first)
+
+    size = batch_size or max(1, int(max_bytes // max(1, count_bytes(run_first))))
+    total = next(iter(samples.values())).shape[0]
+    run = Vectorized(run_one, mode="eager", randomness="different")
+    chunks = []
+    for start in range(0, total, size):
+        chunk = {name: value[start : start + size] for name, value in samples.items()}
+        chunks.append(run(chunk, args, kwargs))
+    return pytree.tree_map(lambda *parts: torch.cat(parts), *chunks) if len(chunks) > 1 else chunks[0]
+
+
+def check_samples(samples: Mapping[str, Tensor], trace: Trace) -> None:
+    """Raises unless every site of a dict of samples is a sample site of the trace, of the same shape.
+
+    Args:
+        samples: A dict from site to values of shape `(S, *shape)`.
+        trace: A trace of the model.
+
+    Raises:
+        ValueError: Naming the site.
+    """
+    for name, value in samples.items():
+        node = trace.nodes.get(name)
+        if node is None or node["type"] != "sample" or node["infer"].get("_deterministic"):
+            sites = [
+                n for n, other in trace.nodes.items() if other["type"] == "sample" and not site_is_subsample(other)
+            ]
+            raise ValueError(f"Samples hold site {name!r}, which the model does not sample; its sites are {sites}.")
+        shape = node["fn"].batch_shape + node["fn"].event_shape
+        if value.shape[1:] != shape:
+            raise ValueError(
+                f"Samples of site {name!r} must have shape (S, *{tuple(shape)}), as in the model; got "
+                f"{tuple(value.shape)}. Pyro's Predictive adds singleton plate axes: reshape its samples."
+            )
+
+
+def observed_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The sites of a conditioned trace that hold data.
+
+    Args:
+        trace: A trace of the model conditioned on one draw of `samples`.
+        samples: The dict of samples; its sites are not data.
+
+    Returns:
+        A dict from site name to its node in the trace.
+    """
+    return {name: node for name, node in _data_nodes(trace, samples).items() if node["is_observed"]}
+
+
+def _data_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Sample sites that are neither latent nor deterministic nor subsampling."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and name not in samples
+        and not site_is_subsample(node)
+        and not node["infer"].get("_deterministic")
+    }
+
+
+def predictive_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """The sites of a conditioned trace that model data, whether the data are given or not; no `pyro.factor`.
+
+    Args:
+        trace: A trace of the model conditioned on one draw of `samples`.
+        samples: The dict of samples; its sites are not data.
+
+    Returns:
+        A dict from site name to its node in the trace.
+    """
+    return {name: node for name, node in _data_nodes(trace, samples).items() if not isinstance(node["fn"], Unit)}
+
+
+def deterministic_nodes(trace: Trace) -> dict[str, dict[str, Any]]:
+    """The `pyro.deterministic` sites of a trace, a dict from name to node."""
+    return {name: node for name, node in trace.nodes.items() if (node.get("infer") or {}).get("_deterministic")}
+
+
+def _predicted(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, Any]:
+    nodes = {**predictive_nodes(trace, samples), **deterministic_nodes(trace)}
+    values = {name: node["value"] for name, node in trace.nodes.items() if name in nodes}
+    returned = trace.nodes["_RETURN"]["value"]
+    leaves = pytree.tree_leaves(returned)
+    if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
+        values["_RETURN"] = returned
+    return values
+
+
+def _select(values: dict[str, Any], samples: Mapping[str, Tensor], wanted: tuple[str, ...] | None) -> dict[str, Any]:
+    if wanted is None:
+        return values
+    unknown = [name for name in wanted if name not in values and name not in samples]
+    if unknown:
+        raise ValueError(f"return_sites names {unknown}; the model has {[*samples, *values]}.")
+    return {name: values[name] for name in wanted if name in values}
+
+
+def _log_prob(node: dict[str, Any]) -> Tensor:
+    return scale_and_mask(node["fn"].log_prob(node["value"]), 1.0, node["mask"])
+
+
+def count_bytes(function: Callable[[], Any]) -> int:
+    """Runs a function of one draw and counts what it needs.
+
+    Args:
+        function: A function without arguments, run once without Pyro's validation.
+
+    Returns:
+        Bytes of everything that it computes: an upper bound of what it holds at once.
+    """
+    with _CountBytes() as counter, pyro.validation_enabled(False):
+        function()
+    return counter.bytes
+
+
+class _CountBytes(TorchDispatchMode):
+    """Adds up the bytes of every operation's result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.bytes += leaf.numel() * leaf.element_size()
+        return result

@@ -1,0 +1,44 @@
+"""ArviZ, quietly and whichever version: its import, and its Pareto-smoothed importance sampling."""
+
+import importlib
+import warnings
+from types import ModuleType
+
+from torch import Tensor
+
+
+def import_module_quietly(name: str) -> ModuleType:
+    """Imports ArviZ or a part of it without the FutureWarning that ArviZ 0.23 gives once a day.
+
+    Args:
+        name: "arviz", "arviz_base", "arviz_stats.base".
+
+    Returns:
+        The module.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+        return importlib.import_module(name)
+
+
+def arviz_is_split() -> bool:
+    """Whether the installed ArviZ is 1.x, a set of packages with another interface than 0.x."""
+    return int(import_module_quietly("arviz").__version__.split(".")[0]) >= 1
+
+
+def pareto_shape(log_weights: Tensor) -> float:
+    """Shape k of the generalised Pareto distribution fitted to the upper tail of importance weights.
+
+    Args:
+        log_weights: Logarithms of independent weights, in nats, shape `(S,)`.
+
+    Returns:
+        k-hat; infinite where there are too few weights to fit a tail.
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, through ArviZ.
+    """
+    values = log_weights.detach().double().cpu().numpy()
+    if arviz_is_split():
+        # ArviZ 1.x takes log likelihoods and turns their sign itself; 0.x takes log weights.
+        return float(import_module_quietly("arviz_stats.base").array_stats.psislw(-values)[1])
+    return float(import_module_quietly("arviz").psislw(values)[1])

@@ -1,0 +1,461 @@
+"""AutoHypernet: an invertible hypernetwork as a Pyro autoguide over all latent sites of a model."""
+
+import copy
+import inspect
+import logging
+import math
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoContinuous, init_to_median, init_to_value
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.nn.module import _is_module_local_param_enabled
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_hypernet.density import LogJoint
+from pyro_hypernet.layout import Layout
+from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.hypernets import choose_hypernet, resolve_hypernet
+from pyro_hypernet.maps.structures import choose_structure, resolve_structure
+from pyro_hypernet.vectorize import Model
+
+logger = logging.getLogger(__name__)
+
+# Draws behind medians and quantiles, and the most numbers that they may hold.
+_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
+
+
+class AutoHypernet(AutoContinuous):
+    """Draws all latent sites of a model at once by sending Gaussian noise through an invertible hypernetwork.
+
+    `w = T(eps)`, `eps ~ N(0, I)`, with the exact density `log q(w) = log N(eps; 0, I) - log|det dT/deps|`. At the
+    start, whatever the hypernetwork and the structure, the guide is the mean field N(init_loc, init_scale²); with
+    `hypernet="identity"` it stays one and equals Pyro's AutoDiagonalNormal. It trains with any of Pyro's ELBOs and
+    works wherever an AutoContinuous does.
+
+    Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759; theirs draws scales of weight-normalised
+    layers and learns the directions as point values, ours draws every site.
+
+    Args:
+        model: A Pyro model with continuous latent sites whose names and shapes never change.
+        hypernet: The invertible network: "auto", "identity", "linear", "nice", "coupling", "spline", "iaf", or a
+            function from a dimension to a Bijection, such as `functools.partial(coupling, num_layers=8)`.
+        structure: The coordinates of weight space that the network moves: "auto", "full", "layerwise", "last_layer",
+            "low_rank", "weight_norm", "multiplicative", or such a function.
+        init_loc_fn: A Pyro initialisation strategy for the centre.
+        init_scale: The standard deviation of every unconstrained weight at the start, positive.
+        num_components: Number of Gaussians in the base distribution; more than one can hold several modes.
+
+    Raises:
+        ValueError: If a nickname is unknown, or a number is out of its range.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, scale), obs=y)
+        >>> guide = AutoHypernet(model)
+        >>> guide.setup(torch.tensor([1.0, 2.0])).sample_posterior(5)["scale"].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        hypernet: str | Callable[[int], Bijection] = "auto",
+        structure: str | Callable[..., Bijection] = "auto",
+        *,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        num_components: int = 1,
+    ) -> None:
+        if not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf:
+            raise ValueError(f"init_scale must be a positive number; got {init_scale!r}.")
+        if not isinstance(num_components, int) or num_components < 1:
+            raise ValueError(f"num_components must be a positive integer; got {num_components!r}.")
+        resolve_hypernet(hypernet), resolve_structure(structure)
+        super().__init__(model, init_loc_fn=init_loc_fn)
+        self.hypernet = hypernet
+        self.structure = structure
+        self.init_scale = float(init_scale)
+        self.num_components = num_components
+        self._uninitialised_model = (model,)
+        self._layout: Layout | None = None
+        self._param_prefix: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The model's latent sites.
+
+        Raises:
+            RuntimeError: Before `setup`.
+        """
+        if self._layout is None:
+            raise RuntimeError("The guide does not know its model's sites yet: call guide.setup(*args) or fit first.")
+        return self._layout
+
+    @property
+    def bijection(self) -> Bijection:
+        """The map T from noise to unconstrained weights.
+
+        Raises:
+            RuntimeError: Before `setup`.
+        """
+        if "map" not in self._modules:
+            raise RuntimeError("The guide has no parameters yet: call guide.setup(*args) or fit first.")
+        return self._modules["map"]
+
+    def setup(self, *args: Any, **kwargs: Any) -> "AutoHypernet":
+        """Runs the model once and makes every parameter; a second call only checks that the sites are the same.
+
+        Args:
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            The guide itself; `describe` states its parameters and bytes.
+
+        Raises:
+            RuntimeError: If the model has no latent site.
+            ValueError: If a site is discrete or lies inside a subsampled plate, the density at the start is not finite,
+                the data hold NaN, or the guide would not fit in memory.
+        """
+        self._setup_prototype(*args, **kwargs)
+        return self
+
+    def describe(self) -> str:
+        """One line on what was built: sites, structure, hypernetwork, parameters and bytes."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        itemsize = next(self.parameters()).element_size()
+        return (
+            f"AutoHypernet: {self.latent_dim} weights in {len(self.layout.sites)} sites; "
+            f"structure {_name(self.structure, choose_structure(self.latent_dim))}, "
+            f"hypernet {_name(self.hypernet, choose_hypernet(self.latent_dim))}; {count} parameters, "
+            f"{_spell_bytes(count * itemsize)} ({_spell_bytes(4 * count * itemsize)} while Adam trains them)."
+        )
+
+    def build(self, layout: Layout, loc: Tensor) -> None:
+        """Makes the map and its parameters for these sites.
+
+        Args:
+            layout: The latent sites.
+            loc: The centre at the start, shape `(D,)`; it fixes dtype and device.
+
+        Raises:
+            ValueError: If the parameters and their optimiser would not fit in memory.
+        """
+        _refuse_what_cannot_fit(partial(self._make_map, layout), loc)
+        self._layout = layout
+        self.latent_dim = layout.dim
+        self.register_buffer("_origin", torch.zeros_like(loc))
+        self.add_module("map", self._make_map(layout, loc))
+        if self.num_components > 1:
+            self.add_module("base", _MixtureBase(self._origin, self.num_components))
+
+    def get_base_dist(self) -> dist.TorchDistribution:
+        """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals."""
+        if "base" in self._modules:
+            return self._modules["base"].distribution()
+        return dist.Normal(self._origin, torch.ones_like(self._origin)).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
+        """The map T from noise to unconstrained weights; does not depend on the arguments."""
+        self._announce_parameters()
+        return self.bijection
+
+    def sample_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws unconstrained weights in one pass, with gradients to all parameters.
+
+        Args:
+            num_samples: Number of draws S.
+
+        Returns:
+            Draws of shape `(S, D)` and their log q in nats, shape `(S,)`.
+        """
+        transform, base = self.get_transform(), self.get_base_dist()
+        eps = base.rsample((num_samples,))
+        w, log_det = transform.forward_and_log_det(eps)
+        return w, base.log_prob(eps) - log_det
+
+    def unconstrained_log_prob(self, w: Tensor) -> Tensor:
+        """log q of unconstrained weights of shape `(..., D)`, in nats, shape `(...)`."""
+        eps, log_det = self.get_transform().inverse_and_log_det(w)
+        return self.get_base_dist().log_prob(eps) + log_det
+
+    def log_prob(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """log q of constrained values, Jacobians included.
+
+        Args:
+            samples: A dict from every latent site to values of shape `(..., *shape)`.
+
+        Returns:
+            Log density in nats, shape `(...)`.
+
+        Raises:
+            ValueError: If names or shapes do not fit the sites.
+        """
+        w, log_det = self.layout.unconstrain(samples)
+        return self.unconstrained_log_prob(w) - log_det
+
+    @torch.no_grad()
+    def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws all sites independently from the guide.
+
+        Args:
+            num_samples: Number of draws S.
+
+        Returns:
+            A dict from site to draws of shape `(S, *shape)`, without gradient.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
+        w = self.bijection.forward_and_log_det(self.get_base_dist().sample((num_samples,)))[0]
+        return self.layout.constrain(w)[0]
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of every unconstrained coordinate, on the sites' supports: a dict from site to `shape`."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of every unconstrained coordinate, on the sites' supports.
+
+        From a fixed set of antithetic draws, so equal at every call, and exact medians for affine maps.
+
+        Args:
+            quantiles: Q probabilities in [0, 1].
+            args: The model's arguments, needed only before `setup`.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            A dict from site to quantiles of shape `(Q, *shape)`.
+        """
+        if self._layout is None:
+            self.setup(*args, **kwargs)
+        probabilities = torch.as_tensor(quantiles, dtype=self._origin.dtype, device=self._origin.device)
+        if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
+            raise ValueError(f"quantiles must be a list of probabilities in [0, 1]; got {quantiles!r}.")
+        num_draws = max(64, min(_QUANTILE_DRAWS, _QUANTILE_NUMBERS // self.latent_dim))
+        w = self.bijection.forward_and_log_det(self._fixed_noise(num_draws))[0].sort(dim=0).values
+        position = probabilities * (num_draws - 1)
+        lower = position.floor().long()
+        upper = (lower + 1).clamp(max=num_draws - 1)
+        return self.layout.constrain(torch.lerp(w[lower], w[upper], (position - lower)[:, None]))[0]
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        arguments = _name_arguments(self._uninitialised_model[0], args, kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except ValueError:
+            _raise_for_nan(arguments)
+            raise
+        _refuse_local_latents(self.prototype_trace)
+        layout = Layout.from_trace(self.prototype_trace)
+        if self.master is None:
+            self._create_plates(*args, **kwargs)  # NeuTraReparam asks for them before the first call
+        if self._layout is not None:
+            self._layout.check(layout, "this call")
+            return
+        loc = self._init_loc()
+        _check_start(LogJoint(self.model, layout), loc, arguments, args, kwargs)
+        _refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
+        self.build(layout, loc)
+        logger.info(self.describe())
+
+    def _make_map(self, layout: Layout, loc: Tensor) -> Bijection:
+        hypernet, structure = resolve_hypernet(self.hypernet), resolve_structure(self.structure)
+        return structure(layout, hypernet, loc, torch.full_like(loc, self.init_scale))
+
+    def _announce_parameters(self) -> None:
+        """Issues a `pyro.param` statement for every parameter, as SVI expects, where someone listens.
+
+        The names carry this guide's own prefix, so that two guides of one class share nothing; the maps themselves stay
+        plain modules, for Pyro would bind those to the parameter store by class name.
+        """
+        if not _PYRO_STACK:
+            return
+        if _is_module_local_param_enabled():
+            for name, parameter in self.named_parameters():
+                parameter.unconstrained = weakref.ref(parameter)
+                statement = effectful(type="param")(partial(_return_second, parameter=parameter))
+                statement(f"{self._pyro_name}.{name}", parameter, constraint=constraints.real, name=name)
+            return
+        store = pyro.get_param_store()
+        named = dict(self.named_parameters())
+        if self._param_prefix is None or not self._owns(self._param_prefix, named, store):
+            self._param_prefix = next(p for p in self._prefixes() if self._owns(p, named, store))
+        for name, parameter in named.items():
+            pyro.param(f"{self._param_prefix}.{name}", parameter)
+
+    def _prefixes(self) -> Any:
+        yield self._pyro_name
+        for number in range(2, 1_000_000):
+            yield f"{self._pyro_name}_{number}"
+
+    @staticmethod
+    def _owns(prefix: str, named: dict[str, Tensor], store: Any) -> bool:
+        return all(store._params.get(f"{prefix}.{name}", parameter) is parameter for name, parameter in named.items())
+
+    def _fixed_noise(self, num_draws: int) -> Tensor:
+        """Antithetic draws of the base that are the same at every call, shape `(num_draws, D)`, `num_draws` even."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        half = torch.randn(num_draws // 2, self.latent_dim, generator=generator, device="cpu", dtype=torch.float64)
+        noise = torch.cat([half, -half]).to(self._origin)
+        return self._modules["base"].place(noise) if "base" in self._modules else noise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the model and what a run of the model gave, which the next run gives again."""
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # a weak reference of the parameter store
+        dropped = {"_model": None, "_uninitialised_model": None, "prototype_trace": None, "master": None}
+        return {**self.__dict__, **dropped, "_prototype_frames": {}, "_cond_indep_stacks": {}, "_param_prefix": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoHypernet":
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new.__dict__["_model"] = self._model
+        new.__dict__["_uninitialised_model"] = self._uninitialised_model
+        return new
+
+
+class _MixtureBase(torch.nn.Module):
+    """A learnt mixture of K diagonal normals on R^D, its centres spread by one standard deviation at the start."""
+
+    def __init__(self, origin: Tensor, num_components: int) -> None:
+        super().__init__()
+        if origin.shape[-1] < 2:
+            raise ValueError("num_components > 1 needs at least two unconstrained weights; the model has one.")
+        self.locs = torch.nn.Parameter(torch.randn(num_components, origin.shape[-1]).to(origin))
+        self.log_scales = torch.nn.Parameter(torch.zeros_like(self.locs))
+        self.logits = torch.nn.Parameter(origin.new_zeros(num_components))
+
+    def distribution(self) -> dist.TorchDistribution:
+        return dist.MixtureOfDiagNormals(self.locs, self.log_scales.exp(), self.logits)
+
+    def place(self, noise: Tensor) -> Tensor:
+        """Turns standard normal draws, shape `(S, D)`, into draws of the mixture, each component in proportion."""
+        shares = self.logits.softmax(-1).cumsum(-1)
+        at = (torch.arange(len(noise), device=noise.device) + 0.5) / len(noise)
+        component = torch.searchsorted(shares, at.to(shares)).clamp(max=len(shares) - 1)
+        return self.locs[component] + self.log_scales[component].exp() * noise
+
+
+def _return_second(*_: Any, parameter: Tensor, **__: Any) -> Tensor:
+    return parameter
+
+
+def _name(choice: Any, chosen: str) -> str:
+    if choice == "auto":
+        return f"{chosen} (chosen by auto)"
+    if isinstance(choice, partial):
+        options = ", ".join(f"{key}={value!r}" for key, value in choice.keywords.items())
+        return f"{choice.func.__name__}({options})"
+    return choice if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))
+
+
+def _spell_bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _name_arguments(model: Model, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The model's arguments by the names of its signature, by position where it has none."""
+    function = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {**{f"number {i}": value for i, value in enumerate(args)}, **kwargs}
+
+
+def _raise_for_nan(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+            raise ValueError(
+                f"Argument {name!r} holds NaN in {int(value.isnan().sum())} of {value.numel()} places, and the model's "
+                "density is NaN there: drop or impute those rows, or mask them in the model with poutine.mask."
+            )
+
+
+def _refuse_local_latents(trace: poutine.Trace) -> None:
+    for name, node in trace.iter_stochastic_nodes():
+        for frame in node["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"Latent site {name!r} lies inside the subsampled plate {frame.name!r} ({frame.size} of "
+                    f"{frame.full_size}): one flow over all weights cannot serve latents that change with the "
+                    "minibatch. Draw it outside of the plate, sum or integrate it out, or block it from this guide and "
+                    "give it a guide of its own in an AutoGuideList."
+                )
+
+
+def _check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:
+    """Raises where the density at the start is not a finite number, and says why."""
+    with torch.no_grad(), poutine.block():
+        terms = log_joint.site_log_probs(loc, *args, **kwargs)
+    bad = {name: float(value) for name, value in terms.items() if not math.isfinite(value)}
+    if bad:
+        _raise_for_nan(arguments)
+        listed = ", ".join(f"{name!r} ({value})" for name, value in bad.items())
+        raise ValueError(
+            f"The density at the start is not finite at site {listed}: check the data against the site's support, or "
+            "start elsewhere with init_loc_fn=."
+        )
+
+
+def _refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> None:
+    """Runs the model at another point: sites, shapes and supports must be the same there."""
+    elsewhere = init_to_value(values=layout.constrain(loc + 0.5)[0], fallback=None)
+    with torch.no_grad(), poutine.block(), InitMessenger(partial(_latent_or_sample, elsewhere)):
+        layout.check(Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs)), "a run at other weights")
+
+
+def _latent_or_sample(init: Callable[..., Any], site: dict[str, Any]) -> Tensor:
+    """The initial value of a latent site; a draw for one that belongs to another guide."""
+    return init(site) if site["name"] in init.keywords["values"] else site["fn"].sample()
+
+
+def _refuse_what_cannot_fit(make: Callable[[Tensor], torch.nn.Module], loc: Tensor) -> None:
+    """Builds the map without memory, counts its bytes, and raises where they exceed what is free."""
+    try:
+        with torch.device("meta"):
+            parameters = list(make(loc.detach().to("meta")).parameters())
+    except (NotImplementedError, RuntimeError):  # a foreign map that cannot be built without memory
+        return
+    count = sum(parameter.numel() for parameter in parameters)
+    needed, free = 4 * count * loc.element_size(), _free_bytes(loc.device)
+    if needed > free:
+        raise ValueError(
+            f"The guide is too large for memory: {count} parameters need {needed} bytes ({_spell_bytes(needed)}) with "
+            f'gradient and Adam\'s two moments, and {_spell_bytes(free)} are free. Use structure="low_rank", '
+            f'"weight_norm" or "last_layer", or a smaller hypernet, for these {len(loc)} weights.'
+        )
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf

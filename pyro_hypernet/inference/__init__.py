@@ -1,0 +1,1 @@
+"""Objectives, training, checkpoints and Markov chains."""

@@ -1,0 +1,244 @@
+"""A trained guide as one safetensors file: parameters, constructor arguments and the layout it serves."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions.constraints as pyro_constraints
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.layout import Layout, Site
+from pyro_hypernet.maps.hypernets import HYPERNETS
+from pyro_hypernet.maps.structures import STRUCTURES
+from pyro_hypernet.vectorize import Model
+
+_FORMAT = "pyro_hypernet.guide"
+_VERSION = 1
+
+
+def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
+    """Writes a guide to a file, whole or not at all.
+
+    The file holds no code and no pickle: parameters, the names of hypernet and structure with their options, the layout
+    and the versions of torch and Pyro.
+
+    Args:
+        guide: A guide after `setup` or `fit`.
+        path: The file; its folder is made if need be, an old file is replaced.
+
+    Raises:
+        TypeError: If `guide` is no AutoHypernet.
+        RuntimeError: If the guide has no parameters yet.
+        ValueError: If hypernet or structure is a function of the user's own with options that JSON cannot hold.
+    """
+    if not isinstance(guide, AutoHypernet):
+        raise TypeError(f"save writes an AutoHypernet; got {type(guide).__name__}.")
+    layout = guide.layout
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "hypernet": _describe(guide.hypernet, HYPERNETS, "hypernet"),
+        "structure": _describe(guide.structure, STRUCTURES, "structure"),
+        "init_scale": guide.init_scale,
+        "num_components": guide.num_components,
+        "layout": [_describe_site(site) for site in layout.sites],
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in guide.state_dict().items()}
+    data = save_tensors(tensors, metadata={"pyro_hypernet": json.dumps(header)})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Model,
+    *args: Any,
+    hypernet: Callable[..., Any] | None = None,
+    structure: Callable[..., Any] | None = None,
+    device: torch.device | str | None = None,
+) -> AutoHypernet:
+    """Reads a guide back; it samples and scores without data and without a training step.
+
+    Args:
+        path: A file written by `save`.
+        model: The model that the guide was made for.
+        args: The model's arguments, if they are at hand: the sites are then compared now, else at the first use.
+        hypernet: The user's own function, where the guide was made with one.
+        structure: Likewise.
+        device: Where the parameters go; the CPU by default.
+
+    Returns:
+        The guide.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, not ours, needs a function that is not given, or belongs to a model with
+            other sites.
+    """
+    header, tensors = _read(Path(path))
+    layout = _read_layout(header["layout"])
+    guide = AutoHypernet(
+        model,
+        _recall(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
+        _recall(header["structure"], STRUCTURES, structure, "structure"),
+        init_scale=header["init_scale"],
+        num_components=header["num_components"],
+    )
+    origin = tensors["_origin"]
+    with torch.random.fork_rng(devices=[]):  # parameters drawn here are overwritten at once
+        guide.build(layout, origin.to(device or "cpu"))
+    try:
+        guide.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the guide that its header describes: {error}") from None
+    if args:
+        guide.setup(*args)
+    return guide
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    data = path.read_bytes()
+    try:
+        tensors = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no readable checkpoint; it is cut short or not a safetensors file: {error}"
+        ) from None
+    header = json.loads(metadata.get("pyro_hypernet", "{}"))
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} was not written by pyro_hypernet.save: its header names {sorted(metadata) or 'nothing'}."
+        )
+    if header["version"] > _VERSION:
+        raise ValueError(
+            f"{path} has format version {header['version']}; this release reads up to {_VERSION}: upgrade it."
+        )
+    return header, tensors
+
+
+def _describe(choice: Any, nicknames: dict[str, Callable], what: str) -> dict[str, Any]:
+    """A nickname, one of our functions with options, or the name of a user's function."""
+    if isinstance(choice, str):
+        return {"name": choice, "options": None}
+    function, options = (
+        (choice.func, choice.keywords) if isinstance(choice, partial) and not choice.args else (choice, {})
+    )
+    for name, known in nicknames.items():
+        if known is function:
+            try:
+                return {"name": name, "options": json.loads(json.dumps(options))}
+            except TypeError:
+                raise ValueError(
+                    f"The options of {what} {name!r} must be numbers, strings or lists to be saved; got {options!r}."
+                ) from None
+    return {"name": None, "options": None, "function": getattr(function, "__qualname__", repr(function))}
+
+
+def _recall(description: dict[str, Any], nicknames: dict[str, Callable], given: Any, what: str) -> Any:
+    if given is not None:
+        return given
+    name, options = description["name"], description["options"]
+    if name is None:
+        raise ValueError(
+            f"The guide was made with {what}={description['function']}, your own function: pass it to load as {what}=."
+        )
+    if options is None:
+        return name
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return partial(nicknames[name], **options) if options else nicknames[name]
+
+
+def _describe_site(site: Site) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "shape": list(site.shape),
+        "unconstrained_shape": list(site.unconstrained_shape),
+        "event_dim": site.event_dim,
+        "plates": list(site.plates),
+        "support": _describe_constraint(site.support),
+    }
+
+
+def _read_layout(described: list[dict[str, Any]]) -> Layout:
+    sites, start = [], 0
+    for entry in described:
+        site = Site(
+            name=entry["name"],
+            shape=torch.Size(entry["shape"]),
+            unconstrained_shape=torch.Size(entry["unconstrained_shape"]),
+            event_dim=entry["event_dim"],
+            support=_recall_constraint(entry["support"]),
+            start=start,
+            plates=tuple(entry["plates"]),
+        )
+        sites.append(site)
+        start += site.size
+    return Layout(tuple(sites))
+
+
+def _describe_constraint(constraint: constraints.Constraint) -> dict[str, Any]:
+    fields = {name: _describe_value(value) for name, value in vars(constraint).items()}
+    return {"type": type(constraint).__name__, "fields": fields}
+
+
+def _describe_value(value: Any) -> Any:
+    if isinstance(value, constraints.Constraint):
+        return {"constraint": _describe_constraint(value)}
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": repr(value)}
+    return {"value": value}
+
+
+def _recall_constraint(described: dict[str, Any]) -> constraints.Constraint:
+    known = {
+        cls.__name__: cls
+        for module in (constraints, pyro_constraints)
+        for value in vars(module).values()
+        for cls in [value if isinstance(value, type) else type(value)]
+        if issubclass(cls, constraints.Constraint)
+    }
+    if described["type"] not in known:
+        raise ValueError(
+            f"The checkpoint has a site with support {described['type']}, which torch and Pyro do not know here: "
+            "import the module that defines it before load, or upgrade Pyro."
+        )
+    cls = known[described["type"]]
+    constraint = cls.__new__(cls)
+    vars(constraint).update({name: _recall_value(value) for name, value in described["fields"].items()})
+    return constraint
+
+
+def _recall_value(described: dict[str, Any]) -> Any:
+    if "constraint" in described:
+        return _recall_constraint(described["constraint"])
+    if "tensor" in described:
+        return torch.tensor(described["tensor"], dtype=getattr(torch, described["dtype"]))
+    return float(described["number"]) if "number" in described else described["value"]

@@ -1,0 +1,283 @@
+"""The main job: a Bayesian network on a table, fitted by three guides and held against NUTS."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import Tensor, nn
+
+from pyro_hypernet.bnn import bayesianize, fan_in
+from pyro_hypernet.evaluation.compare import Comparison, compare
+from pyro_hypernet.evaluation.diagnostics import elbo, khat
+from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
+from pyro_hypernet.evaluation.predict import log_likelihood, predict
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.checkpoint import save
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.fit import fit
+from pyro_hypernet.inference.nuts import nuts
+from pyro_hypernet.output.arviz import to_arviz
+from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band
+from pyro_hypernet.tabular import Split, Table, split
+from pyro_hypernet.vectorize import Model
+
+HYPERNET, NORMAL, MULTIVARIATE, NUTS = "AutoHypernet", "AutoNormal", "AutoMultivariateNormal", "NUTS"
+_NUM_DRAWS = 1000
+_LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much work the job does.
+
+    Attributes:
+        num_steps: Steps of every guide's training.
+        num_particles: Draws in one estimate of the ELBO, the same for every guide.
+        hidden: Hidden units of the network.
+        nuts_draws: Draws kept in every chain of NUTS, after as many of warm-up.
+        nuts_chains: Number of chains.
+        seed: Of the split, the fits and the chains.
+    """
+
+    num_steps: int = 5000
+    num_particles: int = 8
+    hidden: int = 10
+    nuts_draws: int = 500
+    nuts_chains: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the job found.
+
+    Attributes:
+        rows: One dict for every guide and for NUTS, the columns of the table in order.
+        comparison: The distances from NUTS, by site too.
+        model: The Pyro model.
+        posteriors: From the name of a row to the trained guide, or the result of `nuts`.
+        data: The standardised data.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    comparison: Comparison
+    model: Model
+    posteriors: dict[str, Any]
+    data: Split
+
+    def to_string(self) -> str:
+        """The table, aligned."""
+        columns = list(self.rows[0])
+        cells = [columns] + [[_spell(row[column]) for column in columns] for row in self.rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+            for line in cells
+        )
+
+
+def make_model(table: Table, hidden: int) -> Model:
+    """A tanh network of one hidden layer with weights `N(0, 1.5 / sqrt(fan_in))`, for a table's task.
+
+    Args:
+        table: The data, for the numbers of inputs and of classes.
+        hidden: Number of hidden units.
+    """
+    outputs = len(table.classes) if len(table.classes) > 2 else 1
+    net = nn.Sequential(nn.Linear(len(table.features), hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+    likelihood = "gaussian" if not table.classes else ("bernoulli" if outputs == 1 else "categorical")
+    return bayesianize(net, likelihood, prior=fan_in(gain=1.5))
+
+
+def run(table: Table, options: Options, *, say: Callable[[str], None], progress: bool = True) -> Result:
+    """Fits the three guides, runs NUTS and compares them on held-out rows.
+
+    Args:
+        table: The data.
+        options: How much work to do.
+        say: Called with a line whenever a part is done.
+        progress: Whether to show bars.
+
+    Returns:
+        The table's rows and all that was trained.
+    """
+    data = split(table, seed=options.seed)
+    model = make_model(table, options.hidden)
+    args = (data.x_train, data.y_train.to(data.x_train.dtype) if len(table.classes) == 2 else data.y_train)
+    posteriors, seconds = {}, {}
+    for name, train in _trainers(model, args, options, progress).items():
+        pyro.set_rng_seed(options.seed)
+        start = time.perf_counter()
+        posteriors[name] = train()
+        seconds[name] = time.perf_counter() - start
+        say(f"{name}: {options.num_steps} steps in {seconds[name]:.1f} s")
+    say(posteriors[HYPERNET].describe())
+    pyro.set_rng_seed(options.seed)
+    reference = nuts(
+        model, *args, num_samples=options.nuts_draws, warmup_steps=options.nuts_draws, num_chains=options.nuts_chains
+    )
+    posteriors[NUTS], seconds[NUTS] = reference, reference.seconds
+    say(
+        f"NUTS: {options.nuts_chains} chains of {options.nuts_draws} + {options.nuts_draws} in "
+        f"{reference.seconds:.1f} s; worst R-hat in function space {reference.max_function_rhat:.3f}, "
+        f"divergences {sum(reference.divergences)}"
+    )
+    guides = {name: posterior for name, posterior in posteriors.items() if name != NUTS}
+    comparison = compare(guides, reference, model, data.x_test, num_samples=_NUM_DRAWS)
+    rows = [_row(name, model, posterior, args, data, table, comparison) for name, posterior in posteriors.items()]
+    for row in rows:
+        row["seconds"] = seconds[row["guide"]]
+    return Result(tuple(rows), comparison, model, posteriors, data)
+
+
+def write(result: Result, table: Table, out: Path) -> list[Path]:
+    """Writes `posterior.nc`, `guide.safetensors`, `table.txt`, `predictive.png` and `posterior.png`.
+
+    Args:
+        result: What `run` returned.
+        table: The data.
+        out: The folder; made if need be.
+
+    Returns:
+        The files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    guide, data = result.posteriors[HYPERNET], result.data
+    y_train = data.y_train.to(data.x_train.dtype) if len(table.classes) == 2 else data.y_train
+    idata = to_arviz(result.model, guide, data.x_train, y_train, num_samples=_NUM_DRAWS)
+    paths = [
+        out / name for name in ("posterior.nc", "guide.safetensors", "table.txt", "predictive.png", "posterior.png")
+    ]
+    idata.to_netcdf(str(paths[0]))
+    save(guide, paths[1])
+    paths[2].write_text(result.to_string() + "\n\n" + result.comparison.to_string() + "\n")
+    _draw_predictions(result, table, paths[3])
+    _draw_posterior(result, paths[4])
+    return paths
+
+
+def _trainers(model: Model, args: tuple, options: Options, progress: bool) -> dict[str, Callable[[], Any]]:
+    def hypernet() -> AutoHypernet:
+        guide = AutoHypernet(model)
+        fit(model, guide, args, num_steps=options.num_steps, num_particles=options.num_particles, progress=progress)
+        return guide
+
+    return {
+        HYPERNET: hypernet,
+        NORMAL: lambda: _train_by_svi(model, AutoNormal(model), args, options),
+        MULTIVARIATE: lambda: _train_by_svi(model, AutoMultivariateNormal(model), args, options),
+    }
+
+
+def _train_by_svi(model: Model, guide: Any, args: tuple, options: Options) -> Any:
+    """Trains one of Pyro's guides with as many steps and particles as ours, decay and clipping included."""
+    guide(*args)
+    loss = VectorizedELBO(options.num_particles)(model, guide)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.num_steps)
+    for _ in range(options.num_steps):
+        optimizer.zero_grad()
+        loss(*args).backward()
+        torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0)
+        optimizer.step()
+        schedule.step()
+    return guide
+
+
+def _row(
+    name: str, model: Model, posterior: Any, args: tuple, data: Split, table: Table, comparison: Comparison
+) -> dict[str, Any]:
+    bound, reading = math.nan, math.nan
+    if name != NUTS:
+        bound = elbo(model, posterior, *args, num_samples=_NUM_DRAWS)[0]
+        reading = khat(model, posterior, *args)
+    floor = comparison.row("noise floor")["w1_over_sd"]
+    distance = floor if name == NUTS else comparison.row(name)["w1_over_sd"]
+    y_test = data.y_test.to(data.x_test.dtype) if len(table.classes) == 2 else data.y_test
+    density = -float(nll(log_likelihood(model, posterior, data.x_test, y_test, num_samples=_NUM_DRAWS)["y"]))
+    y = predict(model, posterior, data.x_test, num_samples=_NUM_DRAWS)
+    row = {"guide": name, "ELBO": bound, "k-hat": reading}
+    if table.classes:
+        probabilities = _probabilities(y["f"])
+        row["test accuracy"] = float((probabilities.argmax(-1) == data.y_test).double().mean())
+        row["test log density"] = density
+        row["ECE"] = float(ece(probabilities, data.y_test))
+    else:
+        row["test RMSE"] = float(rmse(y["y"].mean(0), data.y_test))
+        row["test log density"] = density
+        row["90 % coverage"] = float(coverage(y["y"], data.y_test, level=_LEVEL))
+    row["W1/sd"] = distance
+    row["W1 over floor"] = distance / floor
+    return row
+
+
+def _probabilities(f: Tensor) -> Tensor:
+    """Class probabilities averaged over draws, shape `(N, C)`, from outputs of shape `(S, N, out)`."""
+    if f.shape[-1] == 1:
+        positive = f.squeeze(-1).sigmoid().mean(0)
+        return torch.stack([1 - positive, positive], dim=-1)
+    return f.softmax(-1).mean(0)
+
+
+def _draw_predictions(result: Result, table: Table, path: Path) -> None:
+    """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    data = result.data
+    slopes = [abs(float(torch.corrcoef(torch.stack([x, data.y_train.to(x.dtype)]))[0, 1])) for x in data.x_train.T]
+    column = max(range(len(slopes)), key=slopes.__getitem__)
+    line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
+    grid = line.new_zeros(80, data.x_train.shape[1])
+    grid[:, column] = line
+    for name in (HYPERNET, NUTS):
+        f = predict(result.model, result.posteriors[name], grid, num_samples=_NUM_DRAWS)["f"]
+        output = f[..., 0] if f.shape[-1] == 1 else f.softmax(-1)[..., 0]
+        predictive_band(line, output, ax=axes[0], levels=(_LEVEL,), label=f"{name}, 90 %")
+    axes[0].set_xlabel(f"{table.features[column]} (standardised), the others at their means")
+    axes[0].set_ylabel(f"network output for {table.target}" if not table.classes else f"score of {table.classes[-1]!r}")
+    _draw_calibration(result, table, axes[1])
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_calibration(result: Result, table: Table, ax: Any) -> None:
+    from pyro_hypernet.evaluation.metrics import calibration_bins
+
+    data, levels = result.data, torch.linspace(0.1, 0.9, 9)
+    for name in (HYPERNET, NORMAL, NUTS):
+        draws = predict(result.model, result.posteriors[name], data.x_test, num_samples=_NUM_DRAWS)
+        if table.classes:
+            confidence, accuracy, _ = calibration_bins(_probabilities(draws["f"]), data.y_test, num_bins=8)
+            calibration_curve(confidence, accuracy, ax=ax, label=name)
+        else:
+            observed = torch.stack([torch.as_tensor(coverage(draws["y"], data.y_test, level=float(p))) for p in levels])
+            calibration_curve(levels, observed, ax=ax, label=name)
+    ax.set_xlabel("confidence" if table.classes else "level of the predictive interval")
+    ax.set_ylabel("accuracy" if table.classes else "held-out targets inside")
+
+
+def _draw_posterior(result: Result, path: Path) -> None:
+    """Marginals of a few weights under the guide, the mean field and NUTS."""
+    import matplotlib.pyplot as plt
+
+    draws = {HYPERNET: result.posteriors[HYPERNET].sample_posterior(_NUM_DRAWS), NUTS: result.posteriors[NUTS].samples}
+    layout = result.posteriors[HYPERNET].layout
+    entries = [site.name + ("[" + ",".join("0" * len(site.shape)) + "]" if site.shape else "") for site in layout.sites]
+    axes = marginals(draws, entries[:8])
+    axes[0].figure.savefig(path, dpi=130)
+    plt.close(axes[0].figure)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if math.isnan(value):
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 20 else f"{value:.3f}"

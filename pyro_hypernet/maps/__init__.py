@@ -1,0 +1,1 @@
+"""Invertible maps, networks of them, and the coordinates of weight space that they move."""

@@ -1,0 +1,139 @@
+"""Invertible maps of R^D with exact log determinants, as Pyro transforms."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor, nn
+
+
+class Bijection(TransformModule):
+    """A bijection of R^D. A subclass writes the two methods below, and so is a Pyro transform.
+
+    Points have shape `(..., D)`, log determinants `(...)`, in nats. The last pair of points and its log determinant are
+    kept, as with every Pyro transform, so that scoring a fresh draw costs nothing.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+        self._cached_log_det: tuple[Any, Any, Any] = (None, None, None)
+
+    @property
+    def fast_inverse(self) -> bool:
+        """Whether the inverse costs about as much as the map itself."""
+        return all(child.fast_inverse for child in self.children() if isinstance(child, Bijection))
+
+    @abstractmethod
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `x`, shape `(..., D)`; returns the image and `log|det dy/dx|`, shape `(...)`."""
+
+    @abstractmethod
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `y` back; returns the preimage and `log|det dx/dy|`, the inverse's own log determinant."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """`log|det dy/dx|` at `x`; free for the pair that was mapped last."""
+        cached_x, cached_y, log_det = self._cached_log_det
+        if x is cached_x and y is cached_y:
+            return log_det
+        return self.forward_and_log_det(x)[1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, log_det = self.forward_and_log_det(x)
+        self._cached_log_det = x, y, log_det
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x, log_det = self.inverse_and_log_det(y)
+        self._cached_log_det = x, y, -log_det
+        return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **self.__dict__,
+            "_inv": None,
+            "_cached_x_y": (None, None),
+            "_cached_log_det": (None, None, None),
+        }
+
+
+class Chain(Bijection):
+    """Several bijections one after the other, the first applied first."""
+
+    def __init__(self, *bijections: Bijection) -> None:
+        super().__init__()
+        self.bijections = nn.ModuleList(bijections)
+
+    @property
+    def fast_inverse(self) -> bool:
+        return all(bijection.fast_inverse for bijection in self.bijections)
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = x.new_zeros(x.shape[:-1])
+        for bijection in self.bijections:
+            x, part = bijection.forward_and_log_det(x)
+            log_det = log_det + part
+        return x, log_det
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = y.new_zeros(y.shape[:-1])
+        for bijection in reversed(self.bijections):
+            y, part = bijection.inverse_and_log_det(y)
+            log_det = log_det + part
+        return y, log_det
+
+
+class Inverse(Bijection):
+    """The inverse of a bijection."""
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__()
+        self.bijection = bijection
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(y)
+
+
+class Blocks(Bijection):
+    """Several bijections side by side, each on its own contiguous slice of the coordinates.
+
+    Args:
+        bijections: One for every slice.
+        sizes: Lengths of the slices; they add up to D.
+
+    Raises:
+        ValueError: If there are not as many bijections as slices.
+    """
+
+    def __init__(self, bijections: Sequence[Bijection], sizes: Sequence[int]) -> None:
+        super().__init__()
+        if len(bijections) != len(sizes):
+            raise ValueError(f"Blocks needs one bijection for every slice; got {len(bijections)} and {len(sizes)}.")
+        self.bijections = nn.ModuleList(bijections)
+        self.sizes = list(sizes)
+
+    @property
+    def fast_inverse(self) -> bool:
+        return all(bijection.fast_inverse for bijection in self.bijections)
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = zip(self.bijections, x.split(self.sizes, dim=-1), strict=True)
+        return self._join([bijection.forward_and_log_det(part) for bijection, part in parts])
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        parts = zip(self.bijections, y.split(self.sizes, dim=-1), strict=True)
+        return self._join([bijection.inverse_and_log_det(part) for bijection, part in parts])
+
+    @staticmethod
+    def _join(results: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        return torch.cat([value for value, _ in results], dim=-1), sum(log_det for _, log_det in results)

@@ -1,0 +1,162 @@
+"""Coordinates of weight space, and the map that moves them and leaves the rest."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from pyro_hypernet.maps.bijection import Bijection
+
+
+class Coordinates(nn.Module):
+    """m coordinates of a point of R^D, that can be read and written back.
+
+    For every point `read(write(u, read(u), new)) == new`, and writing what was read changes nothing.
+    """
+
+    @abstractmethod
+    def read(self, u: Tensor) -> Tensor:
+        """The coordinates of `u`, shape `(..., D)` to `(..., m)`."""
+
+    @abstractmethod
+    def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """The point like `u`, whose coordinates are `old`, with coordinates `new`: shape `(..., D)`."""
+
+    @abstractmethod
+    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
+        """What writing adds to the log determinant of `old -> new`, shape `(...)`."""
+
+
+class Whole(Coordinates):
+    """The point itself."""
+
+    def read(self, u: Tensor) -> Tensor:
+        return u
+
+    def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        return new
+
+    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
+        return new.new_zeros(new.shape[:-1])
+
+
+class Subset(Coordinates):
+    """Some of the coordinates.
+
+    Args:
+        index: Which, shape `(m,)`, int64, no two the same.
+    """
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def read(self, u: Tensor) -> Tensor:
+        return u[..., self.index]
+
+    def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        return u.index_copy(-1, self.index, new)
+
+    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
+        return new.new_zeros(new.shape[:-1])
+
+
+class Subspace(Coordinates):
+    """The components along r learnt orthonormal directions: `read(u) = Qᵀu`, in O(D r).
+
+    Args:
+        dim: D.
+        rank: r, between 1 and D.
+
+    Raises:
+        ValueError: If the rank is out of its range.
+    """
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__()
+        if not 1 <= rank <= dim:
+            raise ValueError(f"rank must be between 1 and the number of weights, {dim}; got {rank}.")
+        self.directions = nn.Parameter(torch.randn(dim, rank) / dim**0.5)
+
+    def read(self, u: Tensor) -> Tensor:
+        return u @ self._orthonormal()
+
+    def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        return u + (new - old) @ self._orthonormal().mT
+
+    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
+        return new.new_zeros(new.shape[:-1])
+
+    def _orthonormal(self) -> Tensor:
+        return torch.linalg.qr(self.directions).Q
+
+
+class GroupNorms(Coordinates):
+    """The log norm of every group of weights, and the free weights themselves.
+
+    Writing a log norm rescales the group, which keeps its direction: in polar coordinates `dw = r^d d(log r) dΩ`, so
+    that d weights whose log norm moves from `old` to `new` add `d (new − old)` to the log determinant. All coordinates
+    are standardised by where they lie at the start, so that a network sees values of order one.
+
+    Args:
+        group: For every weight the number of its group, or −1 for a free weight; shape `(D,)`, int64.
+        loc: Centre of the weights at the start, shape `(D,)`.
+        scale: Their standard deviations at the start, shape `(D,)`.
+    """
+
+    def __init__(self, group: Tensor, loc: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.num_groups = int(group.max()) + 1
+        grouped, free = (group >= 0).nonzero()[:, 0], (group < 0).nonzero()[:, 0]
+        sizes = torch.bincount(group[grouped], minlength=self.num_groups)
+        self.register_buffer("grouped", grouped.to(loc.device))
+        self.register_buffer("free", free.to(loc.device))
+        self.register_buffer("group", group[grouped].to(loc.device))
+        self.register_buffer("sizes", sizes.to(loc))
+        # At loc = 0 the log norm of loc is −inf; of the root mean square it is finite everywhere.
+        square = self._sum_by_group((loc**2 + scale**2)[self.grouped])
+        spread = (2 * self.sizes) ** -0.5  # of log |N(0, I_d)| for large d
+        self.register_buffer("centre", torch.cat([square.log() / 2, loc[self.free]]))
+        self.register_buffer("spread", torch.cat([spread, scale[self.free]]))
+
+    def read(self, u: Tensor) -> Tensor:
+        log_norms = self._sum_by_group(u[..., self.grouped] ** 2).log() / 2
+        return (torch.cat([log_norms, u[..., self.free]], dim=-1) - self.centre) / self.spread
+
+    def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        growth = ((new - old) * self.spread)[..., : self.num_groups]
+        rescaled = u[..., self.grouped] * growth.exp()[..., self.group]
+        free = (new * self.spread + self.centre)[..., self.num_groups :]
+        return u.index_copy(-1, self.grouped, rescaled).index_copy(-1, self.free, free)
+
+    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
+        growth = ((new - old) * self.spread)[..., : self.num_groups]
+        return (growth * self.sizes).sum(-1)
+
+    def _sum_by_group(self, values: Tensor) -> Tensor:
+        zeros = values.new_zeros((*values.shape[:-1], self.num_groups))
+        return zeros.index_add(-1, self.group, values)
+
+
+class Steer(Bijection):
+    """Reads coordinates, moves them by a hypernetwork, writes them back.
+
+    Args:
+        coordinates: Which.
+        hypernet: The map that moves them, of R^m.
+    """
+
+    def __init__(self, coordinates: Coordinates, hypernet: Bijection) -> None:
+        super().__init__()
+        self.coordinates = coordinates
+        self.hypernet = hypernet
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        old = self.coordinates.read(x)
+        new, log_det = self.hypernet.forward_and_log_det(old)
+        return self.coordinates.write(x, old, new), log_det + self.coordinates.log_det(old, new)
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        new = self.coordinates.read(y)
+        old, log_det = self.hypernet.inverse_and_log_det(new)
+        return self.coordinates.write(y, new, old), log_det + self.coordinates.log_det(new, old)

@@ -1,0 +1,202 @@
+"""Structures: which coordinates of weight space the hypernetwork moves. Each gives one bijection of R^D.
+
+At the start every structure sends N(0, I) to N(loc, scale²), whatever the hypernetwork.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_hypernet.layout import Layout, Site
+from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
+from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet
+from pyro_hypernet.maps.linear import Affine
+
+Structure = Callable[[Layout, Hypernet, Tensor, Tensor], Bijection]
+_RANK = 20
+
+
+def full(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
+    """One hypernetwork over all weights, in the manner of flow posteriors (Rezende and Mohamed 2015).
+
+    Args:
+        layout: The sites.
+        hypernet: A function from a dimension to a Bijection, the identity at the start.
+        loc: Centre at the start, shape `(D,)`; fixes dtype and device.
+        scale: Standard deviations at the start, shape `(D,)`.
+
+    Returns:
+        A bijection of R^D.
+    """
+    return _steer_noise(Steer(Whole(), hypernet(layout.dim)), loc, scale)
+
+
+def layerwise(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
+    """A hypernetwork of its own for every site: a block-diagonal flow, sites independent. Arguments as in `full`."""
+    sizes = [site.size for site in layout.sites]
+    return _steer_noise(Blocks([hypernet(size) for size in sizes], sizes), loc, scale)
+
+
+def last_layer(
+    layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, sites: Sequence[str] | None = None
+) -> Bijection:
+    """A hypernetwork over some sites, the mean field over the others; in the manner of last-layer Laplace.
+
+    Args:
+        layout: The sites.
+        hypernet: As in `full`.
+        loc: As in `full`.
+        scale: As in `full`.
+        sites: Names of the sites; None for the last layer: the last weight of two or more axes and what comes after it.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if sites is not None:
+        unknown = [name for name in sites if name not in layout.names]
+        if unknown or not sites:
+            raise ValueError(f"sites names {unknown}; the model's sites are {', '.join(layout.names)}.")
+        chosen = [layout[name] for name in sites]
+    else:
+        chosen = list(layout.sites[_last_weight(layout) :])
+    index = torch.cat([torch.arange(site.start, site.start + site.size, device="cpu") for site in chosen])
+    return _steer_noise(Steer(Subset(index), hypernet(len(index))), loc, scale)
+
+
+def low_rank(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, rank: int | None = None) -> Bijection:
+    """A hypernetwork in r learnt directions, the mean field across them: O(D r), never D × D.
+
+    In the manner of subspace inference (Izmailov et al. 2019), whose directions are fixed beforehand and which has no
+    spread across them.
+
+    Args:
+        layout: As in `full`.
+        hypernet: As in `full`.
+        loc: As in `full`.
+        scale: As in `full`.
+        rank: r; None for 20, or D where that is less.
+
+    Raises:
+        ValueError: If the rank is not between 1 and D.
+    """
+    rank = min(_RANK, layout.dim) if rank is None else rank
+    return _steer_noise(Steer(Subspace(layout.dim, rank), hypernet(rank)), loc, scale)
+
+
+def weight_norm(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, output_axis: int = 0) -> Bijection:
+    """Moves the norms of the weights into each output unit, and the biases: few coordinates, all weights random.
+
+    In the manner of Krueger, Huang et al., with exact density over all weights: theirs has random norms and biases and
+    learns the directions as point values (`bayesianize(..., parametrization="weight_norm")`).
+
+    Args:
+        layout: As in `full`.
+        hypernet: As in `full`.
+        loc: As in `full`.
+        scale: As in `full`.
+        output_axis: The axis of a weight that counts its output units or channels: 0 for torch's layers, −1 for
+            weights used as `x @ W`.
+    """
+    return _steer_norms(layout, hypernet, loc, scale, output_axis)
+
+
+def multiplicative(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, input_axis: int = 1) -> Bijection:
+    """Moves the norms of the weights out of each input unit, and the biases.
+
+    In the manner of multiplicative normalizing flows (Louizos and Welling 2017), which multiply the means of a Gaussian
+    by a flow and bound its density with an auxiliary network; here the density is exact.
+
+    Args:
+        layout: As in `full`.
+        hypernet: As in `full`.
+        loc: As in `full`.
+        scale: As in `full`.
+        input_axis: The axis of a weight that counts its input units or channels: 1 for torch's layers, 0 for weights
+            used as `x @ W`.
+    """
+    return _steer_norms(layout, hypernet, loc, scale, input_axis)
+
+
+def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
+    """The default for this number of weights, see `choose_structure`. Arguments as in `full`."""
+    return STRUCTURES[choose_structure(layout.dim)](layout, hypernet, loc, scale)
+
+
+STRUCTURES: dict[str, Structure] = {
+    "auto": auto,
+    "full": full,
+    "layerwise": layerwise,
+    "last_layer": last_layer,
+    "low_rank": low_rank,
+    "weight_norm": weight_norm,
+    "multiplicative": multiplicative,
+}
+
+
+def choose_structure(dim: int) -> str:
+    """The nickname that "auto" stands for: "full" while D² numbers are cheap, beyond that "low_rank"."""
+    return "full" if dim <= MAX_TRIANGULAR_DIM else "low_rank"
+
+
+def resolve_structure(choice: str | Structure) -> Structure:
+    """The function behind a nickname.
+
+    Args:
+        choice: A nickname, or a function of `(layout, hypernet, loc, scale)`, which is returned as it is.
+
+    Raises:
+        ValueError: If the nickname is unknown.
+        TypeError: If it is neither.
+    """
+    if callable(choice):
+        return choice
+    if not isinstance(choice, str):
+        raise TypeError(
+            f"structure must be a nickname or a function of (layout, hypernet, loc, scale); got {choice!r}."
+        )
+    if choice not in STRUCTURES:
+        raise ValueError(f"Unknown structure {choice!r}; choose one of {', '.join(STRUCTURES)}, or pass a function.")
+    return STRUCTURES[choice]
+
+
+def _steer_noise(steer: Bijection, loc: Tensor, scale: Tensor) -> Bijection:
+    """Linear structures: the noise is steered, then scaled and shifted."""
+    return Chain(steer, Affine(loc, scale)).to(loc)
+
+
+def _steer_norms(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, axis: int) -> Bijection:
+    """Norm structures: weights are drawn by the mean field, then rescaled group by group."""
+    group, start = torch.full((layout.dim,), -1, device="cpu"), 0
+    for site in layout.sites:
+        if _is_weight(site):
+            groups = _groups(site, axis)
+            group[site.slice] = start + groups
+            start += int(groups.max()) + 1
+    if start == 0:
+        return full(layout, hypernet, loc, scale)
+    # The groups' numbers are needed to size everything, so these are made for real also where parameters are not.
+    coordinates = GroupNorms(group, torch.zeros(layout.dim, device="cpu"), torch.ones(layout.dim, device="cpu"))
+    if not loc.is_meta:
+        coordinates = GroupNorms(group, loc.detach(), scale.detach())
+    return Chain(Affine(loc, scale), Steer(coordinates, hypernet(len(coordinates.centre)))).to(loc)
+
+
+def _groups(site: Site, axis: int) -> Tensor:
+    """For every weight of a site the index of its unit along `axis`."""
+    if not -len(site.shape) <= axis < len(site.shape):
+        raise ValueError(f"axis {axis} is out of range for site {site.name!r} of shape {tuple(site.shape)}.")
+    view = [1] * len(site.shape)
+    view[axis] = site.shape[axis]
+    return torch.arange(site.shape[axis], device="cpu").view(view).expand(site.shape).reshape(-1)
+
+
+def _is_weight(site: Site) -> bool:
+    return len(site.shape) >= 2 and site.is_unconstrained
+
+
+def _last_weight(layout: Layout) -> int:
+    """Index of the first site of the last layer."""
+    weights = [i for i, site in enumerate(layout.sites) if _is_weight(site)]
+    return weights[-1] if weights else len(layout.sites) - 1

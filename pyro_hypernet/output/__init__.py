@@ -1,0 +1,1 @@
+"""Posteriors for ArviZ, and pictures of them."""

@@ -1,0 +1,253 @@
+"""A Pyro model, written for one draw, run for a batch of draws: vmapped, captured as a graph, or in a loop."""
+
+import copy
+import linecache
+import traceback
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+Model = Callable[..., Any]
+MODES = ("graph", "eager", "loop")
+_MAX_GRAPHS = 16
+
+
+def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Trace:
+    """Runs the model once, conditioned on one value per site, without the distributions' own validation.
+
+    Args:
+        model: A Pyro model.
+        values: A dict from latent site to its value, shape `shape`.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        The trace; conditioned sites count as observed.
+    """
+    conditioned = poutine.condition(model, data=dict(values))
+    return poutine.trace(_Unvalidated()(conditioned)).get_trace(*args, **kwargs)
+
+
+class Vectorized:
+    """A function of one draw and the model's arguments as a function of a batch of draws.
+
+    Pyro's validation, which branches on values, is off while the function runs.
+
+    Args:
+        function: `function(draw, args, kwargs)` to a pytree of tensors; `draw` is a tensor or a dict of tensors without
+            batch axes.
+        mode: "graph": captured once and used again while all shapes stay; "eager": vmapped anew at every call;
+            "loop": one draw after the other. A function that cannot be vmapped moves to "loop" by itself, after one
+            warning that names the line; one that cannot be captured moves to "eager".
+        randomness: What `torch.func.vmap` does with random numbers drawn inside: "same" or "different" in every draw.
+
+    Raises:
+        ValueError: If the mode is unknown.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, mode: str = "graph", randomness: str = "same") -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
+        self.function = function
+        self.mode = mode
+        self.randomness = randomness
+        self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
+
+    def __call__(self, draws: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Evaluates the function for every draw.
+
+        Args:
+            draws: A tensor or dict of tensors, shape `(S, ...)`.
+            args: The model's arguments, the same for all draws.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            The function's results with a leading axis S.
+        """
+        with pyro.validation_enabled(False):
+            return self._evaluate(draws, args, kwargs or {})
+
+    def _evaluate(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        if self.mode != "graph" or not all(isinstance(handler, _TRANSPARENT) for handler in _PYRO_STACK):
+            return self._run(draws, args, kwargs)
+        leaves, spec = pytree.tree_flatten((draws, args, kwargs))
+        key = _signature(leaves, spec)
+        graph = self._graphs.get(key)
+        if graph is None or not graph.is_current():
+            result = self._run(draws, args, kwargs)
+            if key is not None and self.mode == "graph":
+                self._capture(key, leaves, spec)
+            return result
+        self._graphs.move_to_end(key)
+        return graph(leaves)
+
+    def _run(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        if self.mode != "loop":
+            try:
+                return self._vmapped(draws, args, kwargs)
+            except Exception:
+                self._run_first(draws, args, kwargs)
+            try:
+                return self._vmapped(draws, args, kwargs)
+            except Exception as error:
+                _warn_that_it_loops(error)
+                self.mode = "loop"
+        size = pytree.tree_leaves(draws)[0].shape[0]
+        rows = [self.function(pytree.tree_map(lambda d, i=i: d[i], draws), args, kwargs) for i in range(size)]
+        return pytree.tree_map(lambda *values: torch.stack(values), *rows)
+
+    def _run_first(self, draws: Any, args: tuple, kwargs: dict) -> None:
+        """Runs one draw by itself: for the model's own error, if it has one, and to make `pyro.param`s."""
+        first = pytree.tree_map(lambda draw: draw[0].detach(), draws)
+        with torch.random.fork_rng(devices=[]), poutine.block():
+            self.function(first, args, kwargs)
+
+    def _vmapped(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        if self.randomness == "same":
+            return torch.func.vmap(lambda draw: self.function(draw, args, kwargs), randomness="same")(draws)
+
+        def one(draw: Any, zero: Tensor) -> Any:
+            with _BatchedFactories(zero):
+                return self.function(draw, args, kwargs)
+
+        first = pytree.tree_leaves(draws)[0]
+        zeros = torch.zeros(first.shape[0], device=first.device)
+        return torch.func.vmap(one, randomness=self.randomness)(draws, zeros)
+
+    def _capture(self, key: Any, leaves: list[Any], spec: Any) -> None:
+        """Adds a graph for arguments of these shapes; a failure to capture means mode "eager" from now on."""
+
+        def batched(*tensors: Tensor) -> Any:
+            remaining = iter(tensors)
+            merged = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return self._vmapped(*pytree.tree_unflatten(merged, spec))
+
+        tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+        try:
+            with torch.random.fork_rng(devices=[]), poutine.block(), poutine.trace(param_only=True) as params:
+                module = make_fx(batched)(*tensors)
+        except Exception as error:
+            self.mode = "eager"
+            warnings.warn(
+                f"The model could not be captured as a graph ({_first_line(error)}); it runs uncaptured: "
+                "slower, with the same results.",
+                stacklevel=5,
+            )
+            return
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        graph = _Graph(module, params.trace)
+        if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
+            self.mode = "eager"
+            return
+        self._graphs[key] = graph
+        if len(self._graphs) > _MAX_GRAPHS:
+            self._graphs.popitem(last=False)
+
+
+class _Graph:
+    """A captured graph, and the `pyro.param`s that it holds by reference."""
+
+    def __init__(self, module: GraphModule, params: Trace) -> None:
+        self.module = module
+        self.params = {name: _leaf(name) for name in params.nodes}
+
+    def is_current(self) -> bool:
+        """Whether the parameter store still holds the very tensors that were captured."""
+        return all(leaf is not None and _leaf(name) is leaf for name, leaf in self.params.items())
+
+    def __call__(self, leaves: list[Any]) -> Any:
+        if _PYRO_STACK:  # SVI learns from these statements which parameters to step
+            for name in self.params:
+                pyro.param(name)
+        return self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+
+
+class _BatchedFactories(TorchFunctionMode):
+    """Gives new tensors the batch axis of vmap, so that torch's samplers can fill them in place, each draw anew."""
+
+    factories = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
+
+    def __init__(self, zero: Tensor) -> None:
+        super().__init__()
+        self.zero = zero
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self.factories and result.is_floating_point():
+            return result + self.zero.to(result.dtype)
+        return result
+
+
+class _Unvalidated(Messenger):
+    """Turns off validation in distributions that were made before, such as the priors of a PyroSample."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if hasattr(msg["fn"], "_validate_args"):
+            msg["fn"] = _unvalidated(msg["fn"])
+
+
+# Handlers that only watch: a graph captured without them means the same under them.
+_TRANSPARENT = (TraceMessenger, BlockMessenger)
+
+
+def _unvalidated(fn: Any) -> Any:
+    fn = copy.copy(fn)
+    fn._validate_args = False
+    if hasattr(fn, "base_dist"):
+        fn.base_dist = _unvalidated(fn.base_dist)
+    return fn
+
+
+def _leaf(name: str) -> Tensor | None:
+    return pyro.get_param_store()._params.get(name)
+
+
+def _signature(leaves: list[Any], spec: Any) -> Any:
+    """What must be equal for a graph to serve again, or None where an argument cannot be told from another."""
+    described = []
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            described.append((leaf.shape, leaf.dtype, leaf.device))
+        elif leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+            described.append((type(leaf), leaf))
+        else:
+            return None
+    return (tuple(described), spec)
+
+
+def _warn_that_it_loops(error: Exception) -> None:
+    """Says which line of the user's code keeps the model from being vmapped."""
+    ours = (str(Path(torch.__file__).parent), str(Path(pyro.__file__).parent), str(Path(__file__).parent))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    where = "unknown place"
+    if frames:
+        code = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: `{code}`"
+    warnings.warn(
+        f"The model cannot be vmapped over draws because of {where} ({_first_line(error)}); it runs in a loop, one "
+        "draw after the other, which is slower. Replace `.item()`, `if` on a tensor's value and loops over values by "
+        "tensor operations such as torch.where.",
+        stacklevel=5,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]

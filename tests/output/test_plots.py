@@ -1,0 +1,97 @@
+"""Every plot draws on the axes that it is given and returns them."""
+
+import sys
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from pyro_hypernet.output import plots
+
+POSTERIORS = {
+    "guide": {"scale": torch.rand(50), "weight": torch.randn(50, 2, 2)},
+    "NUTS": {"weight": torch.randn(80, 2, 2), "scale": torch.rand(80)},
+}
+SINGLE = {
+    "band": lambda ax: plots.predictive_band(
+        torch.randn(9), torch.randn(30, 9), ax=ax, data=(torch.zeros(3), torch.ones(3)), label="a"
+    ),
+    "trace": lambda ax: plots.elbo_trace({"a": [9.0, 3.0, 2.0], "b": torch.tensor([1.0, torch.nan])}, ax=ax),
+    "calibration": lambda ax: plots.calibration_curve(torch.rand(5), torch.rand(5), ax=ax, label="a"),
+}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("draw", SINGLE.values(), ids=SINGLE.keys())
+def test_a_plot_draws_on_its_axes(draw):
+    _, ax = plt.subplots()
+    assert draw(ax) is ax
+    assert ax.lines
+    assert len(plt.get_fignums()) == 1
+    assert draw(None).figure is not ax.figure
+
+
+def test_the_band_is_made_of_the_quantiles_in_order_of_x():
+    x, draws = torch.tensor([2.0, 0.0, 1.0]), torch.randn(100, 3)
+    ax = plots.predictive_band(x[:, None], draws[..., None], levels=[0.8])
+    torch.testing.assert_close(torch.tensor(ax.lines[0].get_xdata()), torch.tensor([0.0, 1.0, 2.0]))
+    torch.testing.assert_close(torch.tensor(ax.lines[0].get_ydata()), draws.quantile(0.5, 0)[[1, 2, 0]])
+    assert len(ax.collections) == 1
+
+
+def test_the_trace_shows_the_elbo_not_the_loss():
+    ax = plots.elbo_trace([3.0, 2.0, 1.0])
+    assert list(ax.lines[0].get_ydata()) == [-3.0, -2.0, -1.0]
+
+
+def test_the_first_steps_do_not_set_the_scale_of_the_trace():
+    low, high = plots.elbo_trace([1e6] + [2.0] * 50 + [1.0] * 49).get_ylim()
+    assert -3 < low < high < 0
+
+
+def test_marginals_have_one_axis_for_each_coordinate():
+    axes = plots.marginals(POSTERIORS)
+    assert [ax.get_xlabel() for ax in axes] == ["scale", *(f"weight[{i},{j}]" for i in range(2) for j in range(2))]
+    assert len(axes[0].get_legend().get_texts()) == 2
+    figure, own = plt.subplots(2, 2)
+    assert list(plots.marginals(POSTERIORS, ["scale", "weight[1,0]"], axes=own)) == list(own.flat)[:2]
+    assert figure.axes[1].get_xlabel() == "weight[1,0]"
+
+
+def test_pairs_are_a_square_of_axes():
+    axes = plots.pairs(POSTERIORS, ["scale", "weight[0,0]", "weight[0,1]"])
+    assert axes.shape == (3, 3)
+    assert axes[2, 0].get_ylabel() == "weight[0,1]"
+    _, own = plt.subplots(1, 1, squeeze=False)
+    assert plots.pairs(POSTERIORS, ["scale"], axes=own) is own
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="sites names 'bias'"):
+        plots.marginals(POSTERIORS, ["bias"])
+    with pytest.raises(ValueError, match="20 coordinates to draw"):
+        plots.marginals({"a": {"w": torch.randn(5, 20)}})
+    with pytest.raises(ValueError, match="axes must hold 2 axes"):
+        plots.marginals(POSTERIORS, ["scale", "weight[0,0]"], axes=[plt.subplots()[1]])
+    with pytest.raises(ValueError, match="axes must be an array of shape"):
+        plots.pairs(POSTERIORS, ["scale", "weight[0,0]"], axes=plt.subplots()[1])
+    with pytest.raises(ValueError, match="predictive_band draws one input"):
+        plots.predictive_band(torch.randn(5, 2), torch.randn(10, 5))
+    with pytest.raises(ValueError, match="expected and observed must both have shape"):
+        plots.calibration_curve(torch.rand(3), torch.rand(4))
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match="Plots need matplotlib: pip install"):
+        plots.elbo_trace([1.0, 2.0])

@@ -1,0 +1,121 @@
+"""The picture of the folders in README is the picture of the code."""
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import pyro_hypernet
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pyro_hypernet"
+
+# Imports point up this list only.
+ORDER = [
+    "layout",
+    "vectorize",
+    "density",
+    "maps",
+    "likelihoods",
+    "bnn",
+    "guide",
+    "inference",
+    "evaluation",
+    "output",
+    "tabular",
+    "job",
+    "cli",
+]
+FOLDER_ORDER = ["pyro_hypernet", "models", "tests"]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, at the top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports must be absolute"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def rank(module: str) -> int:
+    return ORDER.index(module.split(".")[1])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_point_up(path):
+    assert dotted(path).split(".")[1] in ORDER, f"{path} has no place in the order of the folders"
+    for name in imported(path):
+        if name.startswith("pyro_hypernet."):
+            assert rank(name) <= rank(dotted(path)), f"{dotted(path)} imports {name}, which stands below it"
+
+
+def test_no_import_cycle():
+    known = {dotted(path) for path in MODULES}
+    edges = {dotted(path): {name for name in imported(path) if name in known} for path in MODULES}
+    done, stack = set(), []
+
+    def visit(module):
+        assert module not in stack, f"import cycle: {' -> '.join([*stack, module])}"
+        if module not in done:
+            stack.append(module)
+            for name in sorted(edges[module]):
+                visit(name)
+            done.add(stack.pop())
+
+    for module in sorted(edges):
+        visit(module)
+
+
+@pytest.mark.parametrize("folder", FOLDER_ORDER)
+def test_folders_are_one_way(folder):
+    below = [*FOLDER_ORDER[FOLDER_ORDER.index(folder) + 1 :], "tutorials", "benchmarks"]
+    for path in (ROOT / folder).rglob("*.py"):
+        for name in imported(path):
+            assert name.split(".")[0] not in below, f"{path} imports {name}"
+
+
+def public_members():
+    for path in MODULES:
+        module = importlib.import_module(dotted(path))
+        yield dotted(path), module
+        for name, member in vars(module).items():
+            if name.startswith("_") or getattr(member, "__module__", None) != module.__name__:
+                continue
+            if inspect.isfunction(member) or inspect.isclass(member):
+                yield f"{dotted(path)}.{name}", member
+            if inspect.isclass(member):
+                for key, value in vars(member).items():
+                    inherited = any(hasattr(base, key) for base in member.__mro__[1:])
+                    is_method = inspect.isfunction(value) or isinstance(value, property)
+                    if is_method and not key.startswith("_") and not inherited:
+                        yield f"{dotted(path)}.{name}.{key}", value
+
+
+def test_public_names_are_documented():
+    undocumented = [name for name, member in public_members() if not (member.__doc__ or "").strip()]
+    assert not undocumented
+
+
+def test_every_public_name_is_there():
+    for name in pyro_hypernet.__all__:
+        assert callable(getattr(pyro_hypernet, name))
+
+
+def test_readme_shows_the_folders_as_they_are():
+    readme = (ROOT / "README.md").read_text()
+    block = next(block for block in re.findall(r"```\n(.*?)```", readme, flags=re.S) if "pyro_hypernet/" in block)
+    shown = set(re.findall(r"[\w/]+\.py", block))
+    real = {path.name for path in MODULES}
+    assert {name.split("/")[-1] for name in shown if "test_" not in name} - {"__init__.py"} == real
