@@ -18,69 +18,45 @@ from torch.nn.parameter import is_lazy
 from pyro_hypernet.likelihoods import Likelihood, resolve_likelihood
 
 PARAMETRIZATIONS = ("weights", "weight_norm")
-_NORMS = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS, *_INSTANCE_NORMS)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
-class fan_in:  # noqa: N801, a choice is named as a function is
+class FanIn:
+    """What `fan_in` returns; see there."""
+
+    gain: float
+    bias_scale: float
+    norm_scale: float
+
+
+def fan_in(*, gain: float = 1.0, bias_scale: float = 1.0, norm_scale: float = 0.5) -> FanIn:
     """Independent normal priors that keep the outputs of every layer on one scale.
 
     Weights of two or more axes: `Normal(0, gain / sqrt(fan_in))`, where fan_in counts the weights into one output unit
-    or channel; with `parametrization="weight_norm"` their scales g: `Normal(0, gain)`, which gives the weights into a
-    unit the same mean squared norm. Biases: `Normal(0, bias_scale)`. Weights of normalisation layers, and other
-    parameters of one axis named "weight": `Normal(1, norm_scale)`, for at zero they would silence their layer.
+    or channel; under weight norm their scales g: `Normal(0, gain)`, which gives the weights into a unit the same mean
+    squared norm. Biases: `Normal(0, bias_scale)`. Weights of normalisation layers, and other parameters named "weight"
+    that have one axis: `Normal(1, norm_scale)`, for at zero they would silence their layer.
 
-    Attributes:
-        gain: Standard deviation of a unit's input for inputs of mean square one, without the bias.
+    Args:
+        gain: Standard deviation of a unit's input, bias apart, where the unit's inputs have mean square one.
         bias_scale: Standard deviation of biases.
         norm_scale: Standard deviation of normalisation layers' weights.
 
     Raises:
         ValueError: If one of them is not positive.
     """
-
-    gain: float = 1.0
-    bias_scale: float = 1.0
-    norm_scale: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive; got {value!r}.")
+    for name, value in {"gain": gain, "bias_scale": bias_scale, "norm_scale": norm_scale}.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive; got {value!r}.")
+    return FanIn(gain, bias_scale, norm_scale)
 
 
-Prior = str | float | fan_in | dist.TorchDistribution | Mapping[str, Any] | Callable[[str, Tensor], Any]
-
-
-@dataclass(frozen=True)
-class RandomSite:
-    """One random tensor of a network.
-
-    Attributes:
-        name: Name of the sample statement.
-        parameter: Name of the parameter that it makes.
-        value: The network's own value: the parameter, or the norms of its directions; shape `shape`.
-        kind: "weight", "scale" (weight norm's g), "norm" (a normalisation layer's weight) or "bias".
-        fan_in: How many weights lead into one output unit; 1 unless the kind is "weight" or "scale".
-    """
-
-    name: str
-    parameter: str
-    value: Tensor
-    kind: str
-    fan_in: int
+PRIORS: dict[str, Callable[[], FanIn]] = {"fan_in": fan_in}
+Prior = str | float | FanIn | dist.TorchDistribution | Mapping[str, Any] | Callable[[str, Tensor], Any]
 
 
 def bayesianize(
@@ -99,23 +75,23 @@ def bayesianize(
     such as "0.weight". The others are point estimates: `pyro.param`s under the same names, which start at the
     network's values and which SVI or `fit` trains; as always in Pyro, two models share parameters of one name unless
     `pyro.clear_param_store()` comes between. Parameters with `requires_grad=False` stay fixed, unless `sites` names
-    them. Outputs are the deterministic site "f", shape `(N, out)`, targets the site "y" in the plate "data".
+    them. The outputs are the deterministic site "f", shape `(N, out)`; the targets the site "y" in the plate "data".
 
     Args:
-        net: Any module that maps one tensor `(N, ...)` to outputs `(N, out)` or `(N,)`, the latter read as `(N, 1)`.
+        net: Any module from one tensor `(N, ...)` to outputs `(N, out)`, or `(N,)`, which is read as `(N, 1)`.
         likelihood: "gaussian", "heteroscedastic", "bernoulli", "categorical", "poisson", or a Likelihood such as
             `Gaussian(sigma=0.1)`.
         prior: "fan_in", or `fan_in(gain=1.5)`; a number s for `Normal(0, s)` (`Normal(1, s)` for the weights of
             normalisation layers); a distribution, expanded to every site; a function from a site's name and the
-            network's value to any of these; or a dict from name patterns ("*.bias") to any of these, the first that
-            matches counts.
+            network's value to any of these; or a dict from name patterns ("*.bias") to any of these, of which the
+            first that matches counts.
         sites: The random parameters: "all"; "last_layer", those of the last module that has parameters of its own; or
             a list of name patterns.
         parametrization: "weights"; or "weight_norm", in the manner of Krueger et al.: a parameter w of two or more
-            axes becomes `g_k v_k / |v_k|` for every output unit or channel k. Random: g, the sites "<name>.g", and
-            biases. Point estimates: the directions v, `pyro.param`s "<name>.v". So the posterior is not one over all
-            weights. In the paper biases are learnt too: `sites=["*.weight"]`. Its prior, g ~ Normal(0, 1), is
-            `fan_in()`. At its median g = 0 the network is constant: start at `model.initial_values` instead.
+            axes becomes `g_k v_k / |v_k|` for every output unit or channel k. Random: g, at the sites "<name>.g", and
+            biases. Point estimates: the directions v, at the `pyro.param`s "<name>.v"; so this is no posterior over
+            all weights. In the paper biases are learnt too: `sites=["*.weight"]`; its g ~ Normal(0, 1) is `fan_in()`.
+            At the prior's median, g = 0, the network is constant: start guides at `model.initial_values`.
         num_data: Size of the whole data set where `x` is a minibatch: the likelihood counts `num_data / len(x)` times.
 
     Returns:
@@ -131,9 +107,10 @@ def bayesianize(
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         >>> model = bayesianize(net, "gaussian", prior=fan_in(gain=1.5))
-        >>> trace = poutine.trace(model).get_trace(torch.randn(20, 3), torch.randn(20))
-        >>> list(trace.stochastic_nodes)
-        ['0.weight', '0.bias', '2.weight', '2.bias', 'sigma', 'data']
+        >>> model.site_names
+        ('0.weight', '0.bias', '2.weight', '2.bias')
+        >>> poutine.trace(model).get_trace(torch.randn(20, 3)).nodes["y"]["value"].shape
+        torch.Size([20])
         >>> bayesianize(net, sites="last_layer").site_names
         ('2.weight', '2.bias')
     """
@@ -144,9 +121,284 @@ def bayesianize(
     if num_data is not None and (not isinstance(num_data, int) or num_data < 1):
         raise ValueError(f"num_data must be a positive integer or None; got {num_data!r}.")
     chosen = resolve_likelihood(likelihood)
-    net = copy.deepcopy(net).eval()
-    names = _choose(net, sites)
-    net.requires_grad_(requires_grad=True) if False else None
-    random = [_random_site(net, name, parametrization) for name in names]
-    priors = _priors(prior, random)
-    return BayesianNet(net, chosen, random, priors, num_data)
+    random = [_random(net, name, parametrization) for name in _choose(net, sites)]
+    return BayesianNet(net, chosen, random, _priors(prior, random), num_data)
+
+
+class BayesianNet:
+    """A Pyro model `model(x, y=None)` made of a network; `bayesianize` makes it and documents it.
+
+    Args:
+        net: The network; a copy is kept.
+        likelihood: The distribution of the targets.
+        random: The random tensors.
+        priors: A dict from the name of every random tensor to its prior.
+        num_data: Size of the whole data set, or None where `x` is all of it.
+
+    Attributes:
+        net: The copy, in eval mode.
+        likelihood: The distribution of the targets.
+        priors: A dict from site to prior.
+        num_data: As above.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        likelihood: Likelihood,
+        random: "Sequence[RandomTensor]",
+        priors: Mapping[str, dist.TorchDistribution],
+        num_data: int | None = None,
+    ) -> None:
+        self.net = copy.deepcopy(net).eval()
+        made = {site.parameter for site in random}
+        self._learnt = [name for name, p in self.net.named_parameters() if p.requires_grad and name not in made]
+        self.net.requires_grad_(False)
+        self.likelihood = likelihood
+        self.priors = dict(priors)
+        self.num_data = num_data
+        self._random = tuple(random)
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the random tensors' sites, in the order of the network's parameters."""
+        return tuple(site.name for site in self._random)
+
+    @property
+    def initial_values(self) -> dict[str, Tensor]:
+        """The network's own values: a start for a guide, by `init_loc_fn=init_to_value(values=model.initial_values)`.
+
+        Returns:
+            A dict from site to value, shape `shape`; without the likelihood's sigma.
+        """
+        return {site.name: site.value.clone() for site in self._random}
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Runs the model.
+
+        Args:
+            x: Inputs, shape `(N, ...)`.
+            y: Targets, shape `(N,)`, or `(N, out)` for Gaussian with several outputs; None to sample them.
+
+        Returns:
+            The network's outputs, shape `(N, out)`.
+
+        Raises:
+            ValueError: If shapes or dtypes do not fit, or a value is not finite or not one the likelihood can have.
+                Values are looked at where they can be: not in captured or vmapped data.
+        """
+        if _is_readable(x):
+            self._check_inputs(x, y)
+        f = torch.func.functional_call(self.net, self._parameters(), (x,))
+        f = self._check_outputs(f, x, y)
+        pyro.deterministic("f", f, event_dim=2)
+        fn = self.likelihood.distribution(f)
+        scale = 1.0 if self.num_data is None else self.num_data / x.shape[0]
+        with poutine.scale(scale=scale), pyro.plate("data", x.shape[0]):
+            pyro.sample("y", fn, obs=None if y is None else self.likelihood.prepare(y, f))
+        return f
+
+    def __repr__(self) -> str:
+        return f"BayesianNet({type(self.net).__name__}, {self.likelihood!r}, sites={list(self.site_names)})"
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """All parameters that are not fixed: sampled, or learnt."""
+        values = {}
+        for site in self._random:
+            value = pyro.sample(site.name, self.priors[site.name])
+            values[site.parameter] = value if site.kind != "scale" else self._rescaled(site, value)
+        for name in self._learnt:
+            values[name] = pyro.param(name, self.net.get_parameter(name).clone)
+        return values
+
+    def _rescaled(self, site: "RandomTensor", g: Tensor) -> Tensor:
+        """Weight norm: `g_k v_k / |v_k|` along the axis of the output units."""
+        v = pyro.param(f"{site.parameter}.v", self.net.get_parameter(site.parameter).clone)
+        shape = [1] * v.dim()
+        shape[site.axis] = -1
+        return g.reshape(shape) * v / _norms(v, site.axis).reshape(shape)
+
+    def _check_inputs(self, x: Tensor, y: Tensor | None) -> None:
+        like = next(self.net.parameters())
+        if x.dim() == 0:
+            raise ValueError("x must have shape (N, ...); got a single number.")
+        if x.device != like.device or (x.is_floating_point() and x.dtype != like.dtype):
+            raise ValueError(
+                f"x must be {like.dtype} on {like.device}, like the network; got {x.dtype} on {x.device}: convert it, "
+                "or the network before bayesianize."
+            )
+        _check_finite("x", x)
+        if y is not None:
+            if y.dim() == 0 or len(y) != len(x):
+                raise ValueError(
+                    f"x and y must hold the same number of data; their shapes are {tuple(x.shape)} and "
+                    f"{tuple(y.shape)}."
+                )
+            _check_finite("y", y)
+
+    def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+        """The outputs as `(N, out)`."""
+        f = f.unsqueeze(-1) if f.dim() == 1 else f
+        if f.dim() != 2 or f.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"The network must map x, shape {tuple(x.shape)}, to outputs of shape ({x.shape[0]}, out); "
+                f"got {tuple(f.shape)}."
+            )
+        self.likelihood.check_width(f.shape[1])
+        if y is not None and _is_readable(y):
+            self.likelihood.check_targets(y, f.shape[1])
+        return f
+
+
+@dataclass(frozen=True)
+class RandomTensor:
+    """One random tensor of a network.
+
+    Attributes:
+        name: Name of its sample statement.
+        parameter: Name of the parameter that it makes.
+        value: The network's own value: the parameter, or the norms of its directions; shape `shape`.
+        kind: "weight", "scale" (the g of weight norm), "norm" (a normalisation layer's weight) or "bias".
+        fan_in: The number of weights into one output unit.
+        axis: The parameter's axis of output units.
+    """
+
+    name: str
+    parameter: str
+    value: Tensor
+    kind: str
+    fan_in: int
+    axis: int
+
+
+def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
+    owner, leaf = net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    value = net.get_parameter(name).detach().clone()
+    axis = 1 if isinstance(owner, _TRANSPOSED) and value.dim() > 1 else 0
+    weights = value.numel() // value.shape[axis] if value.dim() else 1
+    if leaf == "weight" and (isinstance(owner, _NORMS) or value.dim() < 2):
+        return RandomTensor(name, name, value, "norm", weights, axis)
+    if value.dim() < 2:
+        return RandomTensor(name, name, value, "bias", weights, axis)
+    if parametrization == "weights":
+        return RandomTensor(name, name, value, "weight", weights, axis)
+    norms = _norms(value, axis)
+    if bool((norms == 0).any()):
+        raise ValueError(
+            f"Output unit {int(norms.argmin())} of parameter {name!r} has only zero weights, so no direction for "
+            "weight norm: start the network elsewhere."
+        )
+    return RandomTensor(f"{name}.g", name, norms, "scale", weights, axis)
+
+
+def _norms(v: Tensor, axis: int) -> Tensor:
+    return v.movedim(axis, 0).flatten(1).norm(dim=1)
+
+
+def _choose(net: nn.Module, sites: str | Sequence[str]) -> list[str]:
+    """Names of the parameters to be random, in the network's order."""
+    parameters = dict(net.named_parameters())
+    if not parameters:
+        raise ValueError(f"The network, {type(net).__name__}, has no parameters: nothing to be random.")
+    lazy = [name for name, value in parameters.items() if is_lazy(value)]
+    if lazy:
+        raise ValueError(f"Parameters {lazy} have no shape yet: run the network once, net(x), before bayesianize.")
+    if sites == "all":
+        chosen = [name for name, value in parameters.items() if value.requires_grad]
+        if not chosen:
+            raise ValueError(
+                "All parameters have requires_grad=False, so stay fixed: name the random ones by sites=[…]."
+            )
+        return chosen
+    if sites == "last_layer":
+        last = list(parameters)[-1].rpartition(".")[0]
+        return [name for name in parameters if name.rpartition(".")[0] == last]
+    if isinstance(sites, str):
+        raise ValueError(f"sites must be 'all', 'last_layer' or a list of name patterns; got {sites!r}.")
+    _check_patterns("sites", sites, parameters)
+    return [name for name in parameters if any(fnmatchcase(name, pattern) for pattern in sites)]
+
+
+def _check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    if not patterns:
+        raise ValueError(f"{option} holds no pattern; the names are {', '.join(names)}.")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"Pattern {pattern!r} in {option} matches no parameter; the names are {', '.join(names)}.")
+
+
+def _priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, dist.TorchDistribution]:
+    if isinstance(prior, Mapping):
+        _check_patterns("prior", list(prior), [site.name for site in random])
+    return {site.name: _expand(_prior(prior, site), site) for site in random}
+
+
+def _prior(prior: Prior, site: RandomTensor) -> dist.TorchDistribution:
+    """The prior of one site, not yet expanded to its shape."""
+    if isinstance(prior, Mapping):
+        for pattern, entry in prior.items():
+            if fnmatchcase(site.name, pattern):
+                return _prior(entry, site)
+        raise ValueError(
+            f"Parameter {site.name!r} matches none of the patterns in prior, {', '.join(prior)}: add one, or '*' at "
+            "the end."
+        )
+    if isinstance(prior, str):
+        if prior not in PRIORS:
+            raise ValueError(f"prior must be one of {', '.join(PRIORS)}, or a number, dict or function; got {prior!r}.")
+        prior = PRIORS[prior]()
+    if isinstance(prior, FanIn):
+        return _normal(site, _scale(prior, site))
+    if isinstance(prior, (int, float)) and not isinstance(prior, bool):
+        if not 0 < prior < math.inf:
+            raise ValueError(f"A prior's scale must be positive; got {prior!r} for {site.name!r}.")
+        return _normal(site, prior)
+    if isinstance(prior, dist.TorchDistribution):
+        return prior
+    if callable(prior):
+        return _prior(prior(site.name, site.value.clone()), site)
+    raise ValueError(f"The prior of {site.name!r} must be a distribution, a number or fan_in(); got {prior!r}.")
+
+
+def _scale(prior: FanIn, site: RandomTensor) -> float:
+    scales = {"bias": prior.bias_scale, "norm": prior.norm_scale, "scale": prior.gain}
+    return scales[site.kind] if site.kind in scales else prior.gain / math.sqrt(site.fan_in)
+
+
+def _normal(site: RandomTensor, scale: float) -> dist.TorchDistribution:
+    centre = 1.0 if site.kind == "norm" else 0.0
+    return dist.Normal(site.value.new_tensor(centre), site.value.new_tensor(scale))
+
+
+def _expand(prior: dist.TorchDistribution, site: RandomTensor) -> dist.TorchDistribution:
+    """The prior as one event of the site's shape."""
+    shape, batch_dim = site.value.shape, site.value.dim() - prior.event_dim
+    try:
+        expanded = prior.expand(shape[:batch_dim]).to_event(batch_dim)
+    except (RuntimeError, ValueError):
+        expanded = None
+    if expanded is None or batch_dim < 0 or expanded.event_shape != shape:
+        raise ValueError(
+            f"The prior of {site.name!r} has shape {tuple(prior.shape())}, which does not expand to the parameter's, "
+            f"{tuple(shape)}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        draw = expanded.sample()
+    if draw.dtype != site.value.dtype or draw.device != site.value.device:
+        raise ValueError(
+            f"The prior of {site.name!r} draws {draw.dtype} on {draw.device}; the parameter is {site.value.dtype} on "
+            f"{site.value.device}: make the prior of such tensors."
+        )
+    return expanded
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        count = int((~value.isfinite()).sum())
+        raise ValueError(f"{name} holds {count} values that are NaN or infinite: drop those rows or fill them in.")
+
+
+def _is_readable(value: Tensor) -> bool:
+    """Whether values may be looked at: not while a graph is captured, nor in data that are vmapped over."""
+    is_captured = get_proxy_mode() is not None or torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not is_captured and not torch._C._functorch.is_batchedtensor(value)

@@ -92,6 +92,7 @@ def _run(table: Table, options: argparse.Namespace) -> int:
     import matplotlib
 
     matplotlib.use("Agg")
+    torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
     print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
     amount = Options(num_steps=options.steps, hidden=options.hidden, nuts_draws=options.nuts_draws, seed=options.seed)
     result = run(table, amount, say=lambda line: print(line, flush=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import MODES, Model
 
 GRADIENTS = ("auto", "path", "total")
 BOUNDS = ("elbo", "importance_weighted")
@@ -82,6 +82,8 @@ class VectorizedELBO(ELBO):
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {gradient!r}.")
         if bound not in BOUNDS:
             raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}.")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.gradient = gradient
         self.bound = bound

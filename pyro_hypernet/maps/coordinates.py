@@ -115,7 +115,9 @@ class GroupNorms(Coordinates):
         self.register_buffer("sizes", sizes.to(loc))
         # At loc = 0 the log norm of loc is −inf; of the root mean square it is finite everywhere.
         square = self._sum_by_group((loc**2 + scale**2)[self.grouped])
-        spread = (2 * self.sizes) ** -0.5  # of log |N(0, I_d)| for large d
+        # The delta method on half the log of the squared norm: (2d)^(-1/2) at loc = 0, less where loc is the larger.
+        variance = self._sum_by_group((2 * scale**4 + 4 * loc**2 * scale**2)[self.grouped])
+        spread = variance.sqrt() / (2 * square)
         self.register_buffer("centre", torch.cat([square.log() / 2, loc[self.free]]))
         self.register_buffer("spread", torch.cat([spread, scale[self.free]]))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from pyro_hypernet.maps.bijection import Bijection
 
@@ -44,27 +45,38 @@ class Foreign(Bijection):
         if hasattr(transform, "call_and_ladj"):
             return transform.call_and_ladj(x)
         y = transform(x)
-        return y, transform.log_abs_det_jacobian(x, y)
+        log_det = _whole_log_det(transform.log_abs_det_jacobian(x, y), x)
+        self._drop_caches()
+        return y, log_det
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         transform = self._transform()
         x = transform.inv(y)
         if hasattr(transform, "call_and_ladj"):
             return x, -transform.call_and_ladj(x)[1]
-        return x, -transform.log_abs_det_jacobian(x, y)
+        log_det = _whole_log_det(transform.log_abs_det_jacobian(x, y), y)
+        self._drop_caches()
+        return x, -log_det
 
     def _transform(self) -> Any:
         lazy = getattr(self.flow, "transform", None)  # zuko builds its transform anew from the parameters at every call
         return lazy() if callable(lazy) else self.flow
 
+    def _drop_caches(self) -> None:
+        """Empties Pyro's own caches: Foreign keeps the last pair itself, and tensors with a history cannot be copied."""
+        for module in self.flow.modules():
+            if isinstance(module, Transform):
+                cached = {name: None for name in vars(module) if name.startswith("_cached_")}
+                vars(module).update(cached | {"_cached_x_y": (None, None), "_inv": None})
+
     def _check_inverse(self, dim: int, like: Tensor) -> None:
         name = type(self.flow).__name__
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             x = torch.randn(3, dim, dtype=like.dtype, device=like.device)
-            y = self.forward_and_log_det(x)[0]
             try:
+                y = self.forward_and_log_det(x)[0]
                 error = float((self.inverse_and_log_det(y.clone())[0] - x).abs().max())
-            except (NotImplementedError, KeyError, RuntimeError) as reason:
+            except (NotImplementedError, KeyError, RuntimeError, AttributeError) as reason:
                 raise ValueError(
                     f"The foreign flow {name} cannot invert ({type(reason).__name__}); a guide needs the density of "
                     "given weights. Use a coupling, spline or autoregressive flow."
@@ -73,6 +85,13 @@ class Foreign(Bijection):
             raise ValueError(
                 f"The foreign flow {name} does not invert: after a round trip values differ by {error:.2g}."
             )
+
+
+def _whole_log_det(log_det: Tensor, x: Tensor) -> Tensor:
+    """Log determinant of shape `(...)`, also of flows that give one for every coordinate, or one for all points."""
+    if log_det.dim() == x.dim():
+        log_det = log_det.sum(-1)
+    return log_det.expand(x.shape[:-1])
 
 
 def foreign(make: Callable[[int], nn.Module]) -> Callable[[int], Bijection]:

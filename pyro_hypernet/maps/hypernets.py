@@ -149,9 +149,14 @@ def _couplings(dim: int, transformer: Transformer, num_layers: int, hidden: Sequ
 
 def _order(dim: int, number: int) -> Tensor:
     """The halves swapped after an odd layer, so that two layers move every coordinate; shuffled after an even one."""
-    if number % 2:
-        return torch.arange(dim - 1, -1, -1, device="cpu")
-    return torch.randperm(dim, generator=torch.Generator("cpu").manual_seed(number), device="cpu")
+    backwards = torch.arange(dim - 1, -1, -1, device="cpu")
+    if number % 2 or dim == 2:  # of two coordinates the only shuffle is the swap
+        return backwards
+    generator = torch.Generator("cpu").manual_seed(number)
+    order = torch.randperm(dim, generator=generator, device="cpu")
+    while torch.equal(order, backwards.flip(0)):  # never the identity: a layer would repeat the one before it
+        order = torch.randperm(dim, generator=generator, device="cpu")
+    return order
 
 
 def _interleave(layers: Sequence[Bijection], orders: Sequence[Tensor]) -> list[Bijection]:

@@ -112,8 +112,9 @@ class Permute(Bijection):
 
     def __init__(self, permutation: Tensor) -> None:
         super().__init__()
-        self.register_buffer("permutation", permutation)
-        self.register_buffer("inverse_permutation", permutation.argsort())
+        device = torch.empty(0).device  # made on the CPU, so that it is the same everywhere, it joins the parameters
+        self.register_buffer("permutation", permutation.to(device))
+        self.register_buffer("inverse_permutation", permutation.argsort().to(device))
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[..., self.permutation], x.new_zeros(x.shape[:-1])

@@ -49,18 +49,14 @@ def last_layer(
         hypernet: As in `full`.
         loc: As in `full`.
         scale: As in `full`.
-        sites: Names of the sites; None for the last layer: the last weight of two or more axes and what comes after it.
+        sites: Names of the sites; None for the last layer: the sites of the last site's module, so `net.2.weight` and
+            `net.2.bias`; where names have no dots, the last weight of two or more axes and what comes after it.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If a name is unknown or comes twice, or there is none.
+        TypeError: If `sites` is one string.
     """
-    if sites is not None:
-        unknown = [name for name in sites if name not in layout.names]
-        if unknown or not sites:
-            raise ValueError(f"sites names {unknown}; the model's sites are {', '.join(layout.names)}.")
-        chosen = [layout[name] for name in sites]
-    else:
-        chosen = list(layout.sites[_last_weight(layout) :])
+    chosen = _last_layer_sites(layout) if sites is None else _named_sites(layout, sites)
     index = torch.cat([torch.arange(site.start, site.start + site.size, device="cpu") for site in chosen])
     return _steer_noise(Steer(Subset(index), hypernet(len(index))), loc, scale)
 
@@ -196,7 +192,21 @@ def _is_weight(site: Site) -> bool:
     return len(site.shape) >= 2 and site.is_unconstrained
 
 
-def _last_weight(layout: Layout) -> int:
-    """Index of the first site of the last layer."""
+def _named_sites(layout: Layout, names: Sequence[str]) -> list[Site]:
+    if isinstance(names, str):
+        raise TypeError(f"sites must be a list of names; got the string {names!r}: pass [{names!r}].")
+    listed = f"the model's sites are {', '.join(layout.names)}"
+    unknown = [name for name in names if name not in layout.names]
+    if unknown:
+        raise ValueError(f"sites names {unknown}; {listed}.")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"sites must name at least one site, and none twice; got {list(names)}; {listed}.")
+    return [layout[name] for name in names]
+
+
+def _last_layer_sites(layout: Layout) -> list[Site]:
+    prefix, dot, _ = layout.names[-1].rpartition(".")
+    if dot:
+        return [site for site in layout.sites if site.name.rpartition(".")[0] == prefix]
     weights = [i for i, site in enumerate(layout.sites) if _is_weight(site)]
-    return weights[-1] if weights else len(layout.sites) - 1
+    return list(layout.sites[weights[-1] if weights else -1 :])
