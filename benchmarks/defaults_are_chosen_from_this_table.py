@@ -1,7 +1,7 @@
 """Which hypernetwork, width, step size and gradient come closest to NUTS: the table behind the defaults.
 
-Every cell is one fit, judged by its ELBO (10 000 draws) and by W1/sd to long NUTS runs in function space. Cells are kept
-in a JSON-lines file and not run again, so that the table can be made in pieces.
+Every cell is one fit, judged by its ELBO (10 000 draws) and by W1/sd to long NUTS runs in function space. Cells are
+kept in a JSON-lines file and not run again, so that the table can be made in pieces.
 
     python benchmarks/defaults_are_chosen_from_this_table.py --data FOLDER [--seeds 3] [--quick]
 """
@@ -140,7 +140,7 @@ def main(say: Callable[[str], None] = print) -> None:
                 say(json.dumps(cell))
     floors = ", ".join(f"{name} {noise_floor(reference):.3f}" for name, reference in references.items())
     text = (
-        f"{options.steps} steps; median ELBO in nats [least, greatest] over seeds, median W1/sd in brackets; one thread.\n"
+        f"{options.steps} steps, 1 thread; median ELBO in nats [least, greatest] over seeds (median W1/sd).\n"
         f"W1/sd of one half of the NUTS draws against the other: {floors}.\n\n"
         + table(read_cells(path), options.tasks, options.variants, options.steps)
     )

@@ -42,13 +42,12 @@ def exact(x: Tensor, y: Tensor, *, points: int = 801, limit: float = 7.0) -> dic
     log_joint = log_prior - 0.5 * residual / NOISE**2 - len(x) * math.log(NOISE * math.sqrt(2 * math.pi))
     log_evidence = log_joint.flatten().logsumexp(0) + 2 * (grid[1] - grid[0]).log()
     weights = (log_joint - log_joint.flatten().logsumexp(0)).exp()
-    sd, covariance = (weights * a**2).sum().sqrt().to(x.dtype), (weights * a * b).sum().to(x.dtype)
+    sd = (weights * a**2).sum().sqrt().to(x.dtype)
     top = (sxy / sxx - NOISE**2 / sxx).sqrt().to(x.dtype)
     zero = x.new_zeros(())
     return {
         "mean": {"a": zero, "b": zero},
         "sd": {"a": sd, "b": sd},
-        "mean_ab": covariance,
         "log_evidence": float(log_evidence),
         "modes": [{"a": top, "b": top}, {"a": -top, "b": -top}],
     }

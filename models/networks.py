@@ -47,7 +47,7 @@ def gap() -> Problem:
 
 
 def two_class() -> Problem:
-    """Two interleaved half circles, 100 data; `x_test` is a grid over the plane."""
+    """Two interleaved half circles, 100 data."""
     x, y = half_circles(100, seed=0)
     x_test, y_test = half_circles(200, seed=1)
     return Problem(

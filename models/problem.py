@@ -18,7 +18,8 @@ class Problem:
         args: The model's arguments, data included, in torch's default dtype of the moment of making.
         truth: What is known exactly, or by quadrature to four digits or better; empty where nothing is. Keys: "mean",
             "sd", dicts from site to tensors of the site's shape; "covariance", the same with two axes per axis;
-            "log_evidence", in nats, a float; "modes", a list of dicts from site to tensors.
+            "log_evidence", in nats, a float; "modes", a list of dicts from site to tensors, and
+            "masses", the posterior probability of each.
         init_values: A dict from site to a sensible start, for `init_to_value`; empty for the prior's median.
         x_test: Inputs not in the data, first argument of the model, or None.
         y_test: Their targets, or None where `x_test` is only a grid to draw on.

@@ -21,7 +21,7 @@ def model(y: Tensor) -> None:
 
 
 def two_modes() -> Problem:
-    """Two modes, 8 posterior sds apart per coordinate, with masses 0.7 and 0.3."""
+    """Two modes, almost 8 of their sds apart per coordinate, with masses 0.7 and 0.3."""
     y = torch.tensor([2.0, 2.0])
     shrink = PRIOR_SD**2 / (PRIOR_SD**2 + NOISE**2)
     mode, variance = shrink * y, shrink * NOISE**2

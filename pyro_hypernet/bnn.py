@@ -11,8 +11,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from pyro_hypernet.likelihoods import Likelihood, resolve_likelihood
@@ -56,7 +58,7 @@ def fan_in(*, gain: float = 1.0, bias_scale: float = 1.0, norm_scale: float = 0.
 
 
 PRIORS: dict[str, Callable[[], FanIn]] = {"fan_in": fan_in}
-Prior = str | float | FanIn | dist.TorchDistribution | Mapping[str, Any] | Callable[[str, Tensor], Any]
+Prior = str | float | FanIn | TorchDistributionMixin | Mapping[str, Any] | Callable[[str, Tensor], Any]
 
 
 def bayesianize(
@@ -147,7 +149,7 @@ class BayesianNet:
         net: nn.Module,
         likelihood: Likelihood,
         random: "Sequence[RandomTensor]",
-        priors: Mapping[str, dist.TorchDistribution],
+        priors: Mapping[str, TorchDistributionMixin],
         num_data: int | None = None,
     ) -> None:
         self.net = copy.deepcopy(net).eval()
@@ -184,13 +186,20 @@ class BayesianNet:
             The network's outputs, shape `(N, out)`.
 
         Raises:
+            TypeError: If `x` or `y` is no tensor.
             ValueError: If shapes or dtypes do not fit, or a value is not finite or not one the likelihood can have.
                 Values are looked at where they can be: not in captured or vmapped data.
         """
+        for name, value in {"x": x, "y": y}.items():
+            if not isinstance(value, Tensor) and (name == "x" or value is not None):
+                raise TypeError(f"{name} must be a tensor; got {type(value).__name__}: torch.as_tensor({name}).")
         if _is_readable(x):
             self._check_inputs(x, y)
-        f = torch.func.functional_call(self.net, self._parameters(), (x,))
-        f = self._check_outputs(f, x, y)
+        with sdpa_kernel(SDPBackend.MATH):  # of attention's kernels the one that vmap can batch
+            f = torch.func.functional_call(self.net, self._parameters(), (x,))
+        f = f.unsqueeze(-1) if f.dim() == 1 else f
+        if _is_readable(x):
+            self._check_outputs(f, x, y)
         pyro.deterministic("f", f, event_dim=2)
         fn = self.likelihood.distribution(f)
         scale = 1.0 if self.num_data is None else self.num_data / x.shape[0]
@@ -206,6 +215,12 @@ class BayesianNet:
         values = {}
         for site in self._random:
             value = pyro.sample(site.name, self.priors[site.name])
+            if value.shape != site.value.shape:
+                raise ValueError(
+                    f"A value of site {site.name!r} must have shape {tuple(site.value.shape)}; got "
+                    f"{tuple(value.shape)}: the network runs one draw at a time. For many use VectorizedELBO and "
+                    "predict, which vmap it, or vectorize_particles=False and parallel=False."
+                )
             values[site.parameter] = value if site.kind != "scale" else self._rescaled(site, value)
         for name in self._learnt:
             values[name] = pyro.param(name, self.net.get_parameter(name).clone)
@@ -236,9 +251,7 @@ class BayesianNet:
                 )
             _check_finite("y", y)
 
-    def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
-        """The outputs as `(N, out)`."""
-        f = f.unsqueeze(-1) if f.dim() == 1 else f
+    def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> None:
         if f.dim() != 2 or f.shape[0] != x.shape[0]:
             raise ValueError(
                 f"The network must map x, shape {tuple(x.shape)}, to outputs of shape ({x.shape[0]}, out); "
@@ -247,7 +260,6 @@ class BayesianNet:
         self.likelihood.check_width(f.shape[1])
         if y is not None and _is_readable(y):
             self.likelihood.check_targets(y, f.shape[1])
-        return f
 
 
 @dataclass(frozen=True)
@@ -327,13 +339,13 @@ def _check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) 
             raise ValueError(f"Pattern {pattern!r} in {option} matches no parameter; the names are {', '.join(names)}.")
 
 
-def _priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, dist.TorchDistribution]:
+def _priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, TorchDistributionMixin]:
     if isinstance(prior, Mapping):
         _check_patterns("prior", list(prior), [site.name for site in random])
     return {site.name: _expand(_prior(prior, site), site) for site in random}
 
 
-def _prior(prior: Prior, site: RandomTensor) -> dist.TorchDistribution:
+def _prior(prior: Prior, site: RandomTensor) -> TorchDistributionMixin:
     """The prior of one site, not yet expanded to its shape."""
     if isinstance(prior, Mapping):
         for pattern, entry in prior.items():
@@ -353,7 +365,7 @@ def _prior(prior: Prior, site: RandomTensor) -> dist.TorchDistribution:
         if not 0 < prior < math.inf:
             raise ValueError(f"A prior's scale must be positive; got {prior!r} for {site.name!r}.")
         return _normal(site, prior)
-    if isinstance(prior, dist.TorchDistribution):
+    if isinstance(prior, TorchDistributionMixin):
         return prior
     if callable(prior):
         return _prior(prior(site.name, site.value.clone()), site)
@@ -365,12 +377,12 @@ def _scale(prior: FanIn, site: RandomTensor) -> float:
     return scales[site.kind] if site.kind in scales else prior.gain / math.sqrt(site.fan_in)
 
 
-def _normal(site: RandomTensor, scale: float) -> dist.TorchDistribution:
+def _normal(site: RandomTensor, scale: float) -> TorchDistributionMixin:
     centre = 1.0 if site.kind == "norm" else 0.0
     return dist.Normal(site.value.new_tensor(centre), site.value.new_tensor(scale))
 
 
-def _expand(prior: dist.TorchDistribution, site: RandomTensor) -> dist.TorchDistribution:
+def _expand(prior: TorchDistributionMixin, site: RandomTensor) -> TorchDistributionMixin:
     """The prior as one event of the site's shape."""
     shape, batch_dim = site.value.shape, site.value.dim() - prior.event_dim
     try:

@@ -421,7 +421,8 @@ def _check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], ar
 def _refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> None:
     """Runs the model at another point: sites, shapes and supports must be the same there."""
     elsewhere = init_to_value(values=layout.constrain(loc + 0.5)[0], fallback=None)
-    with torch.no_grad(), poutine.block(), InitMessenger(partial(_latent_or_sample, elsewhere)):
+    init = InitMessenger(partial(_latent_or_sample, elsewhere))
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False), init:
         layout.check(Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs)), "a run at other weights")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -18,7 +19,7 @@ class Likelihood(ABC):
     """Turns outputs of shape `(N, out)` into the distribution of `N` targets, independent of each other."""
 
     @abstractmethod
-    def distribution(self, f: Tensor) -> dist.TorchDistribution:
+    def distribution(self, f: Tensor) -> TorchDistributionMixin:
         """The targets' distribution, batch shape `(N,)`; samples the likelihood's own latent sites, if it has any.
 
         Args:
@@ -81,15 +82,15 @@ class Gaussian(Likelihood):
         ValueError: If a fixed sigma is not positive.
     """
 
-    sigma: float | dist.TorchDistribution | None = None
+    sigma: float | TorchDistributionMixin | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sigma, (int, float, dist.TorchDistribution, type(None))):
+        if not isinstance(self.sigma, (int, float, TorchDistributionMixin, type(None))):
             raise ValueError(f"sigma must be a number, a distribution or None; got {self.sigma!r}.")
         if isinstance(self.sigma, (int, float)) and not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma must be positive; got {self.sigma!r}. For learnt noise leave it None.")
 
-    def distribution(self, f: Tensor) -> dist.TorchDistribution:
+    def distribution(self, f: Tensor) -> TorchDistributionMixin:
         """`Normal(f, sigma)`, see Likelihood; samples sigma unless it is fixed."""
         sigma = self._sigma(f)
         if f.shape[-1] == 1:
@@ -106,14 +107,15 @@ class Gaussian(Likelihood):
     def _sigma(self, f: Tensor) -> Tensor:
         if isinstance(self.sigma, (int, float)):
             return f.new_tensor(self.sigma)
-        return pyro.sample("sigma", self.sigma or dist.LogNormal(f.new_tensor(-1.5), f.new_tensor(0.75)))
+        default = dist.LogNormal(f.new_tensor(-1.5), f.new_tensor(0.75))
+        return pyro.sample("sigma", default if self.sigma is None else self.sigma)
 
 
 @dataclass(frozen=True)
 class Heteroscedastic(Likelihood):
     """`y ~ Normal(f[:, 0], softplus(f[:, 1]) + 1e-6)`: the network's second output sets the noise."""
 
-    def distribution(self, f: Tensor) -> dist.TorchDistribution:
+    def distribution(self, f: Tensor) -> TorchDistributionMixin:
         """A Normal with its own scale for every datum, see Likelihood."""
         return dist.Normal(f[..., 0], softplus(f[..., 1]) + _LEAST_SCALE)
 
@@ -129,7 +131,7 @@ class Heteroscedastic(Likelihood):
 class Bernoulli(Likelihood):
     """Two classes, 0 and 1; the network's only output is the log odds of class 1."""
 
-    def distribution(self, f: Tensor) -> dist.TorchDistribution:
+    def distribution(self, f: Tensor) -> TorchDistributionMixin:
         """`Bernoulli(logits=f)`, see Likelihood."""
         return dist.Bernoulli(logits=f.squeeze(-1))
 
@@ -155,7 +157,7 @@ class Bernoulli(Likelihood):
 class Categorical(Likelihood):
     """Classes 0 … C-1, integers; the network's C outputs are unnormalised log probabilities."""
 
-    def distribution(self, f: Tensor) -> dist.TorchDistribution:
+    def distribution(self, f: Tensor) -> TorchDistributionMixin:
         """`Categorical(logits=f)`, see Likelihood."""
         return dist.Categorical(logits=f)
 
@@ -189,7 +191,7 @@ class Categorical(Likelihood):
 class Poisson(Likelihood):
     """Counts; the network's only output is the log of their rate."""
 
-    def distribution(self, f: Tensor) -> dist.TorchDistribution:
+    def distribution(self, f: Tensor) -> TorchDistributionMixin:
         """`Poisson(exp(f))`, see Likelihood."""
         return dist.Poisson(f.squeeze(-1).exp())
 

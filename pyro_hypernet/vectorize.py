@@ -128,7 +128,10 @@ class Vectorized:
 
         first = pytree.tree_leaves(draws)[0]
         zeros = torch.zeros(first.shape[0], device=first.device)
-        return torch.func.vmap(one, randomness=self.randomness)(draws, zeros)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # torch's own samplers
+            warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
+            return torch.func.vmap(one, randomness=self.randomness)(draws, zeros)
 
     def _capture(self, key: Any, leaves: list[Any], spec: Any) -> None:
         """Adds a graph for arguments of these shapes; a failure to capture means mode "eager" from now on."""

@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.evaluation.sampling import VmappedSampling
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
 # Memory for one chunk's intermediate results.
@@ -143,13 +142,11 @@ def map_in_chunks(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    sampled = VmappedSampling(samples)(model)
-
     def run_one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
-        return collect(trace_one(sampled, values, args, kwargs))
+        return collect(trace_one(model, values, args, kwargs))
 
     def run_first() -> None:
-        first = trace_one(sampled, {name: value[0] for name, value in samples.items()}, args, kwargs)
+        first = trace_one(model, {name: value[0] for name, value in samples.items()}, args, kwargs)
         check_samples(samples, first)
         collect(first)
 

@@ -113,7 +113,7 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience)
+    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped)
     batches = _batches(args)
     elbo = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
     first = next(batches)
@@ -171,8 +171,8 @@ class _Run:
         self.keep = keep
         self.window = max(1, num_steps // _WINDOWS)
         self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-        rate = _Schedule(num_steps, warmup, decay)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self.learning_rate = learning_rate
+        self.schedule = _Schedule(num_steps, warmup, decay)
         self.averaged_from = num_steps - max(1, int(_AVERAGED_SHARE * num_steps))
         self.losses: list[float] = []
         self.num_skipped = self.skipped_in_a_row = self.windows_since_best = self.num_averaged = 0
@@ -187,12 +187,13 @@ class _Run:
         loss = estimate.loss.item()
         finite = math.isfinite(loss) and math.isfinite(norm.item())
         if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * self.schedule(len(self.losses))
             self.optimizer.step()
             self.skipped_in_a_row = 0
         else:
             self.num_skipped += 1
             self.skipped_in_a_row += 1
-        self.schedule.step()
         self.losses.append(loss if finite else math.nan)
         if self.keep == "average" and len(self.losses) > self.averaged_from:
             self._average()
@@ -249,7 +250,14 @@ class _Schedule:
 
 
 def _check_options(
-    guide: Any, num_steps: int, learning_rate: float, warmup: float, clip: float, keep: str, patience: int | None
+    guide: Any,
+    num_steps: int,
+    learning_rate: float,
+    warmup: float,
+    clip: float,
+    keep: str,
+    patience: int | None,
+    max_skipped: int,
 ) -> None:
     if not isinstance(guide, AutoHypernet):
         raise TypeError(
@@ -266,6 +274,8 @@ def _check_options(
         raise ValueError(f"warmup must be a share of the steps in [0, 1); got {warmup!r}.")
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be a positive number of windows or None; got {patience!r}.")
+    if max_skipped < 1:
+        raise ValueError(f"max_skipped must be at least 1; got {max_skipped!r}.")
 
 
 def _batches(args: tuple | Iterable[tuple]) -> Iterator[tuple]:
@@ -273,16 +283,16 @@ def _batches(args: tuple | Iterable[tuple]) -> Iterator[tuple]:
     if isinstance(args, tuple):
         while True:
             yield args
+    expected = "args must be a tuple of the model's arguments, such as (x, y), or an iterable of such tuples"
     if isinstance(args, Tensor) or not isinstance(args, Iterable):
-        raise TypeError(
-            "args must be a tuple of the model's arguments, such as (x, y), or an iterable of such tuples; got "
-            f"{type(args).__name__}."
-        )
+        raise TypeError(f"{expected}; got {type(args).__name__}.")
     while True:
         empty = True
         for batch in args:
             empty = False
-            yield batch if isinstance(batch, tuple) else tuple(batch)
+            if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
+                raise TypeError(f"{expected}; got {type(args).__name__} of {type(batch).__name__}.")
+            yield tuple(batch)
         if empty:
             raise ValueError(
                 "The iterable of arguments is empty or can be gone through only once: pass a DataLoader or a list."

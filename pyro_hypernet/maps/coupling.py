@@ -126,7 +126,7 @@ class Spline(Transformer):
 
     def _knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Positions, values and slopes of the knots, shape `(..., num_bins + 1)`."""
-        # Softly bounded, as log scales are: slopes then stay between about 1/50 and 50, and the inverse well conditioned.
+        # Softly bounded, as log scales are: no slope is then extreme, and the inverse stays well conditioned.
         widths, heights, slopes = soft_bound(params).split([self.num_bins, self.num_bins, self.num_bins - 1], dim=-1)
         inner = _LEAST_SLOPE + functional.softplus(slopes + math.log(math.expm1(1 - _LEAST_SLOPE)))
         return self._places(widths), self._places(heights), functional.pad(inner, (1, 1), value=1.0)

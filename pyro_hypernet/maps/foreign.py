@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,33 +40,36 @@ class Foreign(Bijection):
             self._check_inverse(dim, parameters[0])
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        transform = self._transform()
-        if hasattr(transform, "call_and_ladj"):
-            return transform.call_and_ladj(x)
-        y = transform(x)
-        log_det = _whole_log_det(transform.log_abs_det_jacobian(x, y), x)
-        self._drop_caches()
-        return y, log_det
+        if self._is_lazy():
+            y, log_det = self.flow.transform().call_and_ladj(x)
+            return y, _whole(log_det, x)
+        y = self.flow(x)
+        return y, self._log_det(x, y)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        transform = self._transform()
-        x = transform.inv(y)
-        if hasattr(transform, "call_and_ladj"):
-            return x, -transform.call_and_ladj(x)[1]
-        log_det = _whole_log_det(transform.log_abs_det_jacobian(x, y), y)
-        self._drop_caches()
-        return x, -log_det
+        if self._is_lazy():
+            transform = self.flow.transform()
+            x = transform.inv(y)
+            return x, -_whole(transform.call_and_ladj(x)[1], x)
+        x = self.flow.inv(y)
+        return x, -self._log_det(x, y)
 
-    def _transform(self) -> Any:
-        lazy = getattr(self.flow, "transform", None)  # zuko builds its transform anew from the parameters at every call
-        return lazy() if callable(lazy) else self.flow
+    def _is_lazy(self) -> bool:
+        """Whether it is zuko's, which builds a transform anew from the parameters at every call.
 
-    def _drop_caches(self) -> None:
-        """Empties Pyro's own caches: Foreign keeps the last pair itself, and tensors with a history cannot be copied."""
+        `call_and_ladj` is no sign of it: once zuko is imported, torch's and Pyro's transforms have that too.
+        """
+        return callable(getattr(self.flow, "transform", None))
+
+    def _log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        log_det = _whole(self.flow.log_abs_det_jacobian(x, y), x)
+        # Foreign keeps the last pair itself, and Pyro's own caches hold tensors with a history, which no copy survives.
         for module in self.flow.modules():
             if isinstance(module, Transform):
-                cached = {name: None for name in vars(module) if name.startswith("_cached_")}
+                names = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+                cached = {name: None for name in names if name.startswith("_cache")}
                 vars(module).update(cached | {"_cached_x_y": (None, None), "_inv": None})
+        return log_det
 
     def _check_inverse(self, dim: int, like: Tensor) -> None:
         name = type(self.flow).__name__
@@ -87,11 +89,9 @@ class Foreign(Bijection):
             )
 
 
-def _whole_log_det(log_det: Tensor, x: Tensor) -> Tensor:
+def _whole(log_det: Tensor, x: Tensor) -> Tensor:
     """Log determinant of shape `(...)`, also of flows that give one for every coordinate, or one for all points."""
-    if log_det.dim() == x.dim():
-        log_det = log_det.sum(-1)
-    return log_det.expand(x.shape[:-1])
+    return (log_det.sum(-1) if log_det.dim() == x.dim() else log_det).expand(x.shape[:-1])
 
 
 def foreign(make: Callable[[int], nn.Module]) -> Callable[[int], Bijection]:

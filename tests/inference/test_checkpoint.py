@@ -1,0 +1,322 @@
+"""A guide on disk: what comes back, and which files are refused."""
+
+import json
+import os
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference import checkpoint
+from pyro_hypernet.inference.checkpoint import load, save
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.maps.bijection import Chain
+from pyro_hypernet.maps.coupling import Coupling, Scaling
+from pyro_hypernet.maps.hypernets import HYPERNETS, coupling
+from pyro_hypernet.maps.linear import UnitTriangular
+from pyro_hypernet.maps.structures import STRUCTURES, full, last_layer, low_rank
+from tests import small_models as m
+
+DATA = m.linear_data()
+
+
+def trained(model, *args, hypernet="auto", structure="auto", **options):
+    """A guide whose every parameter was moved from where it starts."""
+    guide = AutoHypernet(model, hypernet, structure, **options).setup(*args)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return guide
+
+
+def draws(guide):
+    pyro.set_rng_seed(7)
+    return guide.sample_posterior(5)
+
+
+def assert_same(loaded, guide):
+    """Equal draws and densities, bit by bit, before the loaded guide has seen any data."""
+    expected, found = draws(guide), draws(loaded)
+    assert list(found) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+    torch.testing.assert_close(loaded.log_prob(expected), guide.log_prob(expected), rtol=0, atol=0)
+    for name, value in guide.median().items():
+        torch.testing.assert_close(loaded.median()[name], value, rtol=0, atol=0)
+
+
+def round_trip(guide, model, path, *args, **options):
+    save(guide, path)
+    loaded = load(path, model, *args, **options)
+    assert_same(loaded, guide)
+    return loaded
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "guide.safetensors"
+
+
+@pytest.mark.parametrize("hypernet", HYPERNETS)
+def test_round_trip_of_every_hypernet(hypernet, path):
+    guide = trained(m.supports, hypernet=hypernet)
+    loaded = round_trip(guide, m.supports, path)
+    assert loaded.hypernet == hypernet
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_round_trip_of_every_structure(structure, path):
+    net = m.Network()
+    loaded = round_trip(trained(net, *DATA, structure=structure), net, path)
+    assert loaded.structure == structure
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hypernet": partial(coupling, num_layers=2, hidden=(16,))},
+        {"hypernet": coupling},
+        {"structure": partial(low_rank, rank=2)},
+        {"structure": partial(last_layer, sites=("slope",))},
+        {"num_components": 2},
+        {"init_scale": 0.3},
+    ],
+    ids=["coupling with options", "function", "rank", "sites", "components", "scale"],
+)
+def test_round_trip_of_options(options, path):
+    guide = trained(m.linear, *DATA, **options)
+    loaded = round_trip(guide, m.linear, path)
+    assert loaded.num_components == guide.num_components
+    assert loaded.init_scale == guide.init_scale
+    assert loaded.describe() == guide.describe()
+
+
+def test_layout_comes_back_with_supports_and_plates(path):
+    guide = trained(m.supports)
+    loaded = round_trip(guide, m.supports, path)
+    assert loaded.layout.names == guide.layout.names
+    for found, expected in zip(loaded.layout.sites, guide.layout.sites, strict=True):
+        assert (found.shape, found.plates, found.slice) == (expected.shape, expected.plates, expected.slice)
+        assert repr(found.support) == repr(expected.support)
+    loaded.setup()  # now the model is run, and held against the file
+    assert_same(loaded, guide)
+
+
+def test_bounds_beyond_json_come_back(path):
+    def model():
+        upper = torch.tensor([2.0, 5.0], dtype=torch.float64)
+        pyro.sample("between", dist.Uniform(torch.tensor([0.1, -0.7], dtype=torch.float64), upper).to_event(1))
+
+    guide = trained(model)
+    loaded = round_trip(guide, model, path)
+    assert loaded.setup().sample_posterior(1)["between"].dtype == torch.float64
+
+
+def test_float64(path):
+    x, y = (value.double() for value in DATA)
+
+    def model(x, y):
+        slope = pyro.sample("slope", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ slope, 0.3), obs=y)
+
+    loaded = round_trip(trained(model, x, y), model, path, x, y)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float64}
+
+
+def test_a_loaded_guide_trains_on(path):
+    save(trained(m.linear, *DATA), path)
+    loaded = load(path, m.linear)
+    svi = pyro.infer.SVI(m.linear, loaded, pyro.optim.Adam({"lr": 0.03}), VectorizedELBO())
+    losses = [svi.step(*DATA) for _ in range(100)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+
+
+def test_loading_leaves_the_random_numbers_alone(path):
+    save(trained(m.linear, *DATA), path)
+    pyro.set_rng_seed(3)
+    expected = torch.rand(3)
+    pyro.set_rng_seed(3)
+    load(path, m.linear)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_paths_may_be_strings_in_folders_to_be_made(tmp_path):
+    guide = trained(m.linear, *DATA)
+    path = str(tmp_path / "new" / "folder" / "guide.safetensors")
+    round_trip(guide, m.linear, path)
+    save(trained(m.linear, *DATA, hypernet="iaf"), path)  # replaces the old file
+    assert load(path, m.linear).hypernet == "iaf"
+
+
+# -- functions of the user's own --
+
+
+def own_hypernet(dim):
+    return Chain(Coupling(dim, Scaling(), hidden=(4,)), UnitTriangular(dim))
+
+
+def own_structure(layout, hypernet, loc, scale):
+    return full(layout, hypernet, loc, scale)
+
+
+@pytest.mark.parametrize("what, function", [("hypernet", own_hypernet), ("structure", own_structure)])
+def test_own_functions_are_passed_again(what, function, path):
+    guide = trained(m.linear, *DATA, **{what: function})
+    save(guide, path)
+    with pytest.raises(ValueError, match=f"^The guide was made with {what}=own_{what}, your own function: pass it to"):
+        load(path, m.linear)
+    round_trip(guide, m.linear, path, **{what: function})
+
+
+def test_another_function_than_the_guides_own(path):
+    save(trained(m.linear, *DATA, hypernet=own_hypernet), path)
+    with pytest.raises(ValueError, match="does not fit the guide that its header describes"):
+        load(path, m.linear, hypernet=coupling)
+
+
+# -- other models --
+
+
+def wider(x, y):
+    pyro.sample("slope", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("noise", dist.LogNormal(torch.zeros(()), 0.5))
+
+
+def unbounded(x, y):
+    pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("noise", dist.Normal(torch.zeros(()), 0.5))
+
+
+def renamed(x, y):
+    pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("noise", dist.LogNormal(torch.zeros(()), 0.5))
+
+
+def shorter(x, y):
+    pyro.sample("slope", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("other", [wider, unbounded, renamed, shorter])
+def test_another_model_is_refused(other, path):
+    save(trained(m.linear, *DATA), path)
+    with pytest.raises(ValueError, match="^The latent sites changed: expected"):
+        load(path, other, *DATA)
+    for use in (
+        lambda guide: guide(*DATA),
+        lambda guide: guide.setup(*DATA),
+        lambda guide: VectorizedELBO().loss(other, guide, *DATA),
+        lambda guide: pyro.infer.Trace_ELBO().loss(other, guide, *DATA),
+    ):
+        guide = load(path, other)
+        with pytest.raises(ValueError, match="^The latent sites changed: expected"):
+            use(guide)
+
+
+# -- files that are not ours --
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.2, 0.5, 0.9, 0.9999])
+def test_a_file_cut_short(share, path):
+    save(trained(m.linear, *DATA), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="is no readable checkpoint; it is cut short or not a safetensors file"):
+        load(path, m.linear)
+
+
+@pytest.mark.parametrize("data", [b"hello, world", b"\x00" * 100, b"PK\x03\x04" + b"x" * 200, b"\xff" * 64])
+def test_a_file_of_another_kind(data, path):
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="is no readable checkpoint"):
+        load(path, m.linear)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"pyro_hypernet": "{}"}])
+def test_safetensors_of_another_program(metadata, path):
+    path.write_bytes(write_tensors({"weight": torch.zeros(3)}, metadata=metadata))
+    with pytest.raises(ValueError, match="was not written by pyro_hypernet.save"):
+        load(path, m.linear)
+
+
+def test_a_file_of_a_later_release(path):
+    save(trained(m.linear, *DATA), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pyro_hypernet"])
+    metadata = {"pyro_hypernet": json.dumps({**header, "version": 99})}
+    path.write_bytes(write_tensors(read_tensors(data), metadata=metadata))
+    with pytest.raises(ValueError, match="has format version 99; this release reads up to 1: upgrade it"):
+        load(path, m.linear)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.safetensors", m.linear)
+
+
+def test_the_header_says_what_the_file_is(path):
+    save(trained(m.linear, *DATA, hypernet=partial(coupling, num_layers=2)), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pyro_hypernet"])
+    assert header["hypernet"] == {"name": "coupling", "options": {"num_layers": 2}}
+    assert header["torch"] == torch.__version__
+    assert header["pyro"] == pyro.__version__
+    assert [site["name"] for site in header["layout"]] == ["slope", "noise"]
+
+
+# -- whole or not at all --
+
+
+def fail(*_, **__):
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("where", ["replace", "fsync", "tensors"])
+def test_a_failing_write_leaves_the_old_file(where, path, monkeypatch):
+    old = trained(m.linear, *DATA)
+    save(old, path)
+    if where == "tensors":
+        monkeypatch.setattr(checkpoint, "save_tensors", fail)
+    else:
+        monkeypatch.setattr(os, where, fail)
+    with pytest.raises(OSError, match="no space left"):
+        save(trained(m.linear, *DATA, hypernet="iaf"), path)
+    monkeypatch.undo()
+    assert os.listdir(path.parent) == [path.name]
+    assert_same(load(path, m.linear), old)
+
+
+def test_a_failing_first_write_leaves_nothing(path, monkeypatch):
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save(trained(m.linear, *DATA), path)
+    assert os.listdir(path.parent) == []
+
+
+# -- what cannot be saved --
+
+
+def test_guides_of_other_kinds(path):
+    with pytest.raises(TypeError, match="^save writes an AutoHypernet; got AutoNormal"):
+        save(AutoNormal(m.linear), path)
+
+
+def test_a_guide_before_setup(path):
+    with pytest.raises(RuntimeError, match="^The guide does not know its model's sites yet"):
+        save(AutoHypernet(m.linear), path)
+    assert not path.exists()
+
+
+def test_options_that_json_cannot_hold(path):
+    guide = trained(m.linear, *DATA, hypernet=partial(coupling, hidden=torch.tensor([4, 4]).numpy()))
+    with pytest.raises(ValueError, match="^The options of hypernet 'coupling' must be numbers, strings or lists"):
+        save(guide, path)
+    assert not path.exists()
