@@ -78,6 +78,8 @@ def bayesianize(
     network's values and which SVI or `fit` trains; as always in Pyro, two models share parameters of one name unless
     `pyro.clear_param_store()` comes between. Parameters with `requires_grad=False` stay fixed, unless `sites` names
     them. The outputs are the deterministic site "f", shape `(N, out)`; the targets the site "y" in the plate "data".
+    The model takes one draw at a time, to be vmapped; Pyro's vectorised particles it refuses, and `torch.jit` cannot
+    trace it.
 
     Args:
         net: Any module from one tensor `(N, ...)` to outputs `(N, out)`, or `(N,)`, which is read as `(N, 1)`.

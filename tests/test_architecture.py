@@ -115,7 +115,8 @@ def test_every_public_name_is_there():
 
 def test_readme_shows_the_folders_as_they_are():
     readme = (ROOT / "README.md").read_text()
-    block = next(block for block in re.findall(r"```\n(.*?)```", readme, flags=re.S) if "pyro_hypernet/" in block)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.S | re.M)
+    block = next(block for block in blocks if block.startswith("pyro_hypernet/"))
     shown = set(re.findall(r"[\w/]+\.py", block))
     real = {path.name for path in MODULES}
     assert {name.split("/")[-1] for name in shown if "test_" not in name} - {"__init__.py"} == real

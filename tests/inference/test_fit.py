@@ -152,10 +152,10 @@ def test_args_whose_items_are_no_tuples(args):
 # -- what goes wrong on the way --
 
 
-def with_cliff(y):
-    """A density that is NaN for about every third draw of a guide near its posterior N(.9, .1)."""
+def with_holes(y):
+    """A density that is NaN in every fifth draw, wherever the guide goes."""
     mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    pyro.factor("cliff", torch.where(mean[0] > 1.15, torch.full((), math.nan), torch.zeros(())))
+    pyro.factor("holes", torch.where((100 * mean[0]).sin() > 0.8, torch.full((), math.nan), torch.zeros(())))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
 
@@ -171,10 +171,11 @@ def always_off(y):
 def test_steps_that_are_not_finite_are_skipped_and_counted(gradient, keep):
     y = torch.ones(9, 2)
     guide, result = quick(
-        AutoHypernet(with_cliff, "coupling"), (y,), with_cliff, num_steps=300, gradient=gradient, keep=keep
+        AutoHypernet(with_holes, "coupling"), (y,), with_holes, num_steps=300, gradient=gradient, keep=keep
     )
     assert result.num_skipped == int(result.losses.isnan().sum())
-    assert 20 < result.num_skipped < 280
+    # Of two particles one is bad in 37 of 100 steps: 111 of 300, and five standard errors are 42.
+    assert 60 < result.num_skipped < 160
     assert bool(flat(guide).isfinite().all())
     assert math.isfinite(result.elbo)
     assert result.stopped_because == "all steps done"
@@ -278,7 +279,9 @@ def test_the_models_params_are_learnt_and_kept_with_the_guides():
         pyro.clear_param_store()
         guide = AutoHypernet(m.with_param, "linear")
         quick(guide, (y,), m.with_param, num_steps=600, num_particles=16, keep=keep, learning_rate=0.05)
-        assert float(pyro.param("noise").detach()) == pytest.approx(8**0.5, rel=0.05)
+        # "best" takes the luckiest window, here some way from the end.
+        tolerance = 0.15 if keep == "best" else 0.03
+        assert float(pyro.param("noise").detach()) == pytest.approx(8**0.5, rel=tolerance)
 
 
 # -- the schedule --
