@@ -47,7 +47,7 @@ class LogJoint:
         self.model = model
         self.layout = layout
         self._value = Vectorized(self._value_of_one, mode=mode)
-        self._grad_and_value = Vectorized(self._grad_and_value_of_one, mode=mode)
+        self._grad_and_value = Vectorized(self._grad_and_value_of_one, mode=mode, differentiable=False)
 
     @property
     def mode(self) -> str:

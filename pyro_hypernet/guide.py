@@ -136,10 +136,11 @@ class AutoHypernet(AutoContinuous):
 
     def describe(self) -> str:
         """One line on what was built: sites, structure, hypernetwork, parameters and bytes."""
+        layout = self.layout
         count = sum(parameter.numel() for parameter in self.parameters())
         itemsize = next(self.parameters()).element_size()
         return (
-            f"AutoHypernet: {self.latent_dim} weights in {len(self.layout.sites)} sites; "
+            f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; "
             f"structure {_name(self.structure, choose_structure(self.latent_dim))}, "
             f"hypernet {_name(self.hypernet, choose_hypernet(self.latent_dim))}; {count} parameters, "
             f"{_spell_bytes(count * itemsize)} ({_spell_bytes(4 * count * itemsize)} while Adam trains them)."

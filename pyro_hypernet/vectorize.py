@@ -56,17 +56,27 @@ class Vectorized:
             "loop": one draw after the other. A function that cannot be vmapped moves to "loop" by itself, after one
             warning that names the line; one that cannot be captured moves to "eager".
         randomness: What `torch.func.vmap` does with random numbers drawn inside: "same" or "different" in every draw.
+        differentiable: Whether results are to be differentiated by autograd. If not, graphs run as TorchScript, at
+            about a third of the time for small networks, and only under `torch.no_grad`.
 
     Raises:
         ValueError: If the mode is unknown.
     """
 
-    def __init__(self, function: Callable[..., Any], *, mode: str = "graph", randomness: str = "same") -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        mode: str = "graph",
+        randomness: str = "same",
+        differentiable: bool = True,
+    ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
         self.function = function
         self.mode = mode
         self.randomness = randomness
+        self.differentiable = differentiable
         self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
 
     def __call__(self, draws: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -145,6 +155,10 @@ class Vectorized:
         try:
             with torch.random.fork_rng(devices=[]), poutine.block(), poutine.trace(param_only=True) as params:
                 module = make_fx(batched)(*tensors)
+                module.graph.eliminate_dead_code()
+                module.recompile()
+                if not (self.differentiable or params.trace.nodes):
+                    module = _script(module, tensors)
         except Exception as error:
             self.mode = "eager"
             warnings.warn(
@@ -153,8 +167,6 @@ class Vectorized:
                 stacklevel=5,
             )
             return
-        module.graph.eliminate_dead_code()
-        module.recompile()
         graph = _Graph(module, params.trace)
         if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
             self.mode = "eager"
@@ -167,7 +179,7 @@ class Vectorized:
 class _Graph:
     """A captured graph, and the `pyro.param`s that it holds by reference."""
 
-    def __init__(self, module: GraphModule, params: Trace) -> None:
+    def __init__(self, module: Callable[..., Any], params: Trace) -> None:
         self.module = module
         self.params = {name: _leaf(name) for name in params.nodes}
 
@@ -196,6 +208,13 @@ class _BatchedFactories(TorchFunctionMode):
         if func in self.factories and result.is_floating_point():
             return result + self.zero.to(result.dtype)
         return result
+
+
+def _script(module: GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
+    """The same operations run from C++, constants worked out beforehand."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # on the age of TorchScript, and on constants, which are meant
+        return torch.jit.freeze(torch.jit.trace(module, tuple(tensors), check_trace=False).eval())
 
 
 class _Unvalidated(Messenger):

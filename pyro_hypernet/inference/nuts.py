@@ -40,7 +40,7 @@ class Nuts:
             see through the symmetries of networks, which make weights of different chains differ.
         function_ess: Effective sample sizes of the same.
         divergences: Number of divergent transitions in every chain.
-        acceptance: Mean acceptance probability of every chain.
+        acceptance: Share of the kept steps of every chain that moved, as Pyro counts them.
         seconds: Wall time, warm-up included.
     """
 
@@ -82,7 +82,7 @@ def nuts(
     Args:
         model: The Pyro model.
         args: Its arguments.
-        num_samples: Draws kept in every chain.
+        num_samples: Draws kept in every chain, at least 4.
         warmup_steps: Steps of adaptation in every chain, thrown away.
         num_chains: Number of chains, started uniformly in (−2, 2) in unconstrained space, or at draws of the guide.
         guide: A trained guide, through whose map the chains run (NeuTra): the sampler sees a target near N(0, I).
@@ -95,6 +95,7 @@ def nuts(
         Draws and diagnostics. A warning says so where chains did not mix.
 
     Raises:
+        RuntimeError: If the model has no latent site.
         ValueError: If a number is out of range, or no start with a finite density is found.
 
     Source: Hoffman and Gelman 2014; NeuTra: Hoffman et al. 2019, arXiv 1903.03704.
@@ -109,11 +110,13 @@ def nuts(
         >>> draws.samples["mean"].shape
         torch.Size([50])
     """
-    if min(num_samples, num_chains) < 1 or warmup_steps < 0:
+    if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
         raise ValueError(
-            f"num_samples and num_chains must be positive and warmup_steps not negative; got {num_samples}, "
-            f"{num_chains} and {warmup_steps}."
+            "num_samples must be at least 4 (R-hat splits every chain), num_chains positive and warmup_steps not "
+            f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
         )
+    if num_processes is not None and num_processes < 1:
+        raise ValueError(f"num_processes must be positive or None; got {num_processes}.")
     start = time.perf_counter()
     if guide is not None:
         guide.setup(*args)
@@ -127,13 +130,12 @@ def nuts(
     samples_by_chain = layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
     functions = _function_values(model, samples, args, num_chains)
-    rhat = {name: split_gelman_rubin(v) for name, v in samples_by_chain.items()} if num_samples > 3 else {}
     result = Nuts(
         samples=samples,
         samples_by_chain=samples_by_chain,
-        rhat=rhat,
+        rhat={name: split_gelman_rubin(value) for name, value in samples_by_chain.items()},
         ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
-        function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()} if num_samples > 3 else {},
+        function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
         function_ess={name: effective_sample_size(value) for name, value in functions.items()},
         divergences=tuple(chain.divergences for chain in chains),
         acceptance=tuple(chain.acceptance for chain in chains),
@@ -205,7 +207,10 @@ class _Potential(torch.autograd.Function):
 
 def _layout(model: Model, args: tuple) -> Layout:
     with poutine.block(), torch.no_grad():
-        return Layout.from_trace(poutine.trace(model).get_trace(*args))
+        layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
+    if not layout.sites:
+        raise RuntimeError("The model has no latent site to sample.")
+    return layout
 
 
 def _starts(target: _Target, num_chains: int) -> list[Tensor]:

@@ -38,19 +38,19 @@ def exact_evidence(x, y):
 def affine_of(guide):
     """Location and scale matrix of a guide with hypernet "linear" and structure "full", with their gradients."""
     steer, affine = guide.bijection.bijections
-    weight = steer.hypernet.bijections[0].weight
+    weight = steer.hypernet.bijections[-1].weight
     unit = torch.eye(len(affine.loc), dtype=affine.loc.dtype) + weight.tril(-1)
     return affine.loc, affine.log_scale.exp()[:, None] * unit
 
 
 @torch.no_grad()
 def set_exactly(guide, posterior):
-    """Sets such a guide to a Gaussian."""
+    """Sets such a guide, or one whose triangular layer follows layers that are still the identity, to a Gaussian."""
     steer, affine = guide.bijection.bijections
     scale = posterior.scale_tril.diagonal()
     affine.loc.copy_(posterior.loc)
     affine.log_scale.copy_(scale.log())
-    steer.hypernet.bijections[0].weight.copy_((posterior.scale_tril / scale[:, None]).tril(-1))
+    steer.hypernet.bijections[-1].weight.copy_((posterior.scale_tril / scale[:, None]).tril(-1))
 
 
 def exact_guide(x, y):

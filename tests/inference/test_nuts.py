@@ -11,16 +11,18 @@ import torch
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.nuts import nuts
 from tests import small_models as m
-from tests.inference.conjugate import exact_guide, exact_posterior, make_data, regression
+from tests.inference.conjugate import exact_guide, exact_posterior, make_data, regression, set_exactly
 
 X, Y = make_data()
 POSTERIOR = exact_posterior(X, Y)
 CHAINS, DRAWS = 2, 250
 
 
-def run(*args, model=regression, **options):
+def run(*args, model=None, **options):
     options = {"num_samples": DRAWS, "warmup_steps": 150, "num_chains": CHAINS, "num_processes": 1, **options}
-    return nuts(model, *(args or (X, Y)), **options)
+    if model is None:
+        model, args = regression, args or (X, Y)
+    return nuts(model, *args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_diagnostics_of_a_run_that_is_well(result):
     assert set(result.function_rhat) == set(result.function_ess) == {"f", "y"}
     assert result.divergences == (0,) * CHAINS
     assert len(result.acceptance) == CHAINS
-    assert all(0.6 < rate <= 1 for rate in result.acceptance)
+    assert all(0.9 < rate <= 1 for rate in result.acceptance)
     assert 0.99 < result.max_rhat < 1.05
     assert 0.99 < result.max_function_rhat < 1.05
     assert float(result.ess["weight"].min()) > 50
@@ -75,26 +77,31 @@ def test_the_guide_saves_steps_and_gives_more_effective_draws(plain, through_gui
     assert float(through_guide.ess["weight"].min()) > float(plain.ess["weight"].min())
 
 
-@pytest.mark.parametrize("hypernet", ["coupling", "iaf", "spline"])
+@pytest.mark.parametrize("hypernet", ["coupling", "iaf"])
 def test_through_a_flow_that_is_not_the_posterior(hypernet):
     """The map bends the space; its log determinant makes up for it."""
-    guide = AutoHypernet(regression, hypernet, init_loc_fn=pyro.infer.autoguide.init_to_mean).setup(X, Y)
+    guide = AutoHypernet(regression, hypernet).setup(X, Y)
+    set_exactly(guide, POSTERIOR)
     with torch.no_grad():
         for parameter in guide.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    result = run(guide=guide, num_samples=150, warmup_steps=150)
-    ess = result.ess["weight"].clamp(max=300)
+            parameter += 0.03 * torch.randn_like(parameter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NUTS has not mixed")  # for that the run is short
+        result = run(guide=guide, num_samples=150, warmup_steps=50, max_tree_depth=4, num_chains=1)
+    ess = result.ess["weight"].clamp(max=150)
     error = (result.samples["weight"].mean(0) - POSTERIOR.loc) / POSTERIOR.stddev
     assert bool((error.abs() < 5 / ess.sqrt()).all())
     assert bool(((result.samples["weight"].std(0) / POSTERIOR.stddev - 1).abs() < 5 / ess.sqrt()).all())
 
 
 def test_draws_of_constrained_sites_lie_on_their_supports():
-    result = run(model=m.supports, num_samples=40, warmup_steps=40, num_chains=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NUTS has not mixed")
+        result = run(model=m.supports, num_samples=20, warmup_steps=20, num_chains=1, max_tree_depth=4)
     guide = AutoHypernet(m.supports).setup()
     for site in guide.layout.sites:
         assert bool(site.support.check(result.samples[site.name]).all()), site.name
-        assert result.samples[site.name].shape == (40, *site.shape)
+        assert result.samples[site.name].shape == (20, *site.shape)
     assert result.function_rhat == {}
 
 
@@ -190,10 +197,12 @@ def test_nan_in_the_data():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_samples": 0}, {"num_chains": 0}, {"warmup_steps": -1}], ids=["samples", "chains", "warm-up"]
+    "options", [{"num_samples": 3}, {"num_chains": 0}, {"warmup_steps": -1}], ids=["samples", "chains", "warm-up"]
 )
 def test_numbers_out_of_range(options):
-    with pytest.raises(ValueError, match="^num_samples and num_chains must be positive and warmup_steps not negative"):
+    with pytest.raises(
+        ValueError, match="^num_samples must be at least 4 .*, num_chains positive and warmup_steps not"
+    ):
         run(**options)
 
 
@@ -207,7 +216,7 @@ def test_a_model_without_latent_sites():
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
-    with pytest.raises(RuntimeError, match="no latent"):
+    with pytest.raises(RuntimeError, match="^The model has no latent site to sample"):
         run(torch.zeros(3), model=model)
 
 
@@ -217,13 +226,17 @@ def test_a_discrete_latent_site():
 
 
 def test_a_guide_of_another_model():
-    guide = AutoHypernet(m.one_weight).setup(torch.ones(3))
+    def other(x, y):
+        pyro.sample("slope", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+
+    guide = AutoHypernet(other).setup(X, Y)
     with pytest.raises(ValueError, match="^Latent site 'weight' is not among the guide's sites"):
         nuts(regression, X, Y, guide=guide, num_samples=5, warmup_steps=5, num_chains=1)
 
 
-def test_very_few_draws():
-    result = run(num_samples=1, warmup_steps=2, num_chains=1)
-    assert result.samples["weight"].shape == (1, 3)
-    assert result.rhat == {}
-    assert result.ess == {}
+def test_the_fewest_draws():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NUTS has not mixed")
+        result = run(num_samples=4, warmup_steps=0, num_chains=1)
+    assert result.samples["weight"].shape == (4, 3)
+    assert result.rhat["weight"].shape == (3,)

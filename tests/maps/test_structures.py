@@ -73,8 +73,13 @@ def test_permutations_follow_the_default_device():
         assert all(buffer.is_meta for make in HYPERNETS.values() for buffer in make(6).buffers())
 
 
-@pytest.mark.parametrize("hypernet", ["linear", "nice", "coupling", "spline", "iaf"])
-@pytest.mark.parametrize("structure", ["weight_norm", "multiplicative"])
+@pytest.mark.parametrize(
+    "structure, hypernet",
+    [
+        ("multiplicative", "coupling"),
+        *itertools.product(["weight_norm"], ["linear", "nice", "coupling", "spline", "iaf"]),
+    ],
+)
 def test_density_over_two_norms_integrates_to_one(structure, hypernet):
     """Over log|w|: near an axis the density has a pole and far out a slow tail, so no grid over w sees all of it.
 
@@ -86,7 +91,7 @@ def test_density_over_two_norms_integrates_to_one(structure, hypernet):
         HYPERNETS[hypernet], **({} if hypernet == "linear" else {"hidden": 8 if hypernet == "iaf" else (8,)})
     )
     bijection = STRUCTURES[structure](layout, make, torch.zeros(2), torch.ones(2))
-    line = torch.linspace(-20.0, 15.0, 501)
+    line = torch.linspace(-20.0, 15.0, 351)
     log_norms = torch.cartesian_prod(line, line)
     mass = 0.0
     with torch.no_grad():
