@@ -9,12 +9,14 @@ from pyro_hypernet.inference.checkpoint import load, save
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import Fit, fit
 from pyro_hypernet.inference.nuts import Nuts, nuts
+from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
 
 __all__ = [
     "AutoHypernet",
     "Fit",
     "Nuts",
+    "Refined",
     "VectorizedELBO",
     "bayesianize",
     "compare",
@@ -23,6 +25,7 @@ __all__ = [
     "load",
     "nuts",
     "predict",
+    "refine",
     "save",
     "to_arviz",
 ]

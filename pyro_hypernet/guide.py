@@ -168,7 +168,8 @@ class AutoHypernet(AutoContinuous):
         """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals."""
         if "base" in self._modules:
             return self._modules["base"].distribution()
-        return dist.Normal(self._origin, torch.ones_like(self._origin)).to_event(1)
+        # Not validated: draws that are not finite are for the trainer to count and skip, not to fail on here.
+        return dist.Normal(self._origin, torch.ones_like(self._origin), validate_args=False).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
         """The map T from noise to unconstrained weights; does not depend on the arguments."""
@@ -265,7 +266,8 @@ class AutoHypernet(AutoContinuous):
         _refuse_local_latents(self.prototype_trace)
         layout = Layout.from_trace(self.prototype_trace)
         if self.master is None:
-            self._create_plates(*args, **kwargs)  # NeuTraReparam asks for them before the first call
+            with poutine.block():  # NeuTraReparam asks for them before the first call
+                self._create_plates(*args, **kwargs)
         if self._layout is not None:
             self._layout.check(layout, "this call")
             return

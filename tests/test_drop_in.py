@@ -281,7 +281,7 @@ def test_nested_plates():
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), VectorizedELBO(num_particles=2)], ids=["Trace", "Vectorized"])
 def test_all_supports(elbo):
     guide = AutoHypernet(m.supports, init_loc_fn=init_to_value(values={}))
-    losses = train(m.supports, guide, copy.deepcopy(elbo), steps=150)
+    losses = train(m.supports, guide, copy.deepcopy(elbo), steps=300, lr=0.01)
     assert sum(losses[-20:]) < sum(losses[:20])
     draws = guide.sample_posterior(50)
     for site in guide.layout.sites:
@@ -402,7 +402,7 @@ def test_a_deepcopy_goes_on_training():
     guide = AutoHypernet(conjugate)
     train(conjugate, guide, Trace_ELBO(), Y, steps=3)
     twin = copy.deepcopy(guide)
-    train(conjugate, twin, VectorizedELBO(), Y, steps=300)
+    train(conjugate, twin, VectorizedELBO(), Y, steps=600)
     assert_found_the_posterior(twin, 0.15)
 
 
