@@ -11,6 +11,7 @@ from pyro_hypernet.inference.fit import Fit, fit
 from pyro_hypernet.inference.nuts import Nuts, nuts
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
+from pyro_hypernet.priors import fan_in
 
 __all__ = [
     "AutoHypernet",
@@ -20,6 +21,7 @@ __all__ = [
     "VectorizedELBO",
     "bayesianize",
     "compare",
+    "fan_in",
     "fit",
     "khat",
     "load",

@@ -1,10 +1,8 @@
 """AutoHypernet: an invertible hypernetwork as a Pyro autoguide over all latent sites of a model."""
 
 import copy
-import inspect
 import logging
 import math
-import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,8 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoContinuous, init_to_median, init_to_value
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn.module import _is_module_local_param_enabled
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
@@ -26,6 +23,15 @@ from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.hypernets import choose_hypernet, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, resolve_structure
+from pyro_hypernet.safeguards import (
+    check_start,
+    name_arguments,
+    raise_for_nan,
+    refuse_dependent_supports,
+    refuse_local_latents,
+    refuse_what_cannot_fit,
+    spell_bytes,
+)
 from pyro_hypernet.vectorize import Model
 
 logger = logging.getLogger(__name__)
@@ -143,7 +149,7 @@ class AutoHypernet(AutoContinuous):
             f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; "
             f"structure {_name(self.structure, choose_structure(self.latent_dim))}, "
             f"hypernet {_name(self.hypernet, choose_hypernet(self.latent_dim))}; {count} parameters, "
-            f"{_spell_bytes(count * itemsize)} ({_spell_bytes(4 * count * itemsize)} while Adam trains them)."
+            f"{spell_bytes(count * itemsize)} ({spell_bytes(4 * count * itemsize)} while Adam trains them)."
         )
 
     def build(self, layout: Layout, loc: Tensor) -> None:
@@ -156,7 +162,7 @@ class AutoHypernet(AutoContinuous):
         Raises:
             ValueError: If the parameters and their optimiser would not fit in memory.
         """
-        _refuse_what_cannot_fit(partial(self._make_map, layout), loc)
+        refuse_what_cannot_fit(partial(self._make_map, layout), loc)
         self._layout = layout
         self.latent_dim = layout.dim
         self.register_buffer("_origin", torch.zeros_like(loc))
@@ -257,13 +263,13 @@ class AutoHypernet(AutoContinuous):
         return self.layout.constrain(torch.lerp(w[lower], w[upper], (position - lower)[:, None]))[0]
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        arguments = _name_arguments(self._uninitialised_model[0], args, kwargs)
+        arguments = name_arguments(self._uninitialised_model[0], args, kwargs)
         try:
             super()._setup_prototype(*args, **kwargs)
         except ValueError:
-            _raise_for_nan(arguments)
+            raise_for_nan(arguments)
             raise
-        _refuse_local_latents(self.prototype_trace)
+        refuse_local_latents(self.prototype_trace)
         layout = Layout.from_trace(self.prototype_trace)
         if self.master is None:
             with poutine.block():  # NeuTraReparam asks for them before the first call
@@ -272,8 +278,8 @@ class AutoHypernet(AutoContinuous):
             self._layout.check(layout, "this call")
             return
         loc = self._init_loc()
-        _check_start(LogJoint(self.model, layout), loc, arguments, args, kwargs)
-        _refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
+        check_start(LogJoint(self.model, layout), loc, arguments, args, kwargs)
+        refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
         self.build(layout, loc)
         logger.info(self.describe())
 
@@ -367,99 +373,3 @@ def _name(choice: Any, chosen: str) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in choice.keywords.items())
         return f"{choice.func.__name__}({options})"
     return choice if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))
-
-
-def _spell_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _name_arguments(model: Model, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The model's arguments by the names of its signature, by position where it has none."""
-    function = model.forward if isinstance(model, torch.nn.Module) else model
-    try:
-        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {**{f"number {i}": value for i, value in enumerate(args)}, **kwargs}
-
-
-def _raise_for_nan(arguments: dict[str, Any]) -> None:
-    for name, value in arguments.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
-            raise ValueError(
-                f"Argument {name!r} holds NaN in {int(value.isnan().sum())} of {value.numel()} places, and the model's "
-                "density is NaN there: drop or impute those rows, or mask them in the model with poutine.mask."
-            )
-
-
-def _refuse_local_latents(trace: poutine.Trace) -> None:
-    for name, node in trace.iter_stochastic_nodes():
-        for frame in node["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"Latent site {name!r} lies inside the subsampled plate {frame.name!r} ({frame.size} of "
-                    f"{frame.full_size}): one flow over all weights cannot serve latents that change with the "
-                    "minibatch. Draw it outside of the plate, sum or integrate it out, or block it from this guide and "
-                    "give it a guide of its own in an AutoGuideList."
-                )
-
-
-def _check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:
-    """Raises where the density at the start is not a finite number, and says why."""
-    with torch.no_grad(), poutine.block():
-        terms = log_joint.site_log_probs(loc, *args, **kwargs)
-    bad = {name: float(value) for name, value in terms.items() if not math.isfinite(value)}
-    if bad:
-        _raise_for_nan(arguments)
-        listed = ", ".join(f"{name!r} ({value})" for name, value in bad.items())
-        raise ValueError(
-            f"The density at the start is not finite at site {listed}: check the data against the site's support, or "
-            "start elsewhere with init_loc_fn=."
-        )
-
-
-def _refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> None:
-    """Runs the model at another point: sites, shapes and supports must be the same there."""
-    elsewhere = init_to_value(values=layout.constrain(loc + 0.5)[0], fallback=None)
-    init = InitMessenger(partial(_latent_or_sample, elsewhere))
-    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False), init:
-        layout.check(Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs)), "a run at other weights")
-
-
-def _latent_or_sample(init: Callable[..., Any], site: dict[str, Any]) -> Tensor:
-    """The initial value of a latent site; a draw for one that belongs to another guide."""
-    return init(site) if site["name"] in init.keywords["values"] else site["fn"].sample()
-
-
-def _refuse_what_cannot_fit(make: Callable[[Tensor], torch.nn.Module], loc: Tensor) -> None:
-    """Builds the map without memory, counts its bytes, and raises where they exceed what is free."""
-    try:
-        with torch.device("meta"):
-            parameters = list(make(loc.detach().to("meta")).parameters())
-    except (NotImplementedError, RuntimeError):  # a foreign map that cannot be built without memory
-        return
-    count = sum(parameter.numel() for parameter in parameters)
-    needed, free = 4 * count * loc.element_size(), _free_bytes(loc.device)
-    if needed > free:
-        raise ValueError(
-            f"The guide is too large for memory: {count} parameters need {needed} bytes ({_spell_bytes(needed)}) with "
-            f'gradient and Adam\'s two moments, and {_spell_bytes(free)} are free. Use structure="low_rank", '
-            f'"weight_norm" or "last_layer", or a smaller hypernet, for these {len(loc)} weights.'
-        )
-
-
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return math.inf

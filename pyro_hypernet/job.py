@@ -12,7 +12,7 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
-from pyro_hypernet.bnn import bayesianize, fan_in
+from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.evaluation.compare import Comparison, compare
 from pyro_hypernet.evaluation.diagnostics import elbo, khat
 from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
@@ -24,6 +24,7 @@ from pyro_hypernet.inference.fit import fit
 from pyro_hypernet.inference.nuts import nuts
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band
+from pyro_hypernet.priors import fan_in
 from pyro_hypernet.tabular import Split, Table, split
 from pyro_hypernet.vectorize import Model
 

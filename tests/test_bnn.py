@@ -13,7 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_value
 from torch import nn
 
-from pyro_hypernet.bnn import bayesianize, fan_in
+from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.density import LogJoint, map_model
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.likelihoods import (
@@ -25,6 +25,7 @@ from pyro_hypernet.likelihoods import (
     Poisson,
     resolve_likelihood,
 )
+from pyro_hypernet.priors import fan_in
 
 N = 12
 X = torch.linspace(-1, 1, 3 * N).reshape(N, 3)

@@ -142,6 +142,7 @@ def map_in_chunks(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
+
     def run_one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
         return collect(trace_one(model, values, args, kwargs))
 

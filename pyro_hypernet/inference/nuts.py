@@ -101,7 +101,7 @@ def nuts(
     Source: Hoffman and Gelman 2014; NeuTra: Hoffman et al. 2019, arXiv 1903.03704.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):

@@ -87,7 +87,7 @@ def refine(
     Source: Del Moral, Doucet and Jasra 2006; adaptive temperatures: Jasra et al. 2011.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):

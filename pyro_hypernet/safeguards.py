@@ -1,0 +1,120 @@
+"""What a guide checks before any work: data, sites, supports, density and memory."""
+
+import inspect
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import init_to_value
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_hypernet.density import LogJoint
+from pyro_hypernet.layout import Layout
+from pyro_hypernet.vectorize import Model
+
+
+def spell_bytes(count: float) -> str:
+    """A number of bytes with a unit, such as "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def name_arguments(model: Model, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The model's arguments by the names of its signature, by position where it has none."""
+    function = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {**{f"number {i}": value for i, value in enumerate(args)}, **kwargs}
+
+
+def raise_for_nan(arguments: dict[str, Any]) -> None:
+    """Raises a ValueError that names the first argument with NaN in it, if there is one."""
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+            raise ValueError(
+                f"Argument {name!r} holds NaN in {int(value.isnan().sum())} of {value.numel()} places, and the model's "
+                "density is NaN there: drop or impute those rows, or mask them in the model (poutine.mask, over "
+                f"{name}.nan_to_num())."
+            )
+
+
+def refuse_local_latents(trace: Trace) -> None:
+    """Raises a ValueError where a latent site lies inside a subsampled plate."""
+    for name, node in trace.iter_stochastic_nodes():
+        for frame in node["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"Latent site {name!r} lies inside the subsampled plate {frame.name!r} ({frame.size} of "
+                    f"{frame.full_size}): one flow over all weights cannot serve latents that change with the "
+                    "minibatch. Draw it outside of the plate, sum or integrate it out, or block it from this guide and "
+                    "give it a guide of its own in an AutoGuideList."
+                )
+
+
+def check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:
+    """Raises where the density at the start is not a finite number, and says why."""
+    with torch.no_grad(), poutine.block():
+        terms = log_joint.site_log_probs(loc, *args, **kwargs)
+    bad = {name: float(value) for name, value in terms.items() if not math.isfinite(value)}
+    if bad:
+        raise_for_nan(arguments)
+        listed = ", ".join(f"{name!r} ({value})" for name, value in bad.items())
+        raise ValueError(
+            f"The density at the start is not finite at site {listed}: check the data against the site's support, or "
+            "start elsewhere with init_loc_fn=."
+        )
+
+
+def refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> None:
+    """Runs the model at another point: sites, shapes and supports must be the same there."""
+    elsewhere = init_to_value(values=layout.constrain(loc + 0.5)[0], fallback=None)
+    init = InitMessenger(partial(_latent_or_sample, elsewhere))
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False), init:
+        layout.check(Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs)), "a run at other weights")
+
+
+def _latent_or_sample(init: Callable[..., Any], site: dict[str, Any]) -> Tensor:
+    """The initial value of a latent site; a draw for one that belongs to another guide."""
+    return init(site) if site["name"] in init.keywords["values"] else site["fn"].sample()
+
+
+def refuse_what_cannot_fit(make: Callable[[Tensor], torch.nn.Module], loc: Tensor) -> None:
+    """Builds the map without memory, counts its bytes, and raises where they exceed what is free."""
+    try:
+        with torch.device("meta"):
+            parameters = list(make(loc.detach().to("meta")).parameters())
+    except (NotImplementedError, RuntimeError):  # a foreign map that cannot be built without memory
+        return
+    count = sum(parameter.numel() for parameter in parameters)
+    needed, free = 4 * count * loc.element_size(), _free_bytes(loc.device)
+    if needed > free:
+        raise ValueError(
+            f"The guide is too large for memory: {count} parameters need {needed} bytes ({spell_bytes(needed)}) with "
+            f'gradient and Adam\'s two moments, and {spell_bytes(free)} are free. Use structure="low_rank", '
+            f'"weight_norm" or "last_layer", or a smaller hypernet, for these {len(loc)} weights.'
+        )
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
