@@ -30,22 +30,20 @@ RESULTS = Path(__file__).parent / "results"
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mean field": ({"hypernet": "identity"}, {}),
     "linear": ({"hypernet": "linear"}, {}),
-    "4 couplings": ({"hypernet": coupling}, {}),
-    "4 couplings, total gradient": ({"hypernet": coupling}, {"gradient": "total"}),
-    "4 couplings, lr 1e-2": ({"hypernet": coupling}, {"learning_rate": 1e-2}),
-    "4 couplings, lr 2e-3": ({"hypernet": coupling}, {"learning_rate": 2e-3}),
-    "4 couplings, 32 wide": ({"hypernet": partial(coupling, hidden=(32,))}, {}),
-    "4 couplings, 128 wide": ({"hypernet": partial(coupling, hidden=(128,))}, {}),
-    "4 couplings, no linear layer": ({"hypernet": partial(coupling, mix="none")}, {}),
+    "4 couplings (default)": ({"hypernet": coupling}, {}),
+    "8 particles": ({"hypernet": coupling}, {"num_particles": 8}),
+    "total gradient": ({"hypernet": coupling}, {"gradient": "total"}),
+    "step size 1e-2": ({"hypernet": coupling}, {"learning_rate": 1e-2}),
+    "averaged": ({"hypernet": coupling}, {"keep": "average"}),
     "8 couplings": ({"hypernet": partial(coupling, num_layers=8)}, {}),
-    "4 splines": ({"hypernet": spline}, {}),
     "4 IAF": ({"hypernet": iaf}, {}),
-    "4 IAF, lr 1e-2": ({"hypernet": iaf}, {"learning_rate": 1e-2}),
-    "4 couplings, init_scale .01": ({"hypernet": coupling, "init_scale": 0.01}, {}),
-    "4 couplings, 16 particles": ({"hypernet": coupling}, {"num_particles": 16}),
-    "4 couplings, averaged": ({"hypernet": coupling}, {"keep": "average"}),
+    "4 splines": ({"hypernet": spline}, {}),
+    "128 wide": ({"hypernet": partial(coupling, hidden=(128,))}, {}),
+    "no linear layer": ({"hypernet": partial(coupling, mix="none")}, {}),
+    "step size 2e-3": ({"hypernet": coupling}, {"learning_rate": 2e-3}),
+    "init_scale .01": ({"hypernet": coupling, "init_scale": 0.01}, {}),
 }
-QUICK = ("mean field", "linear", "4 couplings", "4 IAF")
+QUICK = ("mean field", "linear", "4 couplings (default)", "4 IAF")
 
 
 def run_cell(reference: Reference, variant: str, seed: int, num_steps: int) -> dict[str, Any]:

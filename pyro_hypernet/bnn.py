@@ -39,9 +39,9 @@ def bayesianize(
     such as "0.weight". The others are point estimates: `pyro.param`s under the same names, which start at the
     network's values and which SVI or `fit` trains; as always in Pyro, two models share parameters of one name unless
     `pyro.clear_param_store()` comes between. Parameters with `requires_grad=False` stay fixed, unless `sites` names
-    them. The outputs are the deterministic site "f", shape `(N, out)`; the targets the site "y" in the plate "data".
-    The model takes one draw at a time, to be vmapped; Pyro's vectorised particles it refuses, and `torch.jit` cannot
-    trace it.
+    them. The outputs are the deterministic site "f", shape `(N, out)`, the targets the site "y", both in the plate
+    "data". The model takes one draw at a time, to be vmapped; Pyro's vectorised particles it refuses, and `torch.jit`
+    cannot trace it.
 
     Args:
         net: Any module from one tensor `(N, ...)` to outputs `(N, out)`, or `(N,)`, which is read as `(N, 1)`.
@@ -165,10 +165,12 @@ class BayesianNet:
         f = f.unsqueeze(-1) if f.dim() == 1 else f
         if _is_readable(x):
             self._check_outputs(f, x, y)
-        pyro.deterministic("f", f, event_dim=2)
+        plate = pyro.plate("data", x.shape[0])
+        with plate:
+            pyro.deterministic("f", f, event_dim=1)
         fn = self.likelihood.distribution(f)
         scale = 1.0 if self.num_data is None else self.num_data / x.shape[0]
-        with poutine.scale(scale=scale), pyro.plate("data", x.shape[0]):
+        with poutine.scale(scale=scale), plate:
             pyro.sample("y", fn, obs=None if y is None else self.likelihood.prepare(y, f))
         return f
 

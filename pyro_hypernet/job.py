@@ -47,7 +47,7 @@ class Options:
     """
 
     num_steps: int = 5000
-    num_particles: int = 8
+    num_particles: int = 32
     hidden: int = 10
     nuts_draws: int = 500
     nuts_chains: int = 2

@@ -104,7 +104,7 @@ class Layout:
                 event_dim=node["fn"].event_dim,
                 support=node["fn"].support,
                 start=start,
-                plates=_plate_names(node),
+                plates=plate_names(node),
             )
             sites.append(site)
             start += site.size
@@ -216,8 +216,12 @@ class Layout:
             )
 
 
-def _plate_names(node: dict[str, Any]) -> tuple[str | None, ...]:
-    """Names the plate of every axis of a site's value."""
+def plate_names(node: dict[str, Any]) -> tuple[str | None, ...]:
+    """The plate of every axis of a site's value, or None where an axis is in no plate.
+
+    Args:
+        node: A sample site of a trace.
+    """
     shape = node["value"].shape
     names: list[str | None] = [None] * len(shape)
     batch_dim = len(shape) - node["fn"].event_dim

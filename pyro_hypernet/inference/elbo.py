@@ -52,7 +52,8 @@ class VectorizedELBO(ELBO):
     Args:
         num_particles: Number of draws K in one estimate.
         gradient: "total": the gradient of log p − log q as it stands; "path": without the score of q, whose mean is
-            zero, so that the variance vanishes where q is exact; "auto": "path" where the guide's inverse is cheap.
+            zero, so that the variance vanishes where q is exact; "auto": "path" for guides with a cheap inverse and
+            a smooth score, so not for IAF and splines.
         bound: "elbo", or "importance_weighted" for log mean exp of the K weights (its path gradient is DReG).
         mode: How the model runs: "graph", "eager" or "loop".
 
@@ -159,7 +160,7 @@ class VectorizedELBO(ELBO):
 
     def _is_path(self, guide: VectorizedGuide) -> bool:
         if self.gradient == "auto":
-            return isinstance(guide, AutoHypernet) and guide.bijection.fast_inverse
+            return isinstance(guide, AutoHypernet) and guide.bijection.suits_path_gradient
         return self.gradient == "path"
 
     def _path(self, log_joint: LogJoint, sample: Callable, log_prob: Callable, args: tuple, kwargs: dict) -> Estimate:

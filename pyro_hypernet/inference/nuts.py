@@ -39,7 +39,7 @@ class Nuts:
         function_rhat: Split R-hat of the model's deterministic sites and of its observed sites' means, by site; these
             see through the symmetries of networks, which make weights of different chains differ.
         function_ess: Effective sample sizes of the same.
-        divergences: Number of divergent transitions in every chain.
+        diverging: Which draws ended a divergent transition, booleans of shape `(chains, draws)`.
         acceptance: Share of the kept steps of every chain that moved, as Pyro counts them.
         seconds: Wall time, warm-up included.
     """
@@ -50,9 +50,14 @@ class Nuts:
     ess: dict[str, Tensor] = field(repr=False)
     function_rhat: dict[str, Tensor] = field(repr=False)
     function_ess: dict[str, Tensor] = field(repr=False)
-    divergences: tuple[int, ...]
+    diverging: Tensor = field(repr=False)
     acceptance: tuple[float, ...]
     seconds: float
+
+    @property
+    def divergences(self) -> tuple[int, ...]:
+        """Number of divergent transitions in every chain."""
+        return tuple(self.diverging.sum(1).tolist())
 
     @property
     def max_rhat(self) -> float:
@@ -137,7 +142,7 @@ def nuts(
         ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
         function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
         function_ess={name: effective_sample_size(value) for name, value in functions.items()},
-        divergences=tuple(chain.divergences for chain in chains),
+        diverging=torch.stack([chain.diverging for chain in chains]),
         acceptance=tuple(chain.acceptance for chain in chains),
         seconds=time.perf_counter() - start,
     )
@@ -148,7 +153,7 @@ def nuts(
 @dataclass(frozen=True)
 class _Chain:
     draws: Tensor
-    divergences: int
+    diverging: Tensor
     acceptance: float
 
 
@@ -249,17 +254,17 @@ def _run_chains(
                 )
     finally:
         _inherited_target = None
-    return [_Chain(torch.from_numpy(draws), divergences, accept) for draws, divergences, accept in numpy_chains]
+    return [_Chain(torch.from_numpy(draws), torch.from_numpy(bad), accept) for draws, bad, accept in numpy_chains]
 
 
 # Set just before forking: a model need not be picklable to be inherited.
 _inherited_target: _Target | None = None
 
 
-def _run_inherited(start: Any, seed: int, options: tuple) -> tuple[Any, int, float]:
+def _run_inherited(start: Any, seed: int, options: tuple) -> tuple[Any, Any, float]:
     assert _inherited_target is not None
     chain = _run_chain(_inherited_target, torch.from_numpy(start), seed, (*options[:-1], False))
-    return chain.draws.numpy(), chain.divergences, chain.acceptance
+    return chain.draws.numpy(), chain.diverging.numpy(), chain.acceptance
 
 
 def _run_chain(target: _Target, start: Tensor, seed: int, options: tuple) -> _Chain:
@@ -273,9 +278,11 @@ def _run_chain(target: _Target, start: Tensor, seed: int, options: tuple) -> _Ch
         torch.manual_seed(seed)
         mcmc.run()
     diagnostics = mcmc.diagnostics()
+    diverging = torch.zeros(num_samples, dtype=torch.bool)
+    diverging[diagnostics["divergences"]["chain 0"]] = True
     return _Chain(
         draws=mcmc.get_samples()["w"].detach(),
-        divergences=len(diagnostics["divergences"]["chain 0"]),
+        diverging=diverging,
         acceptance=float(diagnostics["acceptance rate"]["chain 0"]),
     )
 

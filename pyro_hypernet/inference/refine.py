@@ -155,7 +155,9 @@ class _Tempered:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
             return {name: trace.nodes[name]["value"] for name in self.layout.names}
 
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), poutine.block(), warnings.catch_warnings():
+            # Dirichlets and their like are drawn one by one, which once is no harm.
+            warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
             draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), self.args)
             return self.layout.unconstrain(draws)[0]
 
@@ -190,7 +192,7 @@ class _Cloud:
         self.step_size = self.w.new_tensor(0.5 * self.w.shape[-1] ** -0.25)
         self.num_gradients = 0
         self.log_prior, self.log_likelihood, self.gradient = self._evaluate(self.w, 0.0)
-        self.log_likelihood = self.log_likelihood.nan_to_num(nan=-math.inf)
+        self.log_likelihood = self.log_likelihood.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
         if not bool(self.log_likelihood.isfinite().any()):
             raise ValueError("No draw of the prior has a finite likelihood: check the data for NaN, or the priors.")
 

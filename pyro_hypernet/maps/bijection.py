@@ -30,6 +30,12 @@ class Bijection(TransformModule):
         """Whether the inverse costs about as much as the map itself."""
         return all(child.fast_inverse for child in self.children() if isinstance(child, Bijection))
 
+    @property
+    def suits_path_gradient(self) -> bool:
+        """Whether the score of the density that it makes is cheap and tame enough for path gradients."""
+        parts = (module for module in self.modules() if module is not self and isinstance(module, Bijection))
+        return self.fast_inverse and all(part.suits_path_gradient for part in parts)
+
     @abstractmethod
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps `x`, shape `(..., D)`; returns the image and `log|det dy/dx|`, shape `(...)`."""

@@ -186,6 +186,10 @@ class Coupling(Bijection):
         self.num_passed = dim // 2
         self.network = conditioner(self.num_passed, (dim - self.num_passed) * transformer.num_params, hidden)
 
+    @property
+    def suits_path_gradient(self) -> bool:
+        return not isinstance(self.transformer, Spline)  # whose score jumps about from bin to bin
+
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         passed, moved = x[..., : self.num_passed], x[..., self.num_passed :]
         moved, log_slopes = self.transformer.forward_and_log_det(moved, self._params(passed))
@@ -212,6 +216,10 @@ class Elementwise(Bijection):
         super().__init__()
         self.transformer = transformer
         self.params = nn.Parameter(torch.zeros(dim, transformer.num_params))
+
+    @property
+    def suits_path_gradient(self) -> bool:
+        return not isinstance(self.transformer, Spline)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slopes = self.transformer.forward_and_log_det(x, self.params.expand((*x.shape, -1)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.predict import log_likelihood, observed_nodes, predict
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
+from pyro_hypernet.layout import plate_names
 from pyro_hypernet.vectorize import Model, trace_one
 
 Groups = dict[str, dict[str, np.ndarray]]
@@ -104,11 +105,4 @@ def _plates(trace: Trace) -> dict[str, list[str]]:
 
 
 def _axis_names(name: str, node: dict[str, Any]) -> list[str]:
-    shape = node["value"].shape
-    names = [f"{name}_dim_{axis}" for axis in range(len(shape))]
-    batch_dim = len(shape) - node["fn"].event_dim
-    for frame in node["cond_indep_stack"]:
-        axis = -1 if frame.dim is None else batch_dim + frame.dim
-        if 0 <= axis < batch_dim and shape[axis] == frame.size:
-            names[axis] = frame.name
-    return names
+    return [plate or f"{name}_dim_{axis}" for axis, plate in enumerate(plate_names(node))]

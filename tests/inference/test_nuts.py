@@ -64,6 +64,8 @@ def test_shapes(result):
 def test_diagnostics_of_a_run_that_is_well(result):
     assert set(result.function_rhat) == set(result.function_ess) == {"f", "y"}
     assert result.divergences == (0,) * CHAINS
+    assert result.diverging.shape == (CHAINS, result.diverging.shape[1])
+    assert result.diverging.dtype == torch.bool
     assert len(result.acceptance) == CHAINS
     assert all(0.9 < rate <= 1 for rate in result.acceptance)
     assert 0.99 < result.max_rhat < 1.05
