@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from torch.distributions import biject_to
 
 from models import PROBLEMS
 from models.networks import tanh_network
@@ -70,6 +71,27 @@ def test_vmapped_and_captured_equals_one_by_one(name):
     for _ in range(2):
         torch.testing.assert_close(log_joint(w, *problem.args), one_by_one, rtol=1e-5, atol=1e-3)
     assert log_joint.mode == "graph"
+
+
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_density_is_pyros_own_with_the_jacobians(name, mode, double):
+    problem = PROBLEMS[name]()
+    log_joint = LogJoint(problem.model, layout_of(problem), mode=mode)
+    w = 0.5 * torch.randn(4, log_joint.layout.dim)
+    expected = []
+    for row in w:
+        values, _ = log_joint.layout.constrain(row)
+        total = poutine.trace(poutine.condition(problem.model, values)).get_trace(*problem.args).log_prob_sum()
+        for site in log_joint.layout.sites:
+            transform = biject_to(site.support)
+            total = total + transform.log_abs_det_jacobian(transform.inv(values[site.name]), values[site.name]).sum()
+        expected.append(total)
+    for _ in range(2):  # the second time from the graph
+        torch.testing.assert_close(log_joint(w, *problem.args), torch.stack(expected), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            log_joint.value_and_grad(w, *problem.args)[0], torch.stack(expected), rtol=1e-6, atol=0
+        )
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
