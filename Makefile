@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/pyro-hypernet demo --out $(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
