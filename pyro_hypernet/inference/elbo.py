@@ -185,12 +185,14 @@ class VectorizedELBO(ELBO):
         w, log_q = sample(self.num_particles)
         if self._params:
             log_p = log_joint(w, *args, **kwargs)
+            value = log_p.detach()
         else:
             value, score = log_joint.value_and_grad(w, *args, **kwargs)
             linear = (score * w).sum(-1)
             log_p = value + (linear - linear.detach())
         surrogate = -_reduce(log_p - log_q, self.bound)
-        return Estimate(surrogate.detach(), surrogate, w.detach(), log_p.detach(), log_q.detach())
+        loss = -_reduce(value - log_q.detach(), self.bound)
+        return Estimate(loss, surrogate, w.detach(), value, log_q.detach())
 
 
 def _densities(guide: VectorizedGuide, args: tuple, kwargs: dict) -> tuple[Callable, Callable]:
