@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.evaluation.compare import Comparison, compare
 from pyro_hypernet.evaluation.diagnostics import elbo, khat
-from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
+from pyro_hypernet.evaluation.metrics import calibration_bins, coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.checkpoint import save
@@ -110,7 +110,7 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     """
     data = split(table, seed=options.seed)
     model = make_model(table, options.hidden)
-    args = (data.x_train, data.y_train.to(data.x_train.dtype) if len(table.classes) == 2 else data.y_train)
+    args = (data.x_train, data.y_train)
     posteriors, seconds = {}, {}
     for name, train in _trainers(model, args, options, progress).items():
         pyro.set_rng_seed(options.seed)
@@ -150,8 +150,7 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     guide, data = result.posteriors[HYPERNET], result.data
-    y_train = data.y_train.to(data.x_train.dtype) if len(table.classes) == 2 else data.y_train
-    idata = to_arviz(result.model, guide, data.x_train, y_train, num_samples=_NUM_DRAWS)
+    idata = to_arviz(result.model, guide, data.x_train, data.y_train, num_samples=_NUM_DRAWS)
     paths = [
         out / name for name in ("posterior.nc", "guide.safetensors", "table.txt", "predictive.png", "posterior.png")
     ]
@@ -200,8 +199,7 @@ def _row(
         reading = khat(model, posterior, *args)
     floor = comparison.row("noise floor")["w1_over_sd"]
     distance = floor if name == NUTS else comparison.row(name)["w1_over_sd"]
-    y_test = data.y_test.to(data.x_test.dtype) if len(table.classes) == 2 else data.y_test
-    density = -float(nll(log_likelihood(model, posterior, data.x_test, y_test, num_samples=_NUM_DRAWS)["y"]))
+    density = -float(nll(log_likelihood(model, posterior, data.x_test, data.y_test, num_samples=_NUM_DRAWS)["y"]))
     y = predict(model, posterior, data.x_test, num_samples=_NUM_DRAWS)
     row = {"guide": name, "ELBO": bound, "k-hat": reading}
     if table.classes:
@@ -249,8 +247,6 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
 
 
 def _draw_calibration(result: Result, table: Table, ax: Any) -> None:
-    from pyro_hypernet.evaluation.metrics import calibration_bins
-
     data, levels = result.data, torch.linspace(0.1, 0.9, 9)
     for name in (HYPERNET, NORMAL, NUTS):
         draws = predict(result.model, result.posteriors[name], data.x_test, num_samples=_NUM_DRAWS)

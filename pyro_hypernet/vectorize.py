@@ -56,8 +56,8 @@ class Vectorized:
             "loop": one draw after the other. A function that cannot be vmapped moves to "loop" by itself, after one
             warning that names the line; one that cannot be captured moves to "eager".
         randomness: What `torch.func.vmap` does with random numbers drawn inside: "same" or "different" in every draw.
-        differentiable: Whether results are to be differentiated by autograd. If not, graphs run as TorchScript, at
-            about a third of the time for small networks, and only under `torch.no_grad`.
+        differentiable: Whether results are to be differentiated by autograd. If not, graphs run as TorchScript,
+            with less overhead, and only under `torch.no_grad`.
 
     Raises:
         ValueError: If the mode is unknown.
