@@ -1,5 +1,6 @@
 """The log joint density of a Pyro model and its arguments, as a batched function of the flat weight vector."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -192,6 +193,33 @@ def map_model(
         return collect(trace_one(model, values, args, kwargs))
 
     return Vectorized(one, mode="eager", randomness=randomness)(dict(samples), args, kwargs)
+
+
+def sample_prior(
+    model: Model, layout: Layout, num_samples: int, args: tuple = (), kwargs: dict | None = None
+) -> Tensor:
+    """Draws all latent sites from the prior.
+
+    Args:
+        model: A Pyro model.
+        layout: Its latent sites.
+        num_samples: Number of draws S.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        Unconstrained weights, shape `(S, D)`.
+    """
+
+    def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return {name: trace.nodes[name]["value"] for name in layout.names}
+
+    with torch.no_grad(), poutine.block(), warnings.catch_warnings():
+        # Dirichlets and their like are drawn one by one, which once is no harm.
+        warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
+        draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
+        return layout.unconstrain(draws)[0]
 
 
 def _check_sites(layout: Layout, trace: Trace) -> None:

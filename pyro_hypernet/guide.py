@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_hypernet.density import LogJoint
+from pyro_hypernet.knowledge import Knowledge, learn
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection
-from pyro_hypernet.maps.hypernets import choose_hypernet, resolve_hypernet
-from pyro_hypernet.maps.structures import choose_structure, resolve_structure
+from pyro_hypernet.maps.conditional import GaussianConditional
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
+from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
 from pyro_hypernet.safeguards import (
     check_start,
     name_arguments,
@@ -36,6 +38,8 @@ from pyro_hypernet.vectorize import Model
 
 logger = logging.getLogger(__name__)
 
+# Of every unconstrained weight at the start, where no structure knows better.
+DEFAULT_SCALE = 0.1
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 
@@ -44,8 +48,9 @@ class AutoHypernet(AutoContinuous):
     """Draws all latent sites of a model at once by sending Gaussian noise through an invertible hypernetwork.
 
     `w = T(eps)`, `eps ~ N(0, I)`, with the exact density `log q(w) = log N(eps; 0, I) - log|det dT/deps|`. At the
-    start, whatever the hypernetwork and the structure, the guide is the mean field N(init_loc, init_scale²); with
-    `hypernet="identity"` it stays one and equals Pyro's AutoDiagonalNormal. It trains with any of Pyro's ELBOs and
+    start, whatever the hypernetwork and the structure, the guide is the mean field N(init_loc, init_scale²), except in
+    the structure "informed", which starts from the prior and what is known of the model. With `hypernet="identity"` it
+    stays a mean field and equals Pyro's AutoDiagonalNormal. It trains with any of Pyro's ELBOs and
     works wherever an AutoContinuous does.
 
     Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759; theirs draws scales of weight-normalised
@@ -55,10 +60,14 @@ class AutoHypernet(AutoContinuous):
         model: A Pyro model with continuous latent sites whose names and shapes never change.
         hypernet: The invertible network: "auto", "identity", "linear", "nice", "coupling", "spline", "iaf", or a
             function from a dimension to a Bijection, such as `functools.partial(coupling, num_layers=8)`.
-        structure: The coordinates of weight space that the network moves: "auto", "full", "layerwise", "last_layer",
-            "low_rank", "weight_norm", "multiplicative", or such a function.
+        structure: The coordinates of weight space that the network moves: "auto", "informed", "full", "layerwise",
+            "last_layer", "low_rank", "weight_norm", "multiplicative", or such a function. "informed" builds in what
+            `setup` finds out about the model (weights that act linearly, symmetries of hidden units); "auto" takes it
+            where there is something to find, up to 2 000 weights, unless `init_loc_fn` or `init_scale` ask for another
+            start; see `describe` for what was chosen.
         init_loc_fn: A Pyro initialisation strategy for the centre.
-        init_scale: The standard deviation of every unconstrained weight at the start, positive.
+        init_scale: The standard deviation of every unconstrained weight at the start, positive; None for 0.1, and for
+            the prior's own widths in the structure "informed".
         num_components: Number of Gaussians in the base distribution; more than one can hold several modes.
 
     Raises:
@@ -83,22 +92,29 @@ class AutoHypernet(AutoContinuous):
         structure: str | Callable[..., Bijection] = "auto",
         *,
         init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
+        init_scale: float | None = None,
         num_components: int = 1,
     ) -> None:
-        if not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf:
-            raise ValueError(f"init_scale must be a positive number; got {init_scale!r}.")
+        if init_scale is not None and (not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf):
+            raise ValueError(f"init_scale must be a positive number or None; got {init_scale!r}.")
         if not isinstance(num_components, int) or num_components < 1:
             raise ValueError(f"num_components must be a positive integer; got {num_components!r}.")
         resolve_hypernet(hypernet), resolve_structure(structure)
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.hypernet = hypernet
         self.structure = structure
-        self.init_scale = float(init_scale)
+        self.init_scale = None if init_scale is None else float(init_scale)
         self.num_components = num_components
         self._uninitialised_model = (model,)
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
+        self._knowledge: Knowledge | None = None
+        self._has_default_start = init_loc_fn is init_to_median and init_scale is None
+
+    @property
+    def knowledge(self) -> Knowledge | None:
+        """What the structure "informed" has built in; None for other structures, and where nothing was found."""
+        return self._knowledge
 
     @property
     def layout(self) -> Layout:
@@ -147,21 +163,24 @@ class AutoHypernet(AutoContinuous):
         itemsize = next(self.parameters()).element_size()
         return (
             f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; "
-            f"structure {_name(self.structure, choose_structure(self.latent_dim))}, "
+            f"structure {_name(self.structure, choose_structure(self.latent_dim, is_informed=bool(self._knowledge)))}, "
             f"hypernet {_name(self.hypernet, choose_hypernet(self.latent_dim))}; {count} parameters, "
             f"{spell_bytes(count * itemsize)} ({spell_bytes(4 * count * itemsize)} while Adam trains them)."
+            + (f" {self._knowledge}" if self._knowledge else "")
         )
 
-    def build(self, layout: Layout, loc: Tensor) -> None:
+    def build(self, layout: Layout, loc: Tensor, knowledge: Knowledge | None = None) -> None:
         """Makes the map and its parameters for these sites.
 
         Args:
             layout: The latent sites.
             loc: The centre at the start, shape `(D,)`; it fixes dtype and device.
+            knowledge: What the structure "informed" is to build in.
 
         Raises:
             ValueError: If the parameters and their optimiser would not fit in memory.
         """
+        self._knowledge = knowledge
         refuse_what_cannot_fit(partial(self._make_map, layout), loc)
         self._layout = layout
         self.latent_dim = layout.dim
@@ -280,12 +299,34 @@ class AutoHypernet(AutoContinuous):
         loc = self._init_loc()
         check_start(LogJoint(self.model, layout), loc, arguments, args, kwargs)
         refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
-        self.build(layout, loc)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            knowledge = self._learn(layout, loc, args, kwargs)
+        self.build(layout, loc, knowledge)
         logger.info(self.describe())
+
+    def _learn(self, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
+        """What the structure will build in, if it is one that builds anything in."""
+        if self.structure == "auto":
+            # The Gaussians promise to be Gaussian, a mixture has its own modes, and a start that was asked for is kept.
+            hypernet = resolve_hypernet(self.hypernet)
+            gaussian = getattr(hypernet, "func", hypernet) in (identity, linear)
+            if layout.dim > MAX_TRIANGULAR_DIM or gaussian or self.num_components > 1 or not self._has_default_start:
+                return None
+        elif self._structure_function() is not informed:
+            return None
+        return learn(self._uninitialised_model[0], layout, self.prototype_trace, loc, args, kwargs) or None
+
+    def _structure_function(self) -> Callable[..., Bijection]:
+        structure = resolve_structure(self.structure)
+        return structure.func if isinstance(structure, partial) else structure
 
     def _make_map(self, layout: Layout, loc: Tensor) -> Bijection:
         hypernet, structure = resolve_hypernet(self.hypernet), resolve_structure(self.structure)
-        return structure(layout, hypernet, loc, torch.full_like(loc, self.init_scale))
+        if not self._knowledge:
+            return structure(layout, hypernet, loc, torch.full_like(loc, self.init_scale or DEFAULT_SCALE))
+        width = self._knowledge.width if len(self._knowledge.width) else torch.ones(layout.dim, device="cpu")
+        scale = torch.full_like(loc, self.init_scale) if self.init_scale else width.to(loc)
+        return informed(layout, hypernet, loc, scale, knowledge=self._knowledge)
 
     def _announce_parameters(self) -> None:
         """Issues a `pyro.param` statement for every parameter, as SVI expects, where someone listens.
@@ -328,7 +369,14 @@ class AutoHypernet(AutoContinuous):
         """Everything but the model and what a run of the model gave, which the next run gives again."""
         for parameter in self.parameters():
             parameter.__dict__.pop("unconstrained", None)  # a weak reference of the parameter store
-        dropped = {"_model": None, "_uninitialised_model": None, "prototype_trace": None, "master": None}
+        # With the model goes what holds it; `informed` maps are of use again after `load` or a deep copy.
+        dropped = {
+            "_model": None,
+            "_knowledge": None,
+            "_uninitialised_model": None,
+            "prototype_trace": None,
+            "master": None,
+        }
         return {**self.__dict__, **dropped, "_prototype_frames": {}, "_cond_indep_stacks": {}, "_param_prefix": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoHypernet":
@@ -337,6 +385,10 @@ class AutoHypernet(AutoContinuous):
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new.__dict__["_model"] = self._model
         new.__dict__["_uninitialised_model"] = self._uninitialised_model
+        new.__dict__["_knowledge"] = self._knowledge
+        for old, copied in zip(self.modules(), new.modules(), strict=True):
+            if isinstance(old, GaussianConditional):
+                copied.response = old.response
         return new
 
 

@@ -5,7 +5,8 @@ import linecache
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
     """
     conditioned = poutine.condition(model, data=dict(values))
     return poutine.trace(_Unvalidated()(conditioned)).get_trace(*args, **kwargs)
+
+
+@contextmanager
+def outside_of_pyro() -> Iterator[None]:
+    """Hides the handlers around a call: plates and traces of a caller that runs a model of its own within."""
+    hidden = list(_PYRO_STACK)
+    _PYRO_STACK.clear()
+    try:
+        yield
+    finally:
+        _PYRO_STACK[:] = hidden
 
 
 class Vectorized:

@@ -78,7 +78,7 @@ def assert_found_the_posterior(guide, tolerance=0.12):
 @pytest.mark.parametrize("elbo", ELBOS.values(), ids=ELBOS.keys())
 def test_every_elbo_trains_it(elbo, hypernet):
     elbo = copy.deepcopy(elbo)
-    guide = AutoHypernet(conjugate, hypernet)
+    guide = AutoHypernet(conjugate, hypernet, "full")
     train(conjugate, guide, elbo, Y, steps=400)
     if type(elbo) is not RenyiELBO and getattr(elbo, "bound", "elbo") == "elbo":
         assert_found_the_posterior(guide, 0.15)
@@ -100,7 +100,7 @@ def test_enumeration_beside_a_blocked_discrete_site():
     guide = AutoHypernet(model)
     enumerated = pyro.infer.config_enumerate(m.with_switch)
     losses = train(enumerated, guide, TraceEnum_ELBO(max_plate_nesting=1), y)
-    assert losses[-1] < losses[0]
+    assert sum(losses[-20:]) < sum(losses[:20])
     assert guide.sample_posterior(3)["means"].shape == (3, 2)
 
 
@@ -272,7 +272,7 @@ def test_subsampled_plate_with_a_global_latent(elbo):
 
 
 def test_nested_plates():
-    guide = AutoHypernet(m.nested_plates)
+    guide = AutoHypernet(m.nested_plates, structure="full")
     losses = train(m.nested_plates, guide, Trace_ELBO(), torch.ones(3, 2))
     assert losses[-1] < losses[0]
     assert guide.sample_posterior(4)["inner_mean"].shape == (4, 3, 2)

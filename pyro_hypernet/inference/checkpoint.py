@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.maps.structures import STRUCTURES
@@ -55,6 +56,7 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "structure": _describe(guide.structure, STRUCTURES, "structure"),
         "init_scale": guide.init_scale,
         "num_components": guide.num_components,
+        "knowledge": guide.knowledge.describe() if guide.knowledge else None,
         "layout": [_describe_site(site) for site in layout.sites],
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in guide.state_dict().items()}
@@ -110,7 +112,11 @@ def load(
     )
     origin = tensors["_origin"]
     with torch.random.fork_rng(devices=[]):  # parameters drawn here are overwritten at once
-        guide.build(layout, origin.to(device or "cpu"))
+        knowledge = None
+        if header.get("knowledge"):
+            named = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
+            knowledge = Knowledge.from_description(model, layout, header["knowledge"], named)
+        guide.build(layout, origin.to(device or "cpu"), knowledge)
     try:
         guide.load_state_dict(tensors)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, sample_prior
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
@@ -150,16 +150,7 @@ class _Tempered:
 
     def sample_prior(self, num_samples: int) -> Tensor:
         """Flat draws of the prior, shape `(S, D)`."""
-
-        def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
-            return {name: trace.nodes[name]["value"] for name in self.layout.names}
-
-        with torch.no_grad(), poutine.block(), warnings.catch_warnings():
-            # Dirichlets and their like are drawn one by one, which once is no harm.
-            warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
-            draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), self.args)
-            return self.layout.unconstrain(draws)[0]
+        return sample_prior(self.model, self.layout, num_samples, self.args)
 
     def _grad_of_one(self, draw: tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
         w, temperature = draw

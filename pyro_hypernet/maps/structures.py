@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
+from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
+from pyro_hypernet.maps.folding import KeyedAffine, Sorted, Symmetrized
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet
 from pyro_hypernet.maps.linear import Affine
 
@@ -115,6 +118,43 @@ def multiplicative(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tenso
     return _steer_norms(layout, hypernet, loc, scale, input_axis)
 
 
+def informed(
+    layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, knowledge: Knowledge | None = None
+) -> Bijection:
+    """One hypernetwork over all weights, with what the guide found out about the model built in.
+
+    Weights to which the observations answer linearly (a network's last layer, a regression's coefficients) are drawn
+    from a Gaussian given all others (`GaussianConditional`); permutations of hidden units and flips of signs that leave
+    the density unchanged are respected (`Symmetrized`), so that draws cover all symmetric modes. At the start the
+    linear weights have their conditional posterior; all others are normal with the given centre and scale, but for the
+    keys of the symmetries, which have centre zero and one common scale per layer.
+
+    Args:
+        layout: As in `full`.
+        hypernet: As in `full`.
+        loc: As in `full`.
+        scale: As in `full`.
+        knowledge: What `guide.setup` found; None stands for nothing, and so for `full`.
+    """
+    if not knowledge:
+        return full(layout, hypernet, loc, scale)
+    response, symmetries = knowledge.response, knowledge.symmetries
+    loc, scale = symmetries.canonicalise(loc[None])[0][0] if not loc.is_meta else loc, scale.clone()
+    for units in symmetries.groups:
+        scale[units.keys] = scale[units.keys].mean()
+    sort = [Sorted(units.keys, units.flips) for units in symmetries.groups]
+    conditional = []
+    if response is not None:
+        scale[response.index.to(scale.device)] = 1.0
+        loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
+        start = knowledge.targets, knowledge.log_precisions
+        conditional = [GaussianConditional(response, *start, knowledge.args, knowledge.kwargs)]
+    keys = torch.cat([torch.empty(0, dtype=torch.long), *(units.keys.cpu() for units in symmetries.groups)])
+    noise = Affine(torch.zeros_like(loc), torch.ones_like(scale))
+    inner = Chain(hypernet(layout.dim), noise, *sort, KeyedAffine(loc, scale, keys), *conditional)
+    return (Symmetrized(inner, Chain(*sort), symmetries) if sort else inner).to(loc)
+
+
 def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
     """The default for this number of weights, see `choose_structure`. Arguments as in `full`."""
     return STRUCTURES[choose_structure(layout.dim)](layout, hypernet, loc, scale)
@@ -122,6 +162,7 @@ def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bije
 
 STRUCTURES: dict[str, Structure] = {
     "auto": auto,
+    "informed": informed,
     "full": full,
     "layerwise": layerwise,
     "last_layer": last_layer,
@@ -131,9 +172,11 @@ STRUCTURES: dict[str, Structure] = {
 }
 
 
-def choose_structure(dim: int) -> str:
-    """The nickname that "auto" stands for: "full" while D² numbers are cheap, beyond that "low_rank"."""
-    return "full" if dim <= MAX_TRIANGULAR_DIM else "low_rank"
+def choose_structure(dim: int, *, is_informed: bool = False) -> str:
+    """The nickname that "auto" stands for: while D² numbers are cheap "informed" or "full", beyond that "low_rank"."""
+    if dim > MAX_TRIANGULAR_DIM:
+        return "low_rank"
+    return "informed" if is_informed else "full"
 
 
 def resolve_structure(choice: str | Structure) -> Structure:

@@ -82,7 +82,7 @@ def test_the_guide_saves_steps_and_gives_more_effective_draws(plain, through_gui
 @pytest.mark.parametrize("hypernet", ["coupling", "iaf"])
 def test_through_a_flow_that_is_not_the_posterior(hypernet):
     """The map bends the space; its log determinant makes up for it."""
-    guide = AutoHypernet(regression, hypernet).setup(X, Y)
+    guide = AutoHypernet(regression, hypernet, "full").setup(X, Y)
     set_exactly(guide, POSTERIOR)
     with torch.no_grad():
         for parameter in guide.parameters():

@@ -1,0 +1,141 @@
+"""What a guide finds out about its model before it is built: symmetries, linear weights, widths of the prior."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_hypernet.density import LogJoint, sample_prior
+from pyro_hypernet.layout import Layout
+from pyro_hypernet.responses import Response, find_response
+from pyro_hypernet.symmetries import Symmetries, find_symmetries
+from pyro_hypernet.vectorize import Model, outside_of_pyro
+
+_NUM_DRAWS = 256
+_LEAST_WIDTH, _GREATEST_WIDTH = 1e-3, 1e3
+# A guide keeps its data up to this many numbers.
+_MAX_DATA = 2**22
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of a model beyond its sites.
+
+    Attributes:
+        symmetries: Permutations and flips that leave its density unchanged.
+        response: The weights to which its observations answer linearly, or None.
+        targets: What stands for the data in `GaussianConditional` at the start, shape `(n,)`; empty without response.
+        log_precisions: Likewise, shape `(n,)`.
+        width: The prior's standard deviation of every unconstrained weight, shape `(D,)`.
+        args: The arguments that it was learnt with.
+        kwargs: The keyword arguments.
+    """
+
+    symmetries: Symmetries
+    response: Response | None
+    targets: Tensor
+    log_precisions: Tensor
+    width: Tensor
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return bool(self.symmetries.groups) or self.response is not None
+
+    def __str__(self) -> str:
+        linear = f"linear given the others: {', '.join(self.response.block)}" if self.response else ""
+        return "Known: " + "; ".join(part for part in (linear, str(self.symmetries)) if part) + "."
+
+    def describe(self) -> dict[str, Any]:
+        """Names and plain values for a file; tensors are with the guide's own."""
+        return {
+            "symmetries": self.symmetries.describe(),
+            "block": self.response.block if self.response else (),
+            "is_sharp": bool(self.response and self.response.is_sharp),
+            "args": [None if isinstance(value, Tensor) else value for value in self.args],
+            "kwargs": {key: None if isinstance(value, Tensor) else value for key, value in self.kwargs.items()},
+        }
+
+    @classmethod
+    def from_description(
+        cls, model: Model, layout: Layout, described: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> "Knowledge":
+        """What `describe` described, with the tensors of the guide's map by their last name."""
+        args = tuple(tensors.get(f"argument_{i}", value) for i, value in enumerate(described["args"]))
+        kwargs = {key: tensors.get(f"argument_{key}", value) for key, value in described["kwargs"].items()}
+        block = tuple(described["block"])
+        response = Response(model, layout, block, is_sharp=described["is_sharp"]) if block else None
+        empty = torch.zeros(0)
+        return cls(
+            Symmetries.from_description(layout, described["symmetries"]),
+            response,
+            tensors["targets"] if response else empty,
+            tensors["log_precisions"] if response else empty,
+            empty,
+            args,
+            kwargs,
+        )
+
+
+def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
+    """Runs the model at a few draws of its prior and finds out what can be used.
+
+    Args:
+        model: The Pyro model.
+        layout: Its latent sites.
+        trace: One run of it.
+        loc: Any unconstrained weights, shape `(D,)`; fixes dtype and device.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        What was found; None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable
+        parameters of its own, draws minibatches or discrete sites by itself, or its arguments cannot be kept.
+    """
+    if not _can_be_kept(args, kwargs) or _is_subsampled(trace):
+        return None
+    log_joint = LogJoint(model, layout, mode="eager")
+    with outside_of_pyro(), torch.no_grad():
+        if log_joint.params(loc, *args, **kwargs) or not _is_a_function(log_joint, loc, args, kwargs):
+            return None
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                draws = sample_prior(model, layout, _NUM_DRAWS, args, kwargs).to(loc)
+        except (NotImplementedError, RuntimeError):  # an improper prior
+            return None
+        good = draws[draws.isfinite().all(-1)]
+        points = good[log_joint(good[:16], *args, **kwargs).isfinite().nonzero().flatten()] if len(good) >= 16 else good
+        if len(points) < 4 or log_joint.mode == "loop":
+            return None
+        response = find_response(model, layout, points, args, kwargs)
+        block = response.block if response else ()
+        symmetries = find_symmetries(lambda w: log_joint(w, *args, **kwargs), layout, points, no_keys_in=block)
+        start = response.start(points[0], args, kwargs) if response else (loc.new_zeros(0), loc.new_zeros(0))
+    # From the quartiles, for a prior may have no variance.
+    quartiles = good.quantile(torch.tensor([0.25, 0.75]).to(good), dim=0)
+    width = ((quartiles[1] - quartiles[0]) / 1.349).clamp(_LEAST_WIDTH, _GREATEST_WIDTH)
+    return Knowledge(symmetries, response, *start, width, args, dict(kwargs))
+
+
+def _can_be_kept(args: tuple, kwargs: dict) -> bool:
+    leaves = [*args, *kwargs.values()]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    plain = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)
+    return plain and bool(tensors) and sum(leaf.numel() for leaf in tensors) <= _MAX_DATA
+
+
+def _is_a_function(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) -> bool:
+    """Whether the density can be vmapped and draws nothing at random, as a blocked discrete site would."""
+    try:
+        torch.func.vmap(lambda w: log_joint._value_of_one(w, args, kwargs), randomness="error")(loc[None])
+    except Exception:  # the trouble, if it is one, is reported where the density is needed
+        return False
+    return True
+
+
+def _is_subsampled(trace: Trace) -> bool:
+    frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())]
+    return any(frame.full_size is not None and frame.full_size != frame.size for frame in frames)

@@ -1,0 +1,106 @@
+"""A block of weights drawn from a Gaussian given all the others, by a linear model's own formulas."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.responses import Response
+
+# Rows are mapped in chunks of about so many numbers.
+_CHUNK = 2**24
+
+
+class GaussianConditional(Bijection):
+    """Draws a block b of the weights given the others a: `b = m(a) + L(a)⁻ᵀ x_b`, `L Lᵀ` the conditional precision.
+
+    The observations' locations are affine in b. A Gaussian pseudo-likelihood with learnt targets and precisions, times
+    the prior, gives m and L by least squares. With a normal likelihood and prior it starts at the exact conditional
+    posterior, so that b is integrated out; elsewhere targets and precisions are learnt with everything else. The map is
+    a bijection with exact log determinant: a passes, and b moves by a triangular matrix that depends on a.
+
+    Kin: pseudo-targets as in Ober and Aitchison 2021 (arXiv 2005.08140), there for every layer at learnt inputs, here
+    for what is linear at the data of `setup`, which the map keeps as buffers.
+
+    Args:
+        response: How the observations depend on the block.
+        targets: Pseudo-targets, shape `(n,)`.
+        log_precisions: Log precisions relative to the likelihood's own, shape `(n,)`.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+    """
+
+    def __init__(self, response: Response, targets: Tensor, log_precisions: Tensor, args: tuple, kwargs: dict) -> None:
+        super().__init__()
+        self.response = response
+        self._args, self._kwargs = list(args), dict(kwargs)
+        for number, value in enumerate(args):
+            self._keep(self._args, number, value)
+        for name, value in kwargs.items():
+            self._keep(self._kwargs, name, value)
+        self.register_buffer("index", response.index.to(torch.empty(0).device))
+        self.targets = nn.Parameter(targets.clone())
+        self.log_precisions = nn.Parameter(log_precisions.clone())
+        self.prior_shift = nn.Parameter(targets.new_zeros(len(response.index)))
+        self.prior_log_precision = nn.Parameter(targets.new_zeros(len(response.index)))
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._in_chunks(self._forward, x)
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._in_chunks(self._backward, y)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, factor, log_det = self._conditional(x)
+        noise = x[:, self.index].double()[..., None]
+        block = mean + torch.linalg.solve_triangular(factor.mT, noise, upper=True)[..., 0]
+        return x.index_copy(1, self.index, block.to(x)), -log_det.to(x)
+
+    def _backward(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        mean, factor, log_det = self._conditional(y)
+        noise = (factor.mT @ (y[:, self.index].double() - mean)[..., None])[..., 0]
+        return y.index_copy(1, self.index, noise.to(y)), log_det.to(y)
+
+    def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, Cholesky factor of the precision and its log determinant, in float64, for rows of `w`."""
+        if self.response is None:
+            raise RuntimeError(
+                "This guide was unpickled without its model, which its map needs: keep guides with "
+                "pyro_hypernet.save and read them with pyro_hypernet.load(path, model)."
+            )
+        args, kwargs = self._arguments()
+        answer = self.response(w, args, kwargs)
+        dtype = torch.float64 if self.response.is_sharp else w.dtype
+        jacobian = answer.jacobian.to(dtype)
+        precision = (answer.log_precision + self.log_precisions).to(dtype).exp()
+        prior = self.prior_log_precision.double().exp() / answer.prior_scale.double() ** 2
+        weighted = jacobian * precision[..., None]
+        total = (weighted.mT @ jacobian).double() + torch.diag_embed(prior)
+        pull = (weighted.mT @ (self.targets - answer.offset).to(dtype)[..., None])[..., 0].double()
+        pull = pull + prior * (answer.prior_loc + self.prior_shift).double()
+        factor, info = torch.linalg.cholesky_ex(total)
+        factor = torch.where((info == 0)[:, None, None], factor, torch.nan)
+        mean = torch.cholesky_solve(pull[..., None], factor)[..., 0]
+        return mean, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def _keep(self, place: Any, key: Any, value: Any) -> None:
+        """Keeps a tensor as a buffer, which moves and is saved with the parameters; other values as they are."""
+        if isinstance(value, Tensor):
+            place[key] = None
+            self.register_buffer(f"argument_{key}", value.detach())
+
+    def _arguments(self) -> tuple[tuple, dict]:
+        args = tuple(getattr(self, f"argument_{i}", value) for i, value in enumerate(self._args))
+        return args, {key: getattr(self, f"argument_{key}", value) for key, value in self._kwargs.items()}
+
+    def _in_chunks(self, function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        flat = x.reshape(-1, x.shape[-1])
+        rows = max(1, _CHUNK // (len(self.targets) * (len(self.index) + 1)))
+        # Equal chunks, so that few graphs are captured.
+        parts = [function(part) for part in flat.split(rows)]
+        values, log_dets = (torch.cat(part) for part in zip(*parts, strict=True))
+        return values.reshape(x.shape), log_dets.reshape(x.shape[:-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "response": None}  # it holds the model; the guide gives it back
