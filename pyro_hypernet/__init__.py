@@ -10,6 +10,7 @@ from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import Fit, fit
 from pyro_hypernet.inference.nuts import Nuts, nuts
 from pyro_hypernet.inference.refine import Refined, refine
+from pyro_hypernet.modes import init_to_map
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.priors import fan_in
 
@@ -23,6 +24,7 @@ __all__ = [
     "compare",
     "fan_in",
     "fit",
+    "init_to_map",
     "khat",
     "load",
     "nuts",

@@ -49,6 +49,7 @@ class LogJoint:
         self.layout = layout
         self._value = Vectorized(self._value_of_one, mode=mode)
         self._grad_and_value = Vectorized(self._grad_and_value_of_one, mode=mode, differentiable=False)
+        self._parts = Vectorized(self._parts_of_one, mode=mode)
 
     @property
     def mode(self) -> str:
@@ -87,6 +88,19 @@ class LogJoint:
         with torch.no_grad():
             grad, value = self._grad_and_value(self._flat(w.detach()), args, kwargs)
         return value.reshape(w.shape[:-1]), grad.reshape(w.shape)
+
+    def parts(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Log prior, with the log determinant of the map to the supports, and log likelihood, in nats.
+
+        Args:
+            w: Unconstrained weights, shape `(..., D)`.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            Both, shape `(..., 2)`.
+        """
+        return self._parts(self._flat(w), args, kwargs).reshape((*w.shape[:-1], 2))
 
     def log_prob(self, samples: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """log p(data, sites) of constrained values, so without the Jacobians of the supports.
@@ -149,6 +163,10 @@ class LogJoint:
         values, log_det = self.layout.constrain(w)
         return self._trace(values, args, kwargs).log_prob_sum() + log_det
 
+    def _parts_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        values, log_det = self.layout.constrain(w)
+        return torch.stack(split_density(self._trace(values, args, kwargs), self.layout, log_det))
+
     def _grad_and_value_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         return torch.func.grad_and_value(self._value_of_one)(w, args, kwargs)
 
@@ -156,6 +174,26 @@ class LogJoint:
         trace = trace_one(self.model, values, args, kwargs)
         _check_sites(self.layout, trace)
         return trace
+
+
+def split_density(trace: Trace, layout: Layout, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    """Log prior and log likelihood of a trace, both of shape `()`.
+
+    Args:
+        trace: A trace conditioned on all latent sites.
+        layout: These sites.
+        log_det: Log determinant of the map to their supports, which counts to the prior.
+    """
+    trace.compute_log_prob()
+    log_prior, log_likelihood = log_det, torch.zeros_like(log_det)
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node):
+            continue
+        if name in layout.names:
+            log_prior = log_prior + node["log_prob_sum"]
+        else:
+            log_likelihood = log_likelihood + node["log_prob_sum"]
+    return log_prior, log_likelihood
 
 
 def map_model(

@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.knowledge import Knowledge, learn
+from pyro_hypernet.knowledge import Knowledge, learn, prior_width
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
+from pyro_hypernet.modes import find_modes
 from pyro_hypernet.safeguards import (
     check_start,
     name_arguments,
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # Of every unconstrained weight at the start, where no structure knows better.
 DEFAULT_SCALE = 0.1
+# Of every component, where more than one shares the width of the whole.
+_COMPONENT_SCALE = 0.5
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 
@@ -68,7 +71,8 @@ class AutoHypernet(AutoContinuous):
         init_loc_fn: A Pyro initialisation strategy for the centre.
         init_scale: The standard deviation of every unconstrained weight at the start, positive; None for 0.1, and for
             the prior's own widths in the structure "informed".
-        num_components: Number of Gaussians in the base distribution; more than one can hold several modes.
+        num_components: Number of Gaussians in the base distribution; more than one can hold several modes. They start
+            at modes found by gradient ascent from the prior, unless `init_scale` is given.
 
     Raises:
         ValueError: If a nickname is unknown, or a number is out of its range.
@@ -109,6 +113,7 @@ class AutoHypernet(AutoContinuous):
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
         self._knowledge: Knowledge | None = None
+        self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
 
     @property
@@ -155,6 +160,12 @@ class AutoHypernet(AutoContinuous):
         """
         self._setup_prototype(*args, **kwargs)
         return self
+
+    def restart(self, *args: Any, **kwargs: Any) -> "AutoHypernet":
+        """Forgets all parameters and makes new ones, from a new draw of the start where it is random."""
+        if self._layout is not None:
+            self.prototype_trace = self._layout = None
+        return self.setup(*args, **kwargs)
 
     def describe(self) -> str:
         """One line on what was built: sites, structure, hypernetwork, parameters and bytes."""
@@ -215,10 +226,28 @@ class AutoHypernet(AutoContinuous):
         w, log_det = transform.forward_and_log_det(eps)
         return w, base.log_prob(eps) - log_det
 
+    def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `sample_and_log_prob`, with as many draws from every component of the base, and weights for that.
+
+        Args:
+            num_samples: Number of draws S; of K components each gives `S / K`, rounded up.
+
+        Returns:
+            Draws of shape `(S, D)`, their log q in nats, and weights that sum to one, both of shape `(S,)`.
+        """
+        if "base" not in self._modules:
+            w, log_q = self.sample_and_log_prob(num_samples)
+            return w, log_q, torch.full_like(log_q, 1 / num_samples)
+        transform, base = self.get_transform(), self._modules["base"]
+        eps, weights = base.sample_strata(-(-num_samples // self.num_components))
+        w, log_det = transform.forward_and_log_det(eps)
+        return w, base.log_prob(eps) - log_det, weights
+
     def unconstrained_log_prob(self, w: Tensor) -> Tensor:
         """log q of unconstrained weights of shape `(..., D)`, in nats, shape `(...)`."""
         eps, log_det = self.get_transform().inverse_and_log_det(w)
-        return self.get_base_dist().log_prob(eps) + log_det
+        base = self._modules["base"] if "base" in self._modules else self.get_base_dist()
+        return base.log_prob(eps) + log_det
 
     def log_prob(self, samples: Mapping[str, Tensor]) -> Tensor:
         """log q of constrained values, Jacobians included.
@@ -301,7 +330,11 @@ class AutoHypernet(AutoContinuous):
         refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False):
             knowledge = self._learn(layout, loc, args, kwargs)
+            if self.num_components > 1 and self.init_scale is None:  # several modes may lie anywhere in the prior
+                self._width = prior_width(self._uninitialised_model[0], layout, loc, args, kwargs)
         self.build(layout, loc, knowledge)
+        if self._width is not None:
+            self._spread_components(args, kwargs)
         logger.info(self.describe())
 
     def _learn(self, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
@@ -316,6 +349,13 @@ class AutoHypernet(AutoContinuous):
             return None
         return learn(self._uninitialised_model[0], layout, self.prototype_trace, loc, args, kwargs) or None
 
+    @torch.no_grad()
+    def _spread_components(self, args: tuple, kwargs: dict) -> None:
+        """Starts every component of the base at a mode of its own, as far as there are several."""
+        with poutine.block():
+            modes = find_modes(self._uninitialised_model[0], self.layout, args, kwargs, num_modes=self.num_components)
+        self._modules["base"].locs.copy_(self.bijection.inverse_and_log_det(modes.to(self._origin))[0])
+
     def _structure_function(self) -> Callable[..., Bijection]:
         structure = resolve_structure(self.structure)
         return structure.func if isinstance(structure, partial) else structure
@@ -323,7 +363,8 @@ class AutoHypernet(AutoContinuous):
     def _make_map(self, layout: Layout, loc: Tensor) -> Bijection:
         hypernet, structure = resolve_hypernet(self.hypernet), resolve_structure(self.structure)
         if not self._knowledge:
-            return structure(layout, hypernet, loc, torch.full_like(loc, self.init_scale or DEFAULT_SCALE))
+            scale = torch.full_like(loc, self.init_scale or DEFAULT_SCALE)
+            return structure(layout, hypernet, loc, scale if self._width is None else self._width.to(loc))
         width = self._knowledge.width if len(self._knowledge.width) else torch.ones(layout.dim, device="cpu")
         scale = torch.full_like(loc, self.init_scale) if self.init_scale else width.to(loc)
         return informed(layout, hypernet, loc, scale, knowledge=self._knowledge)
@@ -393,18 +434,32 @@ class AutoHypernet(AutoContinuous):
 
 
 class _MixtureBase(torch.nn.Module):
-    """A learnt mixture of K diagonal normals on R^D, its centres spread by one standard deviation at the start."""
+    """A learnt mixture of K diagonal normals on R^D, its centres spread like the noise, in opposite pairs."""
 
     def __init__(self, origin: Tensor, num_components: int) -> None:
         super().__init__()
         if origin.shape[-1] < 2:
             raise ValueError("num_components > 1 needs at least two unconstrained weights; the model has one.")
-        self.locs = torch.nn.Parameter(torch.randn(num_components, origin.shape[-1]).to(origin))
-        self.log_scales = torch.nn.Parameter(torch.zeros_like(self.locs))
+        half = torch.randn(-(-num_components // 2), origin.shape[-1])
+        locs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_components]
+        self.locs = torch.nn.Parameter(locs.to(origin))
+        self.log_scales = torch.nn.Parameter(torch.full_like(self.locs, math.log(_COMPONENT_SCALE)))
         self.logits = torch.nn.Parameter(origin.new_zeros(num_components))
 
     def distribution(self) -> dist.TorchDistribution:
+        """Pyro's own, with pathwise gradients, for Pyro's ELBOs."""
         return dist.MixtureOfDiagNormals(self.locs, self.log_scales.exp(), self.logits)
+
+    def log_prob(self, eps: Tensor) -> Tensor:
+        """Log density in nats, shape `(...)`, of points of shape `(..., D)`."""
+        parts = dist.Normal(self.locs, self.log_scales.exp(), validate_args=False).log_prob(eps[..., None, :]).sum(-1)
+        return (parts + self.logits.log_softmax(-1)).logsumexp(-1)
+
+    def sample_strata(self, num_each: int) -> tuple[Tensor, Tensor]:
+        """As many draws from every component, shape `(K * num_each, D)`, and weights that sum to one."""
+        noise = torch.randn(num_each, *self.locs.shape, dtype=self.locs.dtype, device=self.locs.device)
+        weights = self.logits.softmax(-1).expand(num_each, -1) / num_each
+        return (self.locs + self.log_scales.exp() * noise).flatten(0, 1), weights.flatten()
 
     def place(self, noise: Tensor) -> Tensor:
         """Turns standard normal draws, shape `(S, D)`, into draws of the mixture, each component in proportion."""

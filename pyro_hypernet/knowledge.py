@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -54,6 +55,7 @@ class Knowledge:
             "symmetries": self.symmetries.describe(),
             "block": self.response.block if self.response else (),
             "is_sharp": bool(self.response and self.response.is_sharp),
+            "is_constant": bool(self.response and self.response.is_constant),
             "args": [None if isinstance(value, Tensor) else value for value in self.args],
             "kwargs": {key: None if isinstance(value, Tensor) else value for key, value in self.kwargs.items()},
         }
@@ -66,7 +68,8 @@ class Knowledge:
         args = tuple(tensors.get(f"argument_{i}", value) for i, value in enumerate(described["args"]))
         kwargs = {key: tensors.get(f"argument_{key}", value) for key, value in described["kwargs"].items()}
         block = tuple(described["block"])
-        response = Response(model, layout, block, is_sharp=described["is_sharp"]) if block else None
+        flags = {name: described[name] for name in ("is_sharp", "is_constant")}
+        response = Response(model, layout, block, **flags) if block else None
         empty = torch.zeros(0)
         return cls(
             Symmetries.from_description(layout, described["symmetries"]),
@@ -97,14 +100,11 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
     if not _can_be_kept(args, kwargs) or _is_subsampled(trace):
         return None
     log_joint = LogJoint(model, layout, mode="eager")
-    with outside_of_pyro(), torch.no_grad():
+    with outside_of_pyro(), torch.no_grad(), pyro.validation_enabled(False):
         if log_joint.params(loc, *args, **kwargs) or not _is_a_function(log_joint, loc, args, kwargs):
             return None
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                draws = sample_prior(model, layout, _NUM_DRAWS, args, kwargs).to(loc)
-        except (NotImplementedError, RuntimeError):  # an improper prior
+        draws = _prior_draws(model, layout, loc, args, kwargs)
+        if draws is None:
             return None
         good = draws[draws.isfinite().all(-1)]
         points = good[log_joint(good[:16], *args, **kwargs).isfinite().nonzero().flatten()] if len(good) >= 16 else good
@@ -112,12 +112,32 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
             return None
         response = find_response(model, layout, points, args, kwargs)
         block = response.block if response else ()
-        symmetries = find_symmetries(lambda w: log_joint(w, *args, **kwargs), layout, points, no_keys_in=block)
+        # Prior and likelihood by themselves: beside much data a change of the prior would be lost in rounding.
+        symmetries = find_symmetries(lambda w: log_joint.parts(w, *args, **kwargs), layout, points, no_keys_in=block)
         start = response.start(points[0], args, kwargs) if response else (loc.new_zeros(0), loc.new_zeros(0))
-    # From the quartiles, for a prior may have no variance.
-    quartiles = good.quantile(torch.tensor([0.25, 0.75]).to(good), dim=0)
-    width = ((quartiles[1] - quartiles[0]) / 1.349).clamp(_LEAST_WIDTH, _GREATEST_WIDTH)
-    return Knowledge(symmetries, response, *start, width, args, dict(kwargs))
+    return Knowledge(symmetries, response, *start, _width(good), args, dict(kwargs))
+
+
+def prior_width(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
+    """The prior's standard deviation of every unconstrained weight, shape `(D,)`; None if it cannot be sampled."""
+    with outside_of_pyro():
+        draws = _prior_draws(model, layout, loc, args, kwargs)
+    return None if draws is None else _width(draws[draws.isfinite().all(-1)])
+
+
+def _prior_draws(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return sample_prior(model, layout, _NUM_DRAWS, args, kwargs).to(loc)
+    except (NotImplementedError, RuntimeError):  # an improper prior
+        return None
+
+
+def _width(draws: Tensor) -> Tensor:
+    """From the quartiles, for a prior may have no variance."""
+    quartiles = draws.quantile(torch.tensor([0.25, 0.75]).to(draws), dim=0)
+    return ((quartiles[1] - quartiles[0]) / 1.349).clamp(_LEAST_WIDTH, _GREATEST_WIDTH)
 
 
 def _can_be_kept(args: tuple, kwargs: dict) -> bool:

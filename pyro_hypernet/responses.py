@@ -28,7 +28,7 @@ class Answer:
 
     Attributes:
         offset: Locations of all observed sites with the block at zero, shape `(..., n)`.
-        jacobian: Their derivative by the block's weights, shape `(..., n, B)`.
+        jacobian: Their derivative by the block's weights, shape `(..., n, B)`, or `(1, n, B)` where it is constant.
         log_precision: Of every observation, shape `(..., n)`; zero where its distribution has no scale.
         prior_loc: Prior locations of the block, shape `(..., B)`.
         prior_scale: Prior scales of the block, shape `(..., B)`.
@@ -50,21 +50,32 @@ class Response:
         block: Names of the sites in the block.
         is_sharp: Whether the observations have scales of their own, which may be small: sums over them then need
             float64.
+        is_constant: Whether the derivative is the same at all weights, as in a linear regression: it is then worked out
+            once for all rows.
     """
 
-    def __init__(self, model: Model, layout: Layout, block: tuple[str, ...], *, is_sharp: bool) -> None:
+    def __init__(
+        self, model: Model, layout: Layout, block: tuple[str, ...], *, is_sharp: bool, is_constant: bool
+    ) -> None:
         self.model = model
         self.layout = layout
         self.block = block
         self.is_sharp = is_sharp
+        self.is_constant = is_constant
         sites = [layout[name] for name in block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
         self._run = Vectorized(self._answer_of_one)
+        self._run_without = Vectorized(self._offset_of_one)
 
     def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
         """The answer at weights of shape `(S, D)`, whatever they hold in the block."""
         with outside_of_pyro():
-            return Answer(*self._run(w, args, kwargs))
+            if not self.is_constant:
+                return Answer(*self._run(w, args, kwargs))
+            with torch.no_grad():
+                jacobian = self._run(w[:1], args, kwargs)[1]
+            offset, *rest = self._run_without(w, args, kwargs)
+            return Answer(offset, jacobian.detach(), *rest)
 
     def start(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """Pseudo-targets and their log precisions, relative to the answer's, both of shape `(n,)`.
@@ -83,6 +94,10 @@ class Response:
         pairs = [_family(fn).start(fn, node["value"]) for _, node, fn in _observed(trace, self.layout)]
         targets, log_precisions = ([part.reshape(-1) for part in parts] for parts in zip(*pairs, strict=True))
         return torch.cat(targets), torch.cat(log_precisions)
+
+    def _offset_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+        zeros = {name: w.new_zeros(self.layout[name].shape) for name in self.block}
+        return _observe(self.model, self.layout, self.block, {**self.layout.constrain(w)[0], **zeros}, args, kwargs)
 
     def _answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
         values = self.layout.constrain(w)[0]
@@ -126,7 +141,10 @@ def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwa
             return None
         values = layout.constrain(points[0])[0]
         is_sharp = bool((_observe(model, layout, block, values, args, kwargs)[1] > 0).any())
-    return Response(model, layout, block, is_sharp=is_sharp)
+        response = Response(model, layout, block, is_sharp=is_sharp, is_constant=False)
+        jacobian = response(points[:3], args, kwargs).jacobian
+        is_constant = torch.allclose(jacobian, jacobian[:1].expand_as(jacobian), rtol=_TOLERANCE)
+    return Response(model, layout, block, is_sharp=is_sharp, is_constant=is_constant)
 
 
 def _is_affine(
@@ -141,7 +159,8 @@ def _is_affine(
         every[layout[name].slice] = 1
     base = points[0] * (1 - every)
     one, two = points[1] * every, points[2] * every
-    trials = torch.stack([base, base + one, base + two, base + one + two, base + 2 * one, base + points[3] * new])
+    changes = [0 * one, one, two, one + two, 2 * one, -one, points[3] * new]
+    trials = torch.stack([base + change for change in changes])
 
     def observe(w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
         return _observe(model, layout, block, layout.constrain(w)[0], args, kwargs)
@@ -153,8 +172,11 @@ def _is_affine(
     if f.shape[1] * size > MAX_NUMBERS or not all(bool(part.isfinite().all()) for part in (f, loc, scale)):
         return False
     size_of_f = _TOLERANCE * (1e-6 + f.abs().max())
-    bent = max(float((f[3] - f[1] - f[2] + f[0]).abs().max()), float((f[4] - 2 * f[1] + f[0]).abs().max()))
-    answers = float((f[5] - f[0]).abs().max()) > size_of_f
+    zero, at_one, at_two, at_both, at_double, at_minus, at_new = f
+    # Sums, multiples and, lest |b| or relu(b) pass, the opposite.
+    bends = (at_both - at_one - at_two + zero, at_double - 2 * at_one + zero, at_one + at_minus - 2 * zero)
+    bent = max(float(bend.abs().max()) for bend in bends)
+    answers = float((at_new - zero).abs().max()) > size_of_f
     steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in (log_precision, loc, scale))
     return bent <= size_of_f and answers and steady
 

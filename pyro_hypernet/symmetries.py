@@ -145,7 +145,7 @@ def find_symmetries(
     to be known of the model. Axes that may be permuted by themselves (exchangeable weights) are left alone.
 
     Args:
-        log_prob: From flat weights `(S, D)` to log densities `(S,)`.
+        log_prob: From flat weights `(S, D)` to log densities `(S,)`, or to several that must all stay, `(S, k)`.
         layout: The sites.
         points: A few points at which to try, shape `(P, D)`, such as draws of the prior.
         no_keys_in: Sites that must not hold keys.
@@ -167,7 +167,21 @@ def find_symmetries(
             if flips or axes[0][1] != _SCALAR:
                 groups.append(replace(units, flips=flips))
                 taken.update(axes)
-    return Symmetries(tuple(groups)).to(points.device)
+    return Symmetries(tuple(_with_keys(groups, layout, no_keys_in))).to(points.device)
+
+
+def _with_keys(groups: list[Units], layout: Layout, no_keys_in: Sequence[str]) -> Iterator[Units]:
+    """The groups in an order in which no later one moves an earlier one's keys; those without such are left out."""
+    while groups:
+        for units in groups:
+            moved = {name for other in groups if other is not units for name, _ in other.axes}
+            key = next((name for name, _ in units.axes if name not in no_keys_in and name not in moved), None)
+            if key is not None:
+                break
+        else:
+            return
+        yield Units.make(layout, units.axes, key, units.flips)
+        groups = [other for other in groups if other is not units]
 
 
 class _Trial:
@@ -176,22 +190,25 @@ class _Trial:
     def __init__(self, log_prob: Callable[[Tensor], Tensor], points: Tensor) -> None:
         self.log_prob = log_prob
         self.points = points
-        self.generator = torch.Generator("cpu").manual_seed(0)
         with torch.no_grad():
             self.values = log_prob(points)
 
     def permutes(self, index: Tensor) -> bool:
         """Whether the units of `index`, shape `(H, k)`, may change places."""
-        order = torch.randperm(len(index), generator=self.generator, device="cpu")
-        if bool((order == torch.arange(len(index), device="cpu")).all()):
-            order = order.roll(1)
+        # A turn and an exchange of two make all permutations; a random one might make few, such as turns of a ring.
+        turn = torch.arange(len(index), device="cpu").roll(1)
+        exchange = torch.arange(len(index), device="cpu")
+        exchange[:2] = exchange[:2].flip(0)
+        return self._permutes_by(index, exchange) and self._permutes_by(index, turn)
+
+    def _permutes_by(self, index: Tensor, order: Tensor) -> bool:
         moved = self.points.clone()
         moved[:, index.flatten()] = self.points[:, index[order].flatten()]
         return self._unchanged(moved)
 
     def flips(self, index: Tensor) -> bool:
         """Whether all signs of a unit may flip."""
-        chosen = index[: max(1, len(index) // 2)].flatten()
+        chosen = index[0]  # one flip and all permutations make every flip; pairs would make pairs only
         moved = self.points.clone()
         moved[:, chosen] = -moved[:, chosen]
         return self._unchanged(moved)

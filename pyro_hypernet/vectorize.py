@@ -56,6 +56,17 @@ def outside_of_pyro() -> Iterator[None]:
         _PYRO_STACK[:] = hidden
 
 
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Pauses torch.jit.trace."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
 class Vectorized:
     """A function of one draw and the model's arguments as a function of a batch of draws.
 
@@ -111,6 +122,11 @@ class Vectorized:
         leaves, spec = pytree.tree_flatten((draws, args, kwargs))
         key = _signature(leaves, spec)
         graph = self._graphs.get(key)
+        if graph is None and torch.jit.is_tracing() and key is not None:
+            # The tracer cannot follow vmap; what it can follow is a graph captured behind its back.
+            with _untraced():
+                self._capture(key, leaves, spec)
+            graph = self._graphs.get(key)
         if graph is None or not graph.is_current():
             result = self._run(draws, args, kwargs)
             if key is not None and self.mode == "graph":
@@ -258,7 +274,7 @@ def _signature(leaves: list[Any], spec: Any) -> Any:
     described = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):
-            described.append((leaf.shape, leaf.dtype, leaf.device))
+            described.append((tuple(map(int, leaf.shape)), leaf.dtype, leaf.device))
         elif leaf is None or isinstance(leaf, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
             described.append((type(leaf), leaf))
         else:

@@ -1,6 +1,5 @@
 """The evidence lower bound with all particles in one pass, by total or path gradients."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -115,8 +114,8 @@ class VectorizedELBO(ELBO):
         """Minus the estimated bound, in nats."""
         with torch.no_grad():
             log_joint = self._prepare(model, guide, args, kwargs)
-            w, log_q = _densities(guide, args, kwargs)[0](self.num_particles)
-            loss = -_reduce(log_joint(w, *args, **kwargs) - log_q, self.bound).item()
+            w, log_q, weights = _densities(guide, args, kwargs)[0](self.num_particles)
+            loss = -_reduce(log_joint(w, *args, **kwargs) - log_q, weights, self.bound).item()
         warn_if_nan(loss, "loss")
         return loss
 
@@ -164,7 +163,7 @@ class VectorizedELBO(ELBO):
         return self.gradient == "path"
 
     def _path(self, log_joint: LogJoint, sample: Callable, log_prob: Callable, args: tuple, kwargs: dict) -> Estimate:
-        w = sample(self.num_particles)[0]
+        w, _, weights = sample(self.num_particles)
         leaf = w.detach().requires_grad_()
         log_q = log_prob(leaf)
         (score_q,) = torch.autograd.grad(log_q.sum(), leaf)
@@ -174,15 +173,18 @@ class VectorizedELBO(ELBO):
         else:
             log_p, score_p = log_joint.value_and_grad(leaf, *args, **kwargs)
         log_weights = (log_p - log_q).detach()
-        share = _shares(log_weights, self.bound)
-        squared = share if self.bound == "elbo" else share**2
+        share = _shares(log_weights, weights.detach(), self.bound)
+        squared = share if self.bound == "elbo" else share**2 / (weights.detach() * len(w))
         surrogate = -(squared[:, None] * (score_p - score_q) * w).sum()
+        if weights.requires_grad:  # of a mixture: better components gain weight
+            surrogate = surrogate - _reduce(log_weights, weights, self.bound)
         if self._params:
             surrogate = surrogate - (share * log_p).sum()
-        return Estimate(-_reduce(log_weights, self.bound), surrogate, leaf.detach(), log_p.detach(), log_q.detach())
+        loss = -_reduce(log_weights, weights.detach(), self.bound)
+        return Estimate(loss, surrogate, leaf.detach(), log_p.detach(), log_q.detach())
 
     def _total(self, log_joint: LogJoint, sample: Callable, args: tuple, kwargs: dict) -> Estimate:
-        w, log_q = sample(self.num_particles)
+        w, log_q, weights = sample(self.num_particles)
         if self._params:
             log_p = log_joint(w, *args, **kwargs)
             value = log_p.detach()
@@ -190,21 +192,22 @@ class VectorizedELBO(ELBO):
             value, score = log_joint.value_and_grad(w, *args, **kwargs)
             linear = (score * w).sum(-1)
             log_p = value + (linear - linear.detach())
-        surrogate = -_reduce(log_p - log_q, self.bound)
-        loss = -_reduce(value - log_q.detach(), self.bound)
+        surrogate = -_reduce(log_p - log_q, weights, self.bound)
+        loss = -_reduce(value - log_q.detach(), weights.detach(), self.bound)
         return Estimate(loss, surrogate, w.detach(), value, log_q.detach())
 
 
 def _densities(guide: VectorizedGuide, args: tuple, kwargs: dict) -> tuple[Callable, Callable]:
     """How to draw with a density from the guide, and how to score given weights."""
     if isinstance(guide, AutoHypernet):
-        return guide.sample_and_log_prob, guide.unconstrained_log_prob
+        return guide.sample_strata, guide.unconstrained_log_prob
     with guide._pyro_context:  # PyroParams of Pyro's guides announce themselves only in their module's context
         posterior = _flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)
 
-    def sample(num_samples: int) -> tuple[Tensor, Tensor]:
+    def sample(num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
         w = posterior.rsample((num_samples,))
-        return w, posterior.log_prob(w)
+        log_q = posterior.log_prob(w)
+        return w, log_q, torch.full_like(log_q, 1 / num_samples)
 
     return sample, posterior.log_prob
 
@@ -216,12 +219,13 @@ def _flat_normal(guide: AutoNormal) -> dist.TorchDistribution:
     return dist.Normal(loc, scale).to_event(1)
 
 
-def _reduce(log_weights: Tensor, bound: str) -> Tensor:
+def _reduce(log_weights: Tensor, weights: Tensor, bound: str) -> Tensor:
+    """The bound from log p − log q of particles that stand for these shares of q, which sum to one."""
     if bound == "elbo":
-        return log_weights.mean(0)
-    return log_weights.logsumexp(0) - math.log(len(log_weights))
+        return (weights * log_weights).sum()
+    return (log_weights + weights.log()).logsumexp(0)
 
 
-def _shares(log_weights: Tensor, bound: str) -> Tensor:
+def _shares(log_weights: Tensor, weights: Tensor, bound: str) -> Tensor:
     """Each particle's share in the bound's gradient, shape `(K,)`, summing to one."""
-    return torch.full_like(log_weights, 1 / len(log_weights)) if bound == "elbo" else log_weights.softmax(0)
+    return weights if bound == "elbo" else (log_weights + weights.log()).softmax(0)

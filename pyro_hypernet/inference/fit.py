@@ -19,6 +19,8 @@ KEEP = ("best", "average", "last")
 _WINDOWS = 50
 # The average runs over this last share of the steps.
 _AVERAGED_SHARE = 0.2
+# Every restart takes this share of the steps.
+_RESTART_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def fit(
     keep: str = "best",
     patience: int | None = None,
     max_skipped: int = 100,
+    num_restarts: int = 1,
     mode: str = "graph",
     progress: bool = True,
 ) -> Fit:
@@ -92,6 +95,8 @@ def fit(
             the last fifth; "last".
         patience: Stop after this many windows without improvement; None for never.
         max_skipped: Give up after this many skipped steps in a row.
+        num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
+            discards what the guide has learnt.
         mode: How the model runs: "graph", "eager" or "loop".
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
 
@@ -116,8 +121,16 @@ def fit(
     """
     _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped)
     batches = _batches(args)
+    if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
+        most = round(1 / _RESTART_SHARE) - 1
+        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
     elbo = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
     first = next(batches)
+    if num_restarts > 1:
+        num_each = max(1, int(_RESTART_SHARE * num_steps))
+        num_steps = max(1, num_steps - num_restarts * num_each)
+        options = {"num_particles": num_particles, "learning_rate": learning_rate, "clip": clip, "mode": mode}
+        _choose_start(model, guide, args, first, num_restarts, num_steps=num_each, gradient=gradient, **options)
     guide.setup(*first)
     log_joint = elbo._prepare(model, guide, first, {})
     parameters = [*guide.parameters(), *elbo._params.values()]
@@ -152,6 +165,23 @@ def fit(
         gradient="path" if elbo._is_path(guide) else "total",
         mode=log_joint.mode,
     )
+
+
+def _choose_start(
+    model: Model, guide: AutoHypernet, args: tuple | Iterable[tuple], first: tuple, num_restarts: int, **options: Any
+) -> None:
+    """Trains every start a little and leaves the guide with the best."""
+    best, kept = -math.inf, None
+    for _ in range(num_restarts):
+        guide.restart(*first)
+        try:
+            reached = fit(model, guide, args, decay=False, keep="last", progress=False, **options).elbo
+        except FloatingPointError:
+            continue
+        if kept is None or reached > best:
+            best, kept = reached, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
+    if kept is not None:
+        guide.load_state_dict(kept)
 
 
 class _Run:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.ops.stats import gelman_rubin
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint, sample_prior
+from pyro_hypernet.density import LogJoint, sample_prior, split_density
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
@@ -158,15 +157,7 @@ class _Tempered:
         def tempered(w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             values, log_det = self.layout.constrain(w)
             trace = trace_one(self.model, values, args, kwargs)
-            trace.compute_log_prob()
-            log_prior, log_likelihood = log_det, log_det.new_zeros(())
-            for name, node in trace.nodes.items():
-                if node["type"] != "sample" or site_is_subsample(node):
-                    continue
-                if name in values:
-                    log_prior = log_prior + node["log_prob_sum"]
-                else:
-                    log_likelihood = log_likelihood + node["log_prob_sum"]
+            log_prior, log_likelihood = split_density(trace, self.layout, log_det)
             return log_prior + temperature * log_likelihood, (log_prior, log_likelihood)
 
         return torch.func.grad_and_value(tempered, has_aux=True)(w)

@@ -73,11 +73,19 @@ class GaussianConditional(Bijection):
         answer = self.response(w, args, kwargs)
         dtype = torch.float64 if self.response.is_sharp else w.dtype
         jacobian = answer.jacobian.to(dtype)
-        precision = (answer.log_precision + self.log_precisions).to(dtype).exp()
+        own, learnt = answer.log_precision.to(dtype), self.log_precisions.to(dtype).exp()
         prior = self.prior_log_precision.double().exp() / answer.prior_scale.double() ** 2
-        weighted = jacobian * precision[..., None]
-        total = (weighted.mT @ jacobian).double() + torch.diag_embed(prior)
-        pull = (weighted.mT @ (self.targets - answer.offset).to(dtype)[..., None])[..., 0].double()
+        residual = (self.targets - answer.offset).to(dtype)
+        if self.response.is_constant and bool((own == own[:, :1]).all()):
+            # One product serves all rows, which differ by a factor.
+            weighted, factors = jacobian[0] * learnt[:, None], own[:, 0].exp()
+            total = (weighted.mT @ jacobian[0]).double() * factors[:, None, None].double()
+            pull = (residual @ weighted).double() * factors[:, None].double()
+        else:
+            weighted = jacobian * (own.exp() * learnt)[..., None]
+            total = (weighted.mT @ jacobian).double()
+            pull = (weighted.mT @ residual[..., None])[..., 0].double()
+        total = total + torch.diag_embed(prior)
         pull = pull + prior * (answer.prior_loc + self.prior_shift).double()
         factor, info = torch.linalg.cholesky_ex(total)
         factor = torch.where((info == 0)[:, None, None], factor, torch.nan)

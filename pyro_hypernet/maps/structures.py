@@ -149,7 +149,8 @@ def informed(
         loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
         start = knowledge.targets, knowledge.log_precisions
         conditional = [GaussianConditional(response, *start, knowledge.args, knowledge.kwargs)]
-    keys = torch.cat([torch.empty(0, dtype=torch.long), *(units.keys.cpu() for units in symmetries.groups)])
+    none = torch.empty(0, dtype=torch.long, device="cpu")
+    keys = torch.cat([none, *(units.keys.cpu() for units in symmetries.groups)])
     noise = Affine(torch.zeros_like(loc), torch.ones_like(scale))
     inner = Chain(hypernet(layout.dim), noise, *sort, KeyedAffine(loc, scale, keys), *conditional)
     return (Symmetrized(inner, Chain(*sort), symmetries) if sort else inner).to(loc)
