@@ -114,7 +114,8 @@ def test_vectorized_elbo_says_what_to_do_with_a_discrete_site():
 @pytest.mark.parametrize("structure", ["full", "informed"])
 def test_jit_trace_elbo(structure):
     guide = AutoHypernet(conjugate, structure=structure)
-    losses = train(conjugate, guide, JitTrace_ELBO(ignore_jit_warnings=True), Y, steps=60)
+    step_size = 0.03 if structure == "full" else 0.003  # one particle's noise moves what is exact at the start
+    losses = train(conjugate, guide, JitTrace_ELBO(ignore_jit_warnings=True), Y, steps=60, lr=step_size)
     before = AutoHypernet(conjugate, structure=structure).setup(Y)
     assert (
         elbo_of(conjugate, guide, Y)[0] > elbo_of(conjugate, before, Y)[0] - 0.5
