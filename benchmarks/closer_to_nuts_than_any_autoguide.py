@@ -159,7 +159,7 @@ def report(path: Path, references: dict[str, Reference]) -> str:
     cells = read_cells(path)
     seeds = 1 + max((key.seed for key in cells), default=-1)
     parts = [
-        "One process at a time, one thread each (torch and XLA), CPU; seconds are compilation and training; "
+        "One thread each (torch and XLA), CPU; seconds are compilation and training; "
         f"{seeds} seed(s): medians [least, greatest]. Made by {Path(__file__).name} from {path.name}.\n"
         "Each guide at the step size of its best median ELBO (10 000 draws); 'failed' counts the runs of all step "
         "sizes; 'own': the guide's default.\n\n"
