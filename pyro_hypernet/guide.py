@@ -25,6 +25,7 @@ from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
+from pyro_hypernet.mixture import MixtureBase
 from pyro_hypernet.modes import find_modes
 from pyro_hypernet.safeguards import (
     check_start,
@@ -41,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 # Of every unconstrained weight at the start, where no structure knows better.
 DEFAULT_SCALE = 0.1
-# Of every component, where more than one shares the width of the whole.
-_COMPONENT_SCALE = 0.5
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 
@@ -198,7 +197,7 @@ class AutoHypernet(AutoContinuous):
         self.register_buffer("_origin", torch.zeros_like(loc))
         self.add_module("map", self._make_map(layout, loc))
         if self.num_components > 1:
-            self.add_module("base", _MixtureBase(self._origin, self.num_components))
+            self.add_module("base", MixtureBase(self._origin, self.num_components))
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals."""
@@ -431,42 +430,6 @@ class AutoHypernet(AutoContinuous):
             if isinstance(old, GaussianConditional):
                 copied.response = old.response
         return new
-
-
-class _MixtureBase(torch.nn.Module):
-    """A learnt mixture of K diagonal normals on R^D, its centres spread like the noise, in opposite pairs."""
-
-    def __init__(self, origin: Tensor, num_components: int) -> None:
-        super().__init__()
-        if origin.shape[-1] < 2:
-            raise ValueError("num_components > 1 needs at least two unconstrained weights; the model has one.")
-        half = torch.randn(-(-num_components // 2), origin.shape[-1])
-        locs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_components]
-        self.locs = torch.nn.Parameter(locs.to(origin))
-        self.log_scales = torch.nn.Parameter(torch.full_like(self.locs, math.log(_COMPONENT_SCALE)))
-        self.logits = torch.nn.Parameter(origin.new_zeros(num_components))
-
-    def distribution(self) -> dist.TorchDistribution:
-        """Pyro's own, with pathwise gradients, for Pyro's ELBOs."""
-        return dist.MixtureOfDiagNormals(self.locs, self.log_scales.exp(), self.logits)
-
-    def log_prob(self, eps: Tensor) -> Tensor:
-        """Log density in nats, shape `(...)`, of points of shape `(..., D)`."""
-        parts = dist.Normal(self.locs, self.log_scales.exp(), validate_args=False).log_prob(eps[..., None, :]).sum(-1)
-        return (parts + self.logits.log_softmax(-1)).logsumexp(-1)
-
-    def sample_strata(self, num_each: int) -> tuple[Tensor, Tensor]:
-        """As many draws from every component, shape `(K * num_each, D)`, and weights that sum to one."""
-        noise = torch.randn(num_each, *self.locs.shape, dtype=self.locs.dtype, device=self.locs.device)
-        weights = self.logits.softmax(-1).expand(num_each, -1) / num_each
-        return (self.locs + self.log_scales.exp() * noise).flatten(0, 1), weights.flatten()
-
-    def place(self, noise: Tensor) -> Tensor:
-        """Turns standard normal draws, shape `(S, D)`, into draws of the mixture, each component in proportion."""
-        shares = self.logits.softmax(-1).cumsum(-1)
-        at = (torch.arange(len(noise), device=noise.device) + 0.5) / len(noise)
-        component = torch.searchsorted(shares, at.to(shares)).clamp(max=len(shares) - 1)
-        return self.locs[component] + self.log_scales[component].exp() * noise
 
 
 def _return_second(*_: Any, parameter: Tensor, **__: Any) -> Tensor:

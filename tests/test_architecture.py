@@ -27,6 +27,7 @@ ORDER = [
     "priors",
     "bnn",
     "safeguards",
+    "mixture",
     "guide",
     "inference",
     "evaluation",
