@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 import torch.distributions as td
 from pyro import poutine
@@ -50,17 +51,26 @@ class Response:
         block: Names of the sites in the block.
         is_sharp: Whether the observations have scales of their own, which may be small: sums over them then need
             float64.
+        is_exact: Whether likelihood and priors are all normal, so that least squares give the conditional posterior.
         is_constant: Whether the derivative is the same at all weights, as in a linear regression: it is then worked out
             once for all rows.
     """
 
     def __init__(
-        self, model: Model, layout: Layout, block: tuple[str, ...], *, is_sharp: bool, is_constant: bool
+        self,
+        model: Model,
+        layout: Layout,
+        block: tuple[str, ...],
+        *,
+        is_sharp: bool,
+        is_exact: bool,
+        is_constant: bool,
     ) -> None:
         self.model = model
         self.layout = layout
         self.block = block
         self.is_sharp = is_sharp
+        self.is_exact = is_exact
         self.is_constant = is_constant
         sites = [layout[name] for name in block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
@@ -141,10 +151,10 @@ def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwa
             return None
         values = layout.constrain(points[0])[0]
         is_sharp = bool((_observe(model, layout, block, values, args, kwargs)[1] > 0).any())
-        response = Response(model, layout, block, is_sharp=is_sharp, is_constant=False)
-        jacobian = response(points[:3], args, kwargs).jacobian
+        flags = {"is_sharp": is_sharp, "is_exact": _is_normal(trace_one(model, values, args, kwargs), layout, block)}
+        jacobian = Response(model, layout, block, **flags, is_constant=False)(points[:3], args, kwargs).jacobian
         is_constant = torch.allclose(jacobian, jacobian[:1].expand_as(jacobian), rtol=_TOLERANCE)
-    return Response(model, layout, block, is_sharp=is_sharp, is_constant=is_constant)
+    return Response(model, layout, block, **flags, is_constant=is_constant)
 
 
 def _is_affine(
@@ -179,6 +189,18 @@ def _is_affine(
     answers = float((at_new - zero).abs().max()) > size_of_f
     steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in (log_precision, loc, scale))
     return bent <= size_of_f and answers and steady
+
+
+def _is_normal(trace: Trace, layout: Layout, block: tuple[str, ...]) -> bool:
+    """Whether every observation and every prior of the block is normal, and none is masked."""
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node) or (name in layout.names and name not in block):
+            continue
+        if node["is_observed"] and isinstance(node["fn"], dist.Delta):
+            continue  # pyro.deterministic
+        if not isinstance(_plain(node["fn"]), (td.Normal, td.LogNormal)) or node["mask"] is not None:
+            return False
+    return True
 
 
 class _NoResponse(Exception):

@@ -376,7 +376,7 @@ def test_two_guides_of_one_class_share_nothing():
 
 
 def test_it_goes_on_training_after_clear_param_store():
-    guide = AutoHypernet(conjugate)
+    guide = AutoHypernet(conjugate, structure="full")
     train(conjugate, guide, Trace_ELBO(), Y, steps=5)
     pyro.clear_param_store()
     train(conjugate, guide, Trace_ELBO(), Y, steps=800)
@@ -406,7 +406,7 @@ def test_copies_leave_the_original_whole(copier, hypernet):
 
 
 def test_a_deepcopy_goes_on_training():
-    guide = AutoHypernet(conjugate)
+    guide = AutoHypernet(conjugate, structure="full")
     train(conjugate, guide, Trace_ELBO(), Y, steps=3)
     twin = copy.deepcopy(guide)
     train(conjugate, twin, VectorizedELBO(), Y, steps=600)

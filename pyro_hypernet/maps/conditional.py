@@ -16,8 +16,8 @@ class GaussianConditional(Bijection):
     """Draws a block b of the weights given the others a: `b = m(a) + L(a)⁻ᵀ x_b`, `L Lᵀ` the conditional precision.
 
     The observations' locations are affine in b. A Gaussian pseudo-likelihood with learnt targets and precisions, times
-    the prior, gives m and L by least squares. With a normal likelihood and prior it starts at the exact conditional
-    posterior, so that b is integrated out; elsewhere targets and precisions are learnt with everything else. The map is
+    the prior, gives m and L by least squares. With normal likelihoods and priors that is the exact conditional
+    posterior, and nothing is learnt; elsewhere targets and precisions are learnt with everything else. The map is
     a bijection with exact log determinant: a passes, and b moves by a triangular matrix that depends on a.
 
     Kin: pseudo-targets as in Ober and Aitchison 2021 (arXiv 2005.08140), there for every layer at learnt inputs, here
@@ -40,10 +40,18 @@ class GaussianConditional(Bijection):
         for name, value in kwargs.items():
             self._keep(self._kwargs, name, value)
         self.register_buffer("index", response.index.to(torch.empty(0).device))
-        self.targets = nn.Parameter(targets.clone())
-        self.log_precisions = nn.Parameter(log_precisions.clone())
-        self.prior_shift = nn.Parameter(targets.new_zeros(len(response.index)))
-        self.prior_log_precision = nn.Parameter(targets.new_zeros(len(response.index)))
+        zeros = targets.new_zeros(len(response.index))
+        start = {
+            "targets": targets,
+            "log_precisions": log_precisions,
+            "prior_shift": zeros,
+            "prior_log_precision": zeros,
+        }
+        for name, value in start.items():
+            if response.is_exact:  # nothing to learn: what is known would only be shaken
+                self.register_buffer(name, value.clone())
+            else:
+                self.register_parameter(name, nn.Parameter(value.clone()))
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._in_chunks(self._forward, x)
