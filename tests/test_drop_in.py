@@ -409,8 +409,8 @@ def test_a_deepcopy_goes_on_training():
     guide = AutoHypernet(conjugate, structure="full")
     train(conjugate, guide, Trace_ELBO(), Y, steps=3)
     twin = copy.deepcopy(guide)
-    train(conjugate, twin, VectorizedELBO(), Y, steps=600)
-    assert_found_the_posterior(twin, 0.15)
+    train(conjugate, twin, VectorizedELBO(), Y, steps=600, lr=0.01)  # at 0.03 the path gradient collapses now and then
+    assert_found_the_posterior(twin, 0.05)
 
 
 def test_median_and_quantiles():
