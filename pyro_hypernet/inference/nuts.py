@@ -111,9 +111,10 @@ def nuts(
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> draws = nuts(model, torch.ones(3), num_samples=50, warmup_steps=50, num_chains=1, num_processes=1)
+        >>> pyro.set_rng_seed(0)
+        >>> draws = nuts(model, torch.ones(3), num_samples=200, warmup_steps=50, num_chains=1, num_processes=1)
         >>> draws.samples["mean"].shape
-        torch.Size([50])
+        torch.Size([200])
     """
     if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
         raise ValueError(
