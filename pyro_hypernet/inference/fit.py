@@ -175,9 +175,12 @@ def _choose_start(
     for _ in range(num_restarts):
         guide.restart(*first)
         try:
-            reached = fit(model, guide, args, decay=False, keep="last", progress=False, **options).elbo
+            result = fit(model, guide, args, decay=False, keep="last", progress=False, **options)
         except FloatingPointError:
             continue
+        if result.stopped_because == "interrupted":
+            raise KeyboardInterrupt  # the guide keeps what this start has reached
+        reached = result.elbo
         if kept is None or reached > best:
             best, kept = reached, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
     if kept is not None:
