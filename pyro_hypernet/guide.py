@@ -27,6 +27,7 @@ from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, id
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
 from pyro_hypernet.mixture import MixtureBase
 from pyro_hypernet.modes import find_modes
+from pyro_hypernet.rejection import BATCH, Choice, Rejected, Rejection, choose
 from pyro_hypernet.safeguards import (
     check_start,
     name_arguments,
@@ -36,7 +37,7 @@ from pyro_hypernet.safeguards import (
     refuse_what_cannot_fit,
     spell_bytes,
 )
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_SCALE = 0.1
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
+# Shares of proposals to keep, of which `reject` chooses, how near the log evidence it wants to come, in nats, and the
+# proposals that it looks at.
+REJECTION_RATES, REJECTION_GAP, _NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05, 0.02), 0.1, 2**14
 
 
 class AutoHypernet(AutoContinuous):
@@ -114,6 +118,7 @@ class AutoHypernet(AutoContinuous):
         self._knowledge: Knowledge | None = None
         self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
+        self._density: tuple[Any, Vectorized] | None = None
 
     @property
     def knowledge(self) -> Knowledge | None:
@@ -162,6 +167,7 @@ class AutoHypernet(AutoContinuous):
 
     def restart(self, *args: Any, **kwargs: Any) -> "AutoHypernet":
         """Forgets all parameters and makes new ones, from a new draw of the start where it is random."""
+        self.reject(None)
         if self._layout is not None:
             self.prototype_trace = self._layout = None
         return self.setup(*args, **kwargs)
@@ -177,6 +183,7 @@ class AutoHypernet(AutoContinuous):
             f"hypernet {_name(self.hypernet, choose_hypernet(self.latent_dim))}; {count} parameters, "
             f"{spell_bytes(count * itemsize)} ({spell_bytes(4 * count * itemsize)} while Adam trains them)."
             + (f" {self._knowledge}" if self._knowledge else "")
+            + (f" One in {1 / self.rejection.rate:.0f} proposals is kept." if self.rejection else "")
         )
 
     def build(self, layout: Layout, loc: Tensor, knowledge: Knowledge | None = None) -> None:
@@ -200,11 +207,93 @@ class AutoHypernet(AutoContinuous):
             self.add_module("base", MixtureBase(self._origin, self.num_components))
 
     def get_base_dist(self) -> dist.TorchDistribution:
-        """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals."""
+        """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals, after rejection."""
+        proposals, rejection = self._proposals(), self.rejection
+        if rejection is None:
+            return proposals
+        return Rejected(proposals, partial(self._log_weights, rejection.arguments()), rejection)
+
+    @property
+    def rejection(self) -> Rejection | None:
+        """The rejection that draws go through; None where every draw is kept, as while the guide learns."""
+        rejection = self._modules.get("keeper")
+        if rejection is None or torch.jit.is_tracing():
+            return None
+        if rejection.fingerprint != self._fingerprint():  # the parameters have moved on: it holds no longer
+            self.reject(None)
+            return None
+        return rejection
+
+    @torch.no_grad()
+    def reject(
+        self, args: tuple | None, kwargs: dict | None = None, *, rates: Sequence[float] = REJECTION_RATES
+    ) -> Choice | None:
+        """Lets only those draws through from now on that the posterior wants; the density stays exact.
+
+        Proposals are kept with probability `min(1, W / c)`, W their importance weight: where the guide has too much
+        mass it gives some up. A draw then costs `1 / rate` forward passes and densities. The greatest rate is taken that
+        brings the bound within a tenth of a nat of the log evidence, as far as the weights show that; if keeping every
+        draw does so already, none is rejected. It holds until the parameters change; `fit` calls this at its end.
+
+        Args:
+            args: The model's arguments, data included; None keeps every draw again.
+            kwargs: The model's keyword arguments.
+            rates: Shares of proposals to choose from, in (0, 1); one fixes it.
+
+        Returns:
+            What was chosen, and the bound it reaches; None where nothing is rejected.
+
+        Raises:
+            ValueError: If a rate is out of its range, or no proposal has a finite weight.
+
+        Source: Grover et al. 2018, arXiv 1804.01712.
+        """
+        self._modules.pop("keeper", None)
+        if args is None:
+            return None
+        rates = tuple(rates)
+        if not rates or not all(isinstance(rate, (int, float)) and 0 < rate < 1 for rate in rates):
+            raise ValueError(f"rates must be shares of draws to keep, between 0 and 1; got {rates!r}.")
+        arguments = (tuple(args), kwargs or {})
+        weights = [
+            self._log_weights(arguments, self._proposals().sample((BATCH,))) for _ in range(_NUM_PROPOSALS // BATCH)
+        ]
+        log_weights = torch.cat(weights).double()
+        choice = choose(log_weights, rates, gap=REJECTION_GAP)
+        if len(rates) > 1 and choice.log_evidence - float(log_weights.mean()) <= REJECTION_GAP:
+            return None
+        numbers = self._origin.new_tensor([choice.log_threshold, choice.log_rate], dtype=torch.float64)
+        self._install(Rejection(numbers[0], numbers[1], choice.rate_error, *arguments))
+        return choice
+
+    def _install(self, rejection: Rejection) -> None:
+        rejection.fingerprint = self._fingerprint()
+        self.add_module("keeper", rejection)
+
+    def _fingerprint(self) -> tuple[int, ...]:
+        """Changes with every step of the parameters."""
+        return tuple(parameter._version for parameter in self.parameters())
+
+    def _proposals(self) -> dist.TorchDistribution:
         if "base" in self._modules:
             return self._modules["base"].distribution()
         # Not validated: draws that are not finite are for the trainer to count and skip, not to fail on here.
         return dist.Normal(self._origin, torch.ones_like(self._origin), validate_args=False).to_event(1)
+
+    def _base_log_prob(self, eps: Tensor) -> Tensor:
+        base = self._modules["base"] if "base" in self._modules else self._proposals()
+        return base.log_prob(eps)
+
+    def _log_weights(self, arguments: tuple[tuple, dict], eps: Tensor) -> Tensor:
+        """log p(data, w) − log q(w) of proposals of shape `(S, D)`, rejection aside; shape `(S,)`."""
+        model = self._uninitialised_model[0]
+        if self._density is None or self._density[0] is not model:
+            log_joint = LogJoint(model, self.layout)
+            self._density = (model, Vectorized(log_joint._value_of_one, differentiable=False))
+        with outside_of_pyro():
+            w, log_det = self.bijection.forward_and_log_det(eps)
+            log_p = self._density[1](w, *arguments)
+        return log_p - self._base_log_prob(eps) + log_det
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
         """The map T from noise to unconstrained weights; does not depend on the arguments."""
@@ -234,7 +323,7 @@ class AutoHypernet(AutoContinuous):
         Returns:
             Draws of shape `(S, D)`, their log q in nats, and weights that sum to one, both of shape `(S,)`.
         """
-        if "base" not in self._modules:
+        if "base" not in self._modules or self.rejection is not None:
             w, log_q = self.sample_and_log_prob(num_samples)
             return w, log_q, torch.full_like(log_q, 1 / num_samples)
         transform, base = self.get_transform(), self._modules["base"]
@@ -245,8 +334,12 @@ class AutoHypernet(AutoContinuous):
     def unconstrained_log_prob(self, w: Tensor) -> Tensor:
         """log q of unconstrained weights of shape `(..., D)`, in nats, shape `(...)`."""
         eps, log_det = self.get_transform().inverse_and_log_det(w)
-        base = self._modules["base"] if "base" in self._modules else self.get_base_dist()
-        return base.log_prob(eps) + log_det
+        log_base = self._base_log_prob(eps)
+        rejection = self.rejection
+        if rejection is not None:
+            with torch.no_grad():  # piecewise: where a draw is always kept, the gradient is the map's
+                log_base = log_base + (self.get_base_dist().log_prob(eps) - log_base)
+        return log_base + log_det
 
     def log_prob(self, samples: Mapping[str, Tensor]) -> Tensor:
         """log q of constrained values, Jacobians included.
@@ -302,11 +395,17 @@ class AutoHypernet(AutoContinuous):
         probabilities = torch.as_tensor(quantiles, dtype=self._origin.dtype, device=self._origin.device)
         if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
             raise ValueError(f"quantiles must be a list of probabilities in [0, 1]; got {quantiles!r}.")
-        num_draws = max(64, min(_QUANTILE_DRAWS, _QUANTILE_NUMBERS // self.latent_dim))
-        w = self.bijection.forward_and_log_det(self._fixed_noise(num_draws))[0].sort(dim=0).values
-        position = probabilities * (num_draws - 1)
+        rejection = self.rejection
+        wanted = _QUANTILE_DRAWS if rejection is None else _QUANTILE_DRAWS / rejection.rate
+        num_draws = 2 * (int(max(64, min(wanted, _QUANTILE_NUMBERS // self.latent_dim))) // 2)
+        eps = self._fixed_noise(num_draws)
+        w = self.bijection.forward_and_log_det(eps)[0]
+        if rejection is not None:
+            w = w[self._fixed_choice(eps, rejection)]
+        w = w.sort(dim=0).values
+        position = probabilities * (len(w) - 1)
         lower = position.floor().long()
-        upper = (lower + 1).clamp(max=num_draws - 1)
+        upper = (lower + 1).clamp(max=len(w) - 1)
         return self.layout.constrain(torch.lerp(w[lower], w[upper], (position - lower)[:, None]))[0]
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -405,6 +504,16 @@ class AutoHypernet(AutoContinuous):
         noise = torch.cat([half, -half]).to(self._origin)
         return self._modules["base"].place(noise) if "base" in self._modules else noise
 
+    def _fixed_choice(self, eps: Tensor, rejection: Rejection) -> Tensor:
+        """Which of some proposals are kept, the same at every call: boolean, shape `(S,)`."""
+        accept = torch.cat(
+            [rejection.log_acceptance(self._log_weights(rejection.arguments(), part)) for part in eps.split(BATCH)]
+        ).exp()
+        # Systematic: the kept are spread evenly over the sum of probabilities, from a start of one half.
+        total = accept.cumsum(0) + 0.5
+        kept = total.floor() > (total - accept).floor()
+        return kept if bool(kept.any()) else accept == accept.max()
+
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model and what a run of the model gave, which the next run gives again."""
         for parameter in self.parameters():
@@ -416,8 +525,11 @@ class AutoHypernet(AutoContinuous):
             "_uninitialised_model": None,
             "prototype_trace": None,
             "master": None,
+            "_density": None,
         }
-        return {**self.__dict__, **dropped, "_prototype_frames": {}, "_cond_indep_stacks": {}, "_param_prefix": None}
+        modules = {name: module for name, module in self._modules.items() if name != "keeper"}
+        empty = {"_prototype_frames": {}, "_cond_indep_stacks": {}, "_param_prefix": None}
+        return {**self.__dict__, **dropped, **empty, "_modules": modules}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoHypernet":
         new = type(self).__new__(type(self))
@@ -426,9 +538,12 @@ class AutoHypernet(AutoContinuous):
         new.__dict__["_model"] = self._model
         new.__dict__["_uninitialised_model"] = self._uninitialised_model
         new.__dict__["_knowledge"] = self._knowledge
-        for old, copied in zip(self.modules(), new.modules(), strict=True):
-            if isinstance(old, GaussianConditional):
-                copied.response = old.response
+        if "map" in self._modules:
+            for old, copied in zip(self.bijection.modules(), new.bijection.modules(), strict=True):
+                if isinstance(old, GaussianConditional):
+                    copied.response = old.response
+        if self.rejection is not None:
+            new._install(copy.deepcopy(self.rejection, memo))
         return new
 
 

@@ -14,8 +14,10 @@ from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
 from pyro_hypernet.maps.folding import KeyedAffine, Sorted, Symmetrized
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet
+from pyro_hypernet.maps.hypernets import HYPERNETS, MAX_TRIANGULAR_DIM, Hypernet
 from pyro_hypernet.maps.linear import Affine
+from pyro_hypernet.maps.sets import SetCoupling, SharedAffine, Slots, split
+from pyro_hypernet.symmetries import Symmetries
 
 Structure = Callable[[Layout, Hypernet, Tensor, Tensor], Bijection]
 _RANK = 20
@@ -139,21 +141,87 @@ def informed(
     if not knowledge:
         return full(layout, hypernet, loc, scale)
     response, symmetries = knowledge.response, knowledge.symmetries
+    conditional = []
+    if response is not None:
+        start = knowledge.targets, knowledge.log_precisions
+        conditional = [GaussianConditional(response, *start, knowledge.args, knowledge.kwargs)]
+        scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
+        loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
+    if hypernet is HYPERNETS["auto"] and any(len(units.index) > 1 for units in symmetries.groups):
+        flow = set_couplings(layout, loc, scale, symmetries, none_of=response.index if response else None)
+        return Chain(flow, *conditional).to(loc)
     loc, scale = symmetries.canonicalise(loc[None])[0][0] if not loc.is_meta else loc, scale.clone()
     for units in symmetries.groups:
         scale[units.keys] = scale[units.keys].mean()
     sort = [Sorted(units.keys, units.flips) for units in symmetries.groups]
-    conditional = []
-    if response is not None:
-        scale[response.index.to(scale.device)] = 1.0
-        loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
-        start = knowledge.targets, knowledge.log_precisions
-        conditional = [GaussianConditional(response, *start, knowledge.args, knowledge.kwargs)]
     none = torch.empty(0, dtype=torch.long, device="cpu")
     keys = torch.cat([none, *(units.keys.cpu() for units in symmetries.groups)])
     noise = Affine(torch.zeros_like(loc), torch.ones_like(scale))
     inner = Chain(hypernet(layout.dim), noise, *sort, KeyedAffine(loc, scale, keys), *conditional)
     return (Symmetrized(inner, Chain(*sort), symmetries) if sort else inner).to(loc)
+
+
+def set_couplings(
+    layout: Layout,
+    loc: Tensor,
+    scale: Tensor,
+    symmetries: Symmetries,
+    *,
+    none_of: Tensor | None = None,
+    num_layers: int = 8,
+    hidden: int = 32,
+) -> Bijection:
+    """Couplings that treat hidden units as a set, then one shift and scale for all units' weights of one kind.
+
+    Weights between two layers of hidden units are scaled only: they belong to two units at once.
+
+    Args:
+        layout: The sites.
+        loc: Centre at the start, shape `(D,)`; zero is taken where signs may flip.
+        scale: Standard deviations at the start, shape `(D,)`; their mean over a layer's units is taken.
+        symmetries: The layers of units.
+        none_of: Coordinates to leave alone, shape `(k,)`.
+        num_layers: Number of couplings.
+        hidden: Width of their networks.
+    """
+    cpu = torch.device("cpu")
+    owners = torch.zeros(layout.dim, dtype=torch.long, device="cpu")
+    indices = [units.index.to(cpu) for units in symmetries.groups]
+    for index in indices:
+        owners[index.flatten()] += 1
+    left = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
+    if none_of is not None:
+        left[none_of.to(cpu)] = True
+    own = [index[:, (owners[index[0]] == 1) & ~left[index[0]]] for index in indices]
+    free = ((owners == 0) & ~left).nonzero().flatten()
+    couplings = []
+    for number in range(num_layers):
+        halves = [split(index.shape[1], number) for index in own]
+        groups = [
+            Slots(index[:, passed], index[:, moved], units.flips)
+            for index, (passed, moved), units in zip(own, halves, symmetries.groups, strict=True)
+        ]
+        passed, moved = split(len(free), number)
+        couplings.append(SetCoupling(groups, free[passed], free[moved], hidden=hidden))
+    return Chain(*couplings, _shared_affine(layout, loc, scale, symmetries))
+
+
+def _shared_affine(layout: Layout, loc: Tensor, scale: Tensor, symmetries: Symmetries) -> SharedAffine:
+    """One class for what permutations carry into each other."""
+    classes = torch.arange(layout.dim, device="cpu")
+    flipped = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
+    for _ in range(1 + len(symmetries.groups)):  # a weight between two layers is carried by both
+        for units in symmetries.groups:
+            index = units.index.cpu()
+            classes[index] = classes[index].min(0).values.expand(index.shape)
+            flipped[index.flatten()] |= units.flips
+    kinds, classes = classes.unique(return_inverse=True)
+    first = kinds.to(loc.device)
+    at = classes.to(scale.device)
+    mean = scale.new_zeros(len(kinds)).index_add(0, at, scale) / scale.new_zeros(len(kinds)).index_add(
+        0, at, torch.ones_like(scale)
+    )
+    return SharedAffine(classes, loc[first], mean, flipped[kinds].to(loc.device))
 
 
 def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
