@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -213,12 +214,7 @@ def _unexpand_products(graph: fx.Graph) -> bool:
             continue
         found = True
         with graph.inserting_before(node):
-
-            def call(target: Any, shape: tuple[int, ...], *args: Any) -> fx.Node:
-                new = graph.call_function(target, args)
-                new.meta["val"] = torch.empty(shape, dtype=node.meta["val"].dtype, device="meta")
-                return new
-
+            call = partial(_call, graph, node.meta["val"].dtype)
             flat = call(aten.reshape.default, (s * n, h), x, [s * n, h])
             columns = call(aten.reshape.default, (b, h, c), m, [b, h, c])
             columns = call(aten.permute.default, (h, b, c), columns, [1, 0, 2])
@@ -230,6 +226,13 @@ def _unexpand_products(graph: fx.Graph) -> bool:
         node.replace_all_uses_with(product)
         graph.erase_node(node)
     return found
+
+
+def _call(graph: fx.Graph, dtype: torch.dtype, target: Any, shape: tuple[int, ...], *args: Any) -> fx.Node:
+    """A new operation with the shape of its result."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+    return node
 
 
 def _cancel_shifts(graph: fx.Graph, fixed: set[fx.Node]) -> bool:

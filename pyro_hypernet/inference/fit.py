@@ -105,9 +105,9 @@ def fit(
         num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
             discards what the guide has learnt.
         mode: How the model runs: "graph", "eager" or "loop".
-        compile: How a whole step runs, density, map and gradient together, with the same losses up to rounding: "off":
-            the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which takes a minute or so;
-            "auto": the one of them that earns its time back within `num_steps`.
+        compile: How a whole step runs, density, map and gradient together, with the same losses up to rounding:
+            "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which takes a
+            minute or so; "auto": the one of them that earns its time back within `num_steps`.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
 
     Returns:

@@ -46,7 +46,7 @@ def draws_its_own_rows(x, y):
 
 CLASSES = torch.arange(20) % 3
 BATCHES = [(X[:8], Y[:8]), (X[8:16], Y[8:16]), (X[16:], Y[16:])]
-LINEAR_DATA = m.linear_data()
+LINEAR_DATA = tuple(value.double() for value in m.linear_data())
 # What is fitted: model, arguments, options of the guide, options of fit.
 CASES = {
     "full": (regression, (X, Y), {"hypernet": SMALL, "structure": "full"}, {}),
