@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import Model, Vectorized, trace_one
+from pyro_hypernet.vectorize import MODES, Model, Vectorized, trace_one
 
 
 class LogJoint:
@@ -54,7 +54,8 @@ class LogJoint:
     @property
     def mode(self) -> str:
         """How the density runs now: "graph", "eager" or "loop"."""
-        return self._value.mode
+        used = {self._value.mode, self._grad_and_value.mode}
+        return next(mode for mode in reversed(MODES) if mode in used)
 
     def __call__(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Evaluates the density.

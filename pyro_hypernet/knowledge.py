@@ -57,6 +57,7 @@ class Knowledge:
             "is_sharp": bool(self.response and self.response.is_sharp),
             "is_exact": bool(self.response and self.response.is_exact),
             "is_constant": bool(self.response and self.response.is_constant),
+            "is_level": bool(self.response and self.response.is_level),
             "args": [None if isinstance(value, Tensor) else value for value in self.args],
             "kwargs": {key: None if isinstance(value, Tensor) else value for key, value in self.kwargs.items()},
         }
@@ -69,7 +70,7 @@ class Knowledge:
         args = tuple(tensors.get(f"argument_{i}", value) for i, value in enumerate(described["args"]))
         kwargs = {key: tensors.get(f"argument_{key}", value) for key, value in described["kwargs"].items()}
         block = tuple(described["block"])
-        flags = {name: described[name] for name in ("is_sharp", "is_exact", "is_constant")}
+        flags = {name: described.get(name, False) for name in ("is_sharp", "is_exact", "is_constant", "is_level")}
         response = Response(model, layout, block, **flags) if block else None
         empty = torch.zeros(0)
         return cls(

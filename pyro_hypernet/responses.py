@@ -54,6 +54,7 @@ class Response:
         is_exact: Whether likelihood and priors are all normal, so that least squares give the conditional posterior.
         is_constant: Whether the derivative is the same at all weights, as in a linear regression: it is then worked out
             once for all rows.
+        is_level: Whether all observations have the same precision, whatever it is at some weights.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Response:
         is_sharp: bool,
         is_exact: bool,
         is_constant: bool,
+        is_level: bool = False,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -72,6 +74,7 @@ class Response:
         self.is_sharp = is_sharp
         self.is_exact = is_exact
         self.is_constant = is_constant
+        self.is_level = is_level
         sites = [layout[name] for name in block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
         self._run = Vectorized(self._answer_of_one)
@@ -152,9 +155,11 @@ def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwa
         values = layout.constrain(points[0])[0]
         is_sharp = bool((_observe(model, layout, block, values, args, kwargs)[1] > 0).any())
         flags = {"is_sharp": is_sharp, "is_exact": _is_normal(trace_one(model, values, args, kwargs), layout, block)}
-        jacobian = Response(model, layout, block, **flags, is_constant=False)(points[:3], args, kwargs).jacobian
-        is_constant = torch.allclose(jacobian, jacobian[:1].expand_as(jacobian), rtol=_TOLERANCE)
-    return Response(model, layout, block, **flags, is_constant=is_constant)
+        answer = Response(model, layout, block, **flags, is_constant=False)(points[:3], args, kwargs)
+        jacobian, own = answer.jacobian, answer.log_precision
+        flags["is_constant"] = torch.allclose(jacobian, jacobian[:1].expand_as(jacobian), rtol=_TOLERANCE)
+        flags["is_level"] = bool((own == own[:, :1]).all())
+    return Response(model, layout, block, **flags)
 
 
 def _is_affine(

@@ -20,9 +20,10 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from pyro_hypernet.graphs import as_script, simplify
 
 Model = Callable[..., Any]
 MODES = ("graph", "eager", "loop")
@@ -65,6 +66,20 @@ def _untraced() -> Iterator[None]:
         yield
     finally:
         torch._C._set_tracing_state(state)
+
+
+@contextmanager
+def inlined() -> Iterator[None]:
+    """Lets captured graphs run operation by operation, for a caller that captures them in turn."""
+    global _is_inlining
+    before, _is_inlining = _is_inlining, True
+    try:
+        yield
+    finally:
+        _is_inlining = before
+
+
+_is_inlining = False
 
 
 class Vectorized:
@@ -120,13 +135,15 @@ class Vectorized:
         if self.mode != "graph" or not all(isinstance(handler, _TRANSPARENT) for handler in _PYRO_STACK):
             return self._run(draws, args, kwargs)
         leaves, spec = pytree.tree_flatten((draws, args, kwargs))
-        key = _signature(leaves, spec)
+        key = describe_shapes((draws, args, kwargs))
         graph = self._graphs.get(key)
         if graph is None and torch.jit.is_tracing() and key is not None:
             # The tracer cannot follow vmap; what it can follow is a graph captured behind its back.
             with _untraced():
                 self._capture(key, leaves, spec)
             graph = self._graphs.get(key)
+        if _is_inlining:
+            return self._run(draws, args, kwargs) if graph is None else graph.inline(leaves)
         if graph is None or not graph.is_current():
             result = self._run(draws, args, kwargs)
             if key is not None and self.mode == "graph":
@@ -181,12 +198,12 @@ class Vectorized:
 
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         try:
+            from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
+
             with torch.random.fork_rng(devices=[]), poutine.block(), poutine.trace(param_only=True) as params:
-                module = make_fx(batched)(*tensors)
-                module.graph.eliminate_dead_code()
-                module.recompile()
-                if not (self.differentiable or params.trace.nodes):
-                    module = _script(module, tensors)
+                module = simplify(make_fx(batched)(*tensors))
+                scripted = not (self.differentiable or params.trace.nodes)
+                run = as_script(module, tensors) if scripted else module
         except Exception as error:
             self.mode = "eager"
             warnings.warn(
@@ -195,7 +212,7 @@ class Vectorized:
                 stacklevel=5,
             )
             return
-        graph = _Graph(module, params.trace)
+        graph = _Graph(module, run, params.trace)
         if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
             self.mode = "eager"
             return
@@ -207,8 +224,9 @@ class Vectorized:
 class _Graph:
     """A captured graph, and the `pyro.param`s that it holds by reference."""
 
-    def __init__(self, module: Callable[..., Any], params: Trace) -> None:
+    def __init__(self, module: GraphModule, run: Callable[..., Any], params: Trace) -> None:
         self.module = module
+        self.run = run
         self.params = {name: _leaf(name) for name in params.nodes}
 
     def is_current(self) -> bool:
@@ -219,6 +237,10 @@ class _Graph:
         if _PYRO_STACK:  # SVI learns from these statements which parameters to step
             for name in self.params:
                 pyro.param(name)
+        return self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+
+    def inline(self, leaves: list[Any]) -> Any:
+        """Runs operation by operation."""
         return self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
 
 
@@ -236,13 +258,6 @@ class _BatchedFactories(TorchFunctionMode):
         if func in self.factories and result.is_floating_point():
             return result + self.zero.to(result.dtype)
         return result
-
-
-def _script(module: GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
-    """The same operations run from C++, constants worked out beforehand."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # on the age of TorchScript, and on constants, which are meant
-        return torch.jit.freeze(torch.jit.trace(module, tuple(tensors), check_trace=False).eval())
 
 
 class _Unvalidated(Messenger):
@@ -269,8 +284,16 @@ def _leaf(name: str) -> Tensor | None:
     return pyro.get_param_store()._params.get(name)
 
 
-def _signature(leaves: list[Any], spec: Any) -> Any:
-    """What must be equal for a graph to serve again, or None where an argument cannot be told from another."""
+def describe_shapes(arguments: Any) -> Any:
+    """What must be equal for a graph to serve again: shapes of tensors, and all else but tensors' values.
+
+    Args:
+        arguments: A pytree.
+
+    Returns:
+        Something to hash, or None where an argument cannot be told from another.
+    """
+    leaves, spec = pytree.tree_flatten(arguments)
     described = []
     for leaf in leaves:
         if isinstance(leaf, Tensor):

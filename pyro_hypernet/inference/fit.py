@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.elbo import Estimate, VectorizedELBO
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.step import COMPILES, FlatParameters, Step, Stepper
 from pyro_hypernet.vectorize import Model
 
 KEEP = ("best", "average", "last")
@@ -36,6 +38,8 @@ class Fit:
         stopped_because: "all steps done", "no improvement" or "interrupted".
         gradient: "path" or "total".
         mode: How the model ran: "graph", "eager" or "loop".
+        compile: How the steps ran at the end: "off", "graph" or "inductor".
+        compile_reason: Why so.
     """
 
     losses: Tensor = field(repr=False)
@@ -45,6 +49,8 @@ class Fit:
     stopped_because: str
     gradient: str
     mode: str
+    compile: str
+    compile_reason: str
 
     @property
     def num_steps(self) -> int:
@@ -70,6 +76,7 @@ def fit(
     max_skipped: int = 100,
     num_restarts: int = 1,
     mode: str = "graph",
+    compile: str = "auto",
     progress: bool = True,
 ) -> Fit:
     """Trains the guide in place, and the model's own `pyro.param`s with it, by Adam on the vectorised ELBO.
@@ -98,6 +105,9 @@ def fit(
         num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
             discards what the guide has learnt.
         mode: How the model runs: "graph", "eager" or "loop".
+        compile: How a whole step runs, density, map and gradient together, with the same losses up to rounding:
+            "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which takes a
+            minute or so; "auto": the one of them that earns its time back within `num_steps`.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
 
     Returns:
@@ -119,7 +129,7 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped)
+    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile)
     batches = _batches(args)
     if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
         most = round(1 / _RESTART_SHARE) - 1
@@ -129,22 +139,38 @@ def fit(
     if num_restarts > 1:
         num_each = max(1, int(_RESTART_SHARE * num_steps))
         num_steps = max(1, num_steps - num_restarts * num_each)
-        options = {"num_particles": num_particles, "learning_rate": learning_rate, "clip": clip, "mode": mode}
+        options = {
+            "num_particles": num_particles,
+            "learning_rate": learning_rate,
+            "clip": clip,
+            "mode": mode,
+            "compile": compile,
+        }
         _choose_start(model, guide, args, first, num_restarts, num_steps=num_each, gradient=gradient, **options)
     guide.setup(*first)
     log_joint = elbo._prepare(model, guide, first, {})
-    parameters = [*guide.parameters(), *elbo._params.values()]
-    run = _Run(parameters, num_steps, learning_rate, warmup, decay, clip, keep)
     start = time.perf_counter()
+    parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+    stepper = Stepper(
+        model,
+        guide,
+        elbo,
+        parameters,
+        clip=clip,
+        compile=compile,
+        num_steps=num_steps,
+        is_fixed=isinstance(args, tuple),
+    )
+    run = _Run(parameters.vectors, num_steps, learning_rate, warmup, decay, keep)
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     stopped_because = "all steps done"
     try:
-        for step in range(num_steps):
-            batch = first if step == 0 else next(batches)
-            estimate = elbo.estimate(model, guide, *batch)
-            finite = run.step(estimate)
-            if not finite and run.skipped_in_a_row >= max_skipped:
-                _raise_for_bad_steps(log_joint, estimate, batch, max_skipped)
+        for number in range(num_steps):
+            batch = first if number == 0 else next(batches)
+            step = stepper(batch)
+            run.step(step)
+            if run.skipped_in_a_row >= max_skipped:
+                _raise_for_bad_steps(log_joint, step, batch, max_skipped)
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
                 bar.update(run.window)
@@ -156,6 +182,7 @@ def fit(
     finally:
         bar.close()
         kept = run.finish()
+        parameters.release()
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
         elbo=-kept,
@@ -164,6 +191,8 @@ def fit(
         stopped_because=stopped_because,
         gradient="path" if elbo._is_path(guide) else "total",
         mode=log_joint.mode,
+        compile=stepper.compile,
+        compile_reason=stepper.reason,
     )
 
 
@@ -191,20 +220,14 @@ class _Run:
     """The optimiser and its schedule, the losses so far, and the parameters to keep."""
 
     def __init__(
-        self,
-        parameters: list[Tensor],
-        num_steps: int,
-        learning_rate: float,
-        warmup: float,
-        decay: bool,
-        clip: float,
-        keep: str,
+        self, vectors: list[Tensor], num_steps: int, learning_rate: float, warmup: float, decay: bool, keep: str
     ) -> None:
-        self.parameters = parameters
-        self.clip = clip
+        self.parameters = vectors
         self.keep = keep
         self.window = max(1, num_steps // _WINDOWS)
-        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+        self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
+        self.counts = [torch.zeros((), device=vector.device) for vector in vectors]
+        self.is_fused = all(vector.device.type in ("cpu", "cuda") for vector in vectors)
         self.learning_rate = learning_rate
         self.schedule = _Schedule(num_steps, warmup, decay)
         self.averaged_from = num_steps - max(1, int(_AVERAGED_SHARE * num_steps))
@@ -213,25 +236,23 @@ class _Run:
         self.best_loss = math.inf
         self.kept: list[Tensor] | None = None
 
-    def step(self, estimate: Estimate) -> bool:
-        """Steps the parameters; returns whether loss and gradient were finite, and does nothing if not."""
-        self.optimizer.zero_grad(set_to_none=True)
-        estimate.surrogate.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        loss = estimate.loss.item()
-        finite = math.isfinite(loss) and math.isfinite(norm.item())
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * self.schedule(len(self.losses))
-            self.optimizer.step()
+    def step(self, step: Step) -> None:
+        """Steps the parameters by Adam; does nothing but count where loss or gradient are not finite."""
+        if step.is_finite:
+            self._adam(step.gradients, self.learning_rate * self.schedule(len(self.losses)))
             self.skipped_in_a_row = 0
         else:
             self.num_skipped += 1
             self.skipped_in_a_row += 1
-        self.losses.append(loss if finite else math.nan)
+        self.losses.append(step.loss if step.is_finite else math.nan)
         if self.keep == "average" and len(self.losses) > self.averaged_from:
             self._average()
-        return finite
+
+    @torch.no_grad()
+    def _adam(self, gradients: Sequence[Tensor], rate: float) -> None:
+        options = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
+        how = {"fused": True} if self.is_fused else {"foreach": True}
+        adam(self.parameters, list(gradients), *self.moments, [], self.counts, **how, **options, lr=rate)
 
     def window_is_full(self) -> bool:
         return len(self.losses) % self.window == 0
@@ -292,6 +313,7 @@ def _check_options(
     keep: str,
     patience: int | None,
     max_skipped: int,
+    compile: str,
 ) -> None:
     if not isinstance(guide, AutoHypernet):
         raise TypeError(
@@ -300,6 +322,8 @@ def _check_options(
         )
     if keep not in KEEP:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}; got {keep!r}.")
+    if compile not in COMPILES:
+        raise ValueError(f"compile must be one of {', '.join(COMPILES)}; got {compile!r}.")
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
     if not learning_rate > 0 or not clip > 0:
@@ -333,11 +357,12 @@ def _batches(args: tuple | Iterable[tuple]) -> Iterator[tuple]:
             )
 
 
-def _raise_for_bad_steps(log_joint: Any, estimate: Estimate, batch: tuple, count: int) -> None:
-    bad = ~(estimate.log_p.isfinite() & estimate.log_q.isfinite() & estimate.w.isfinite().all(-1))
+def _raise_for_bad_steps(log_joint: Any, step: Step, batch: tuple, count: int) -> None:
+    w, log_p, log_q = step.particles
+    bad = ~(log_p.isfinite() & log_q.isfinite() & w.isfinite().all(-1))
     where = "the gradient, while the density itself is finite"
     if bool(bad.any()):
-        row = estimate.w[bad.nonzero()[0, 0]]
+        row = w[bad.nonzero()[0, 0]]
         if not bool(row.isfinite().all()):
             where = "the guide's own draws"
         else:

@@ -1,4 +1,4 @@
-"""Pyro's No-U-Turn sampler on the captured density, in parallel processes, with its diagnostics."""
+"""The No-U-Turn sampler on the captured density, chains together and in parallel processes, with diagnostics."""
 
 import multiprocessing
 import os
@@ -9,16 +9,18 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide import init_to_uniform
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from pyro_hypernet.density import LogJoint, map_model
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.no_u_turn import Chain, Evaluate, run_together
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model
 
@@ -41,6 +43,7 @@ class Nuts:
         function_ess: Effective sample sizes of the same.
         diverging: Which draws ended a divergent transition, booleans of shape `(chains, draws)`.
         acceptance: Share of the kept steps of every chain that moved, as Pyro counts them.
+        num_gradients: Gradients evaluated by every chain, warm-up included.
         seconds: Wall time, warm-up included.
     """
 
@@ -52,6 +55,7 @@ class Nuts:
     function_ess: dict[str, Tensor] = field(repr=False)
     diverging: Tensor = field(repr=False)
     acceptance: tuple[float, ...]
+    num_gradients: tuple[int, ...]
     seconds: float
 
     @property
@@ -82,7 +86,10 @@ def nuts(
     num_processes: int | None = None,
     progress: bool = False,
 ) -> Nuts:
-    """Samples the posterior with Pyro's NUTS, the density and its gradient captured as one graph.
+    """Samples the posterior with the No-U-Turn sampler, the density and its gradient captured as one graph.
+
+    The sampler is that of Pyro, NumPyro and Stan: multinomial weights, dual averaging of the step size, variances
+    adapted in windows. Chains of one process share every evaluation of the density, and none waits for another.
 
     Args:
         model: The Pyro model.
@@ -94,7 +101,7 @@ def nuts(
         target_accept_prob: What the step size is adapted to.
         max_tree_depth: The most doublings of one trajectory.
         num_processes: Processes to share the chains; None for one per core, 1 for none.
-        progress: Whether Pyro shows its bars, in one process only.
+        progress: Whether to show a bar, in one process only; quiet where the output is no terminal.
 
     Returns:
         Draws and diagnostics. A warning says so where chains did not mix.
@@ -130,9 +137,14 @@ def nuts(
     target = _Target(LogJoint(model, layout), args, guide)
     starts = _starts(target, num_chains)
     seeds = [int(seed) for seed in torch.randint(2**31 - 1, (num_chains,))]
-    options = (num_samples, warmup_steps, target_accept_prob, max_tree_depth, progress)
-    chains = _run_chains(target, starts, seeds, options, num_processes)
-    w = torch.stack([target.to_weights(chain.draws) for chain in chains])
+    options = {
+        "num_samples": num_samples,
+        "warmup_steps": warmup_steps,
+        "target_accept_prob": target_accept_prob,
+        "max_tree_depth": max_tree_depth,
+    }
+    chains = _run_chains(target, starts, seeds, options, num_processes, progress)
+    w = target.to_weights(torch.stack([torch.from_numpy(chain.draws).to(starts[0]) for chain in chains]))
     samples_by_chain = layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
     functions = _function_values(model, samples, args, num_chains)
@@ -143,23 +155,17 @@ def nuts(
         ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
         function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
         function_ess={name: effective_sample_size(value) for name, value in functions.items()},
-        diverging=torch.stack([chain.diverging for chain in chains]),
+        diverging=torch.stack([torch.from_numpy(chain.diverging) for chain in chains]),
         acceptance=tuple(chain.acceptance for chain in chains),
+        num_gradients=tuple(chain.num_gradients for chain in chains),
         seconds=time.perf_counter() - start,
     )
     _warn_if_unmixed(result)
     return result
 
 
-@dataclass(frozen=True)
-class _Chain:
-    draws: Tensor
-    diverging: Tensor
-    acceptance: float
-
-
 class _Target:
-    """The potential energy of one point, and the way from the sampler's space to weights."""
+    """The density of a batch of points, and the way from the sampler's space to weights."""
 
     def __init__(self, log_joint: LogJoint, args: tuple, guide: AutoHypernet | None) -> None:
         self.log_joint = log_joint
@@ -167,19 +173,24 @@ class _Target:
         self.guide = guide
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log density and its gradient at `z` of shape `(D,)`."""
+        """Log density, shape `(...)`, and its gradient at `z` of shape `(..., D)`."""
         if self.guide is None:
             return self.log_joint.value_and_grad(z, *self.args)
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             w, log_det = self.guide.bijection.forward_and_log_det(leaf)
             value, score = self.log_joint.value_and_grad(w, *self.args)
-            (gradient,) = torch.autograd.grad((score * w).sum() + log_det, leaf)
+            (gradient,) = torch.autograd.grad((score * w).sum() + log_det.sum(), leaf)
         return value + log_det.detach(), gradient
 
-    def potential(self, sites: Mapping[str, Tensor]) -> Tensor:
-        """Minus the log density, as Pyro's sampler wants it: differentiable in the one site "w"."""
-        return _Potential.apply(sites["w"], self)
+    def evaluate_like(self, start: Tensor) -> Evaluate:
+        """The same for arrays of float64, worked out in the dtype and on the device of a point."""
+
+        def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            value, gradient = self.value_and_grad(torch.from_numpy(points).to(start))
+            return value.double().cpu().numpy(), gradient.double().cpu().numpy()
+
+        return evaluate
 
     def to_weights(self, z: Tensor) -> Tensor:
         if self.guide is None:
@@ -194,21 +205,6 @@ class _Target:
             trace = poutine.trace(self.log_joint.model).get_trace(*self.args)
         values = {name: trace.nodes[name]["value"] for name in self.log_joint.layout.names}
         return self.log_joint.layout.unconstrain(values)[0]
-
-
-class _Potential(torch.autograd.Function):
-    """Minus the log density with the gradient that came along with the value."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, target: _Target) -> Tensor:
-        value, gradient = target.value_and_grad(z)
-        ctx.save_for_backward(gradient)
-        return -value
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return -upstream * gradient, None
 
 
 def _layout(model: Model, args: tuple) -> Layout:
@@ -234,58 +230,54 @@ def _starts(target: _Target, num_chains: int) -> list[Tensor]:
 
 
 def _run_chains(
-    target: _Target, starts: list[Tensor], seeds: list[int], options: tuple, num_processes: int | None
-) -> list[_Chain]:
-    """Runs the chains one after the other, or in forked processes, which share the captured graph."""
+    target: _Target,
+    starts: list[Tensor],
+    seeds: list[int],
+    options: dict[str, Any],
+    num_processes: int | None,
+    progress: bool,
+) -> list[Chain]:
+    """Runs the chains together, or shared among forked processes, which inherit the captured graph."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = min(len(starts), cores if num_processes is None else num_processes)
     forkable = "fork" in multiprocessing.get_all_start_methods() and starts[0].device.type == "cpu"
     if processes <= 1 or not forkable:
-        return [_run_chain(target, z, seed, options) for z, seed in zip(starts, seeds, strict=True)]
-    global _inherited_target
-    _inherited_target = target
+        return _run_some(target, starts, seeds, options, progress)
+    shares = [list(range(len(starts)))[first::processes] for first in range(processes)]
+    global _inherited
+    _inherited = target, starts, seeds, options
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
             warnings.filterwarnings("ignore", ".*fork.*", RuntimeWarning)
             context = multiprocessing.get_context("fork")
             with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                numpy_chains = list(
-                    pool.map(_run_inherited, [z.numpy() for z in starts], seeds, [options] * len(starts))
-                )
+                found = list(pool.map(_run_inherited, shares))
     finally:
-        _inherited_target = None
-    return [_Chain(torch.from_numpy(draws), torch.from_numpy(bad), accept) for draws, bad, accept in numpy_chains]
+        _inherited = None
+    chains = {}
+    for share, some in zip(shares, found, strict=True):
+        chains.update(zip(share, some, strict=True))
+    return [chains[number] for number in range(len(starts))]
 
 
 # Set just before forking: a model need not be picklable to be inherited.
-_inherited_target: _Target | None = None
+_inherited: tuple[_Target, list[Tensor], list[int], dict[str, Any]] | None = None
 
 
-def _run_inherited(start: Any, seed: int, options: tuple) -> tuple[Any, Any, float]:
-    assert _inherited_target is not None
-    chain = _run_chain(_inherited_target, torch.from_numpy(start), seed, (*options[:-1], False))
-    return chain.draws.numpy(), chain.diverging.numpy(), chain.acceptance
+def _run_inherited(share: list[int]) -> list[Chain]:
+    assert _inherited is not None
+    target, starts, seeds, options = _inherited
+    return _run_some(target, [starts[i] for i in share], [seeds[i] for i in share], options, False)
 
 
-def _run_chain(target: _Target, start: Tensor, seed: int, options: tuple) -> _Chain:
-    num_samples, warmup_steps, target_accept_prob, max_tree_depth, progress = options
-    kernel = NUTS(potential_fn=target.potential, target_accept_prob=target_accept_prob, max_tree_depth=max_tree_depth)
-    kernel.initial_params = {"w": start}
-    mcmc = MCMC(
-        kernel, num_samples, warmup_steps, initial_params={"w": start}, num_chains=1, disable_progbar=not progress
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mcmc.run()
-    diagnostics = mcmc.diagnostics()
-    diverging = torch.zeros(num_samples, dtype=torch.bool)
-    diverging[diagnostics["divergences"]["chain 0"]] = True
-    return _Chain(
-        draws=mcmc.get_samples()["w"].detach(),
-        diverging=diverging,
-        acceptance=float(diagnostics["acceptance rate"]["chain 0"]),
-    )
+def _run_some(
+    target: _Target, starts: list[Tensor], seeds: list[int], options: dict[str, Any], progress: bool
+) -> list[Chain]:
+    total = len(starts) * (options["num_samples"] + options["warmup_steps"])
+    points = torch.stack(starts).double().cpu().numpy()
+    with tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar:
+        return run_together(target.evaluate_like(starts[0]), points, seeds, bar.update, **options)
 
 
 def _function_values(model: Model, samples: dict[str, Tensor], args: tuple, num_chains: int) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class GaussianConditional(Bijection):
         own, learnt = answer.log_precision.to(dtype), self.log_precisions.to(dtype).exp()
         prior = self.prior_log_precision.double().exp() / answer.prior_scale.double() ** 2
         residual = (self.targets - answer.offset).to(dtype)
-        if self.response.is_constant and bool((own == own[:, :1]).all()):
+        if self.response.is_constant and self.response.is_level:
             # One product serves all rows, which differ by a factor.
             weighted, factors = jacobian[0] * learnt[:, None], own[:, 0].exp()
             total = (weighted.mT @ jacobian[0]).double() * factors[:, None, None].double()

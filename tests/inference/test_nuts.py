@@ -175,7 +175,7 @@ def test_deterministic_sites_of_discrete_likelihoods_are_probabilities():
             pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
 
     x = torch.randn(8, 2)
-    result = run(x, torch.arange(8) % 3, model=model, num_samples=60, warmup_steps=60, num_chains=1)
+    result = run(x, torch.arange(8) % 3, model=model, num_samples=200, warmup_steps=60, num_chains=1)
     assert result.function_ess["y"].shape == (8, 3)
 
 

@@ -1,0 +1,371 @@
+"""One step of a fit: loss and clipped gradient, as it stands, as one captured graph, or compiled."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.graphs import as_inductor, as_script, has_compiler, simplify
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.vectorize import Model, describe_shapes, inlined
+
+COMPILES = ("auto", "graph", "inductor", "off")
+# Shapes of batches that are captured; others, such as what is left at an epoch's end, run as they are.
+_MAX_GRAPHS = 4
+# Steps timed before anything is decided; the first are slower, for they warm up.
+_WARM_UP, _TIMED = 3, 5
+# What a captured step took of one that is not, and a compiled of a captured one, where Python and launches dominate:
+# see benchmarks/results/speed_steps.md. The decision only has to be right by a factor of two or so.
+_GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
+# Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation.
+_CAPTURE_FACTOR, _COMPILE_SECONDS = 3.0, 0.05
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step starts from.
+
+    Attributes:
+        loss: Minus the bound in nats.
+        norm: Of the whole gradient before it is clipped.
+        gradients: The clipped gradient, one vector for every vector of `FlatParameters`.
+        particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`.
+    """
+
+    loss: float
+    norm: float
+    gradients: Sequence[Tensor]
+    particles: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class FlatParameters:
+    """Parameters as views of one vector for every dtype and device, so that an optimiser has few to step.
+
+    Args:
+        leaves: The parameters, no two the same; they keep their identity and their values.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self.leaves = list(leaves)
+        self._groups: dict[tuple, list[int]] = {}
+        for number, leaf in enumerate(self.leaves):
+            self._groups.setdefault((leaf.dtype, leaf.device), []).append(number)
+        with torch.no_grad():
+            self.vectors = [
+                torch.cat([self.leaves[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()
+            ]
+        for vector, numbers in zip(self.vectors, self._groups.values(), strict=True):
+            parts = vector.split([self.leaves[number].numel() for number in numbers])
+            for number, part in zip(numbers, parts, strict=True):
+                self.leaves[number].data = part.view(self.leaves[number].shape)
+
+    def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """Gradients of the parameters as vectors; zeros where there is none."""
+        filled = [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(self.leaves, gradients, strict=True)
+        ]
+        return [torch.cat([filled[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()]
+
+    def release(self) -> None:
+        """Gives every parameter memory of its own again."""
+        for leaf in self.leaves:
+            leaf.data = leaf.data.clone()
+
+
+class Stepper:
+    """Loss and gradient at the guide's present parameters, for one batch after the other.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide, set up.
+        elbo: The bound, prepared for both.
+        parameters: What to differentiate by.
+        clip: Greatest norm of the gradient.
+        compile: "auto", "graph", "inductor" or "off".
+        num_steps: How many steps there will be at most: what "auto" weighs the time of compiling against.
+        is_fixed: Whether every batch is the same, so that what depends on the data alone is worked out once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: AutoHypernet,
+        elbo: VectorizedELBO,
+        parameters: FlatParameters,
+        *,
+        clip: float,
+        compile: str,
+        num_steps: int,
+        is_fixed: bool,
+    ) -> None:
+        self.model, self.guide, self.elbo = model, guide, elbo
+        self.parameters = parameters
+        self.clip = clip
+        self.is_fixed = is_fixed
+        self.reason = "as asked for"
+        self._graphs: dict[Any, _Captured] = {}
+        self._seen: set[Any] = set()
+        self._plan = _Plan(compile, num_steps)
+        if elbo.mode != "graph":
+            self._plan.settle("off")
+            self.reason = f'mode="{elbo.mode}" captures nothing'
+
+    @property
+    def compile(self) -> str:
+        """What is in use: "off", "graph" or "inductor"."""
+        return self._plan.stage
+
+    def __call__(self, batch: tuple) -> Step:
+        """Evaluates one batch."""
+        start = time.perf_counter()
+        captured = self._captured(batch) if self._plan.stage != "off" else None
+        outputs = self._run(*batch) if captured is None else captured(batch)
+        step = self._step(outputs)
+        self._plan.note(time.perf_counter() - start)
+        self._advance(batch)
+        return step
+
+    def _run(self, *batch: Any) -> tuple[Any, ...]:
+        """As it stands: the density captured, the guide run by Python."""
+        estimate = self.elbo.estimate(self.model, self.guide, *batch)
+        gradients = self.parameters.gather(
+            torch.autograd.grad(estimate.surrogate, self.parameters.leaves, allow_unused=True)
+        )
+        norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        clipped = [gradient * scale.to(gradient.dtype) for gradient in gradients]
+        stats = torch.stack([estimate.loss.double(), norm])
+        return stats, *clipped, estimate.w, estimate.log_p, estimate.log_q
+
+    @staticmethod
+    def _step(outputs: tuple[Any, ...]) -> Step:
+        stats, *gradients, w, log_p, log_q = outputs
+        return Step(*stats.tolist(), gradients, (w, log_p, log_q))
+
+    def _captured(self, batch: tuple) -> "_Captured | None":
+        key = describe_shapes(batch)
+        if key in self._graphs:
+            return self._graphs[key]
+        if key is None or len(self._graphs) >= _MAX_GRAPHS:
+            return None
+        if key not in self._seen:  # what comes once is not captured, and the density is captured before the step
+            self._seen.add(key)
+            return None
+        return self._capture(key, batch)
+
+    def _advance(self, batch: tuple) -> None:
+        """Moves on to a faster stage if that pays."""
+        if self.elbo._log_joint.mode != "graph" and self._plan.stage == "off" and self._plan.goal != "off":
+            self._plan.settle("off")
+            self.reason = "the model cannot be captured as a graph"
+        size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
+        goal, why = self._plan.next(size)
+        self.reason = why or self.reason
+        if goal is None:
+            return
+        if self._plan.stage == "off":
+            self._plan.stage = "graph"
+            key = describe_shapes(batch)
+            if key is None:
+                self._fall_back("an argument is neither a tensor nor a plain value")
+            elif self._capture(key, batch) is None:
+                return
+        if goal == "inductor" and self._graphs:
+            self._compile(batch)
+
+    def _capture(self, key: Any, batch: tuple) -> "_Captured | None":
+        """Captures the step for batches of these shapes and holds it against the step as it stands."""
+        try:
+            captured = _Captured(self._run, self.parameters, batch, self.is_fixed)
+            difference = self._difference(captured, batch)
+        except Exception as error:
+            return self._fall_back(f"the step could not be captured: {_first_line(error)}")
+        if difference > _TOLERANCE:
+            return self._fall_back(
+                f"captured, the step differs by {difference:.2g}: the model or the guide draws its own"
+            )
+        self._graphs[key] = captured
+        return captured
+
+    def _fall_back(self, reason: str) -> None:
+        self._plan.settle("off")
+        self._graphs.clear()
+        self.reason = reason
+
+    def _difference(self, captured: "_Captured", batch: tuple) -> float:
+        """Greatest relative difference of loss and gradient with the same random numbers; 0 where both are NaN."""
+        results = []
+        for run in (self._run, lambda *batch: captured(batch)):
+            with _same_random_numbers(self.parameters.leaves):
+                stats, *gradients, _, _, _ = run(*batch)
+            results.append((stats.tolist(), torch.cat([gradient.double() for gradient in gradients])))
+        (ours, gradient), (theirs, other) = results
+        if not all(map(math.isfinite, ours)):
+            return 0.0 if not all(map(math.isfinite, theirs)) else math.inf
+        pairs = zip(ours, theirs, strict=True)
+        differences = [abs(a - b) / max(1.0, abs(a)) for a, b in pairs]
+        least = _TOLERANCE * (1 + abs(ours[0]))  # at the posterior itself all that is left of a gradient is rounding
+        differences.append(float((gradient - other).norm() / gradient.norm().clamp(min=least)))
+        return max(math.inf if math.isnan(d) else d for d in differences)
+
+    def _compile(self, batch: tuple) -> None:
+        """Compiles what was captured, if there is a compiler, and keeps it if it is faster."""
+        captured = self._captured(batch)
+        if captured is None:
+            return
+        on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
+        if on_cpu and not has_compiler():
+            self._plan.settle("graph")
+            self.reason = "no C++ compiler was found"
+            return
+        try:
+            before, compiled = captured.run, as_inductor(captured.module, captured.inputs(batch))
+            captured.run = compiled
+            if self._difference(captured, batch) > _TOLERANCE:
+                raise RuntimeError("the compiled step differs")
+        except RuntimeError as error:
+            captured.run = before
+            self._plan.settle("graph")
+            self.reason = _first_line(error)
+            return
+        self._plan.stage = "inductor"
+        if self._plan.is_auto:
+            with _same_random_numbers(self.parameters.leaves):
+                seconds = [_time(captured, batch, run) for run in (before, compiled)]
+            if seconds[1] > seconds[0]:
+                captured.run = before
+                self._plan.settle("graph")
+                self.reason = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
+                return
+        self._plan.settle("inductor")
+
+
+class _Captured:
+    """A step for batches of one shape."""
+
+    def __init__(self, function: Callable[..., Any], parameters: FlatParameters, batch: tuple, is_fixed: bool) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
+
+        self.views = [leaf.detach() for leaf in parameters.leaves]
+        self.is_fixed = is_fixed
+        values, spec = pytree.tree_flatten(batch)
+        num_parameters = len(self.views)
+
+        def traced(*tensors: Tensor) -> Any:
+            if is_fixed:
+                return function(*batch)
+            remaining = iter(tensors[num_parameters:])
+            merged = [next(remaining) if isinstance(value, Tensor) else value for value in values]
+            return function(*pytree.tree_unflatten(merged, spec))
+
+        inputs = [*parameters.leaves, *self._tensors(batch)]
+        with _same_random_numbers(parameters.leaves), poutine.block(), pyro.validation_enabled(False), inlined():
+            module = make_fx(traced)(*inputs)
+        self.module = simplify(module, constants=True)
+        example = self.inputs(batch)
+        self.run: Callable[..., Any] = as_script(self.module, example)
+        with _same_random_numbers(parameters.leaves), torch.no_grad():
+            for _ in range(2):  # TorchScript optimises at its first two calls
+                self.run(*example)
+
+    def inputs(self, batch: tuple) -> list[Tensor]:
+        """What the graph takes: the parameters, and the batch where it may change."""
+        return [*self.views, *self._tensors(batch)]
+
+    def _tensors(self, batch: tuple) -> list[Tensor]:
+        return [] if self.is_fixed else [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+    def __call__(self, batch: tuple) -> Any:
+        with torch.no_grad():
+            return self.run(*self.inputs(batch))
+
+
+class _Plan:
+    """What to run now and what to move on to: weighs the time of compiling against the steps that are left."""
+
+    def __init__(self, compile: str, num_steps: int) -> None:
+        self.is_auto = compile == "auto"
+        self.goal = "inductor" if self.is_auto else compile
+        self.stage = "off"
+        self.left = num_steps
+        self.first = math.nan
+        self.seconds: list[float] = []
+        self.settled = compile == "off"
+
+    def settle(self, stage: str) -> None:
+        """Stays at this stage."""
+        self.stage = self.goal = stage
+        self.settled = True
+
+    def note(self, seconds: float) -> None:
+        """Notes what a step took."""
+        self.left -= 1
+        if math.isnan(self.first):
+            self.first = seconds
+        elif len(self.seconds) < _WARM_UP + _TIMED:
+            self.seconds.append(seconds)
+
+    def next(self, num_operations: int) -> tuple[str | None, str | None]:
+        """The stage to move on to, or None, and what to say of it."""
+        if self.settled:
+            return None, None
+        if not self.is_auto:
+            self.settled = True
+            return self.goal, None
+        if len(self.seconds) < _WARM_UP + _TIMED:
+            return None, None
+        each = sorted(self.seconds[_WARM_UP:])[_TIMED // 2]
+        stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first)
+        if self.stage == "graph":
+            stage, share, cost = ("inductor", _INDUCTOR_SHARE, _COMPILE_SECONDS * num_operations)
+        saved = self.left * each * (1 - share)
+        self.seconds.clear()
+        verb = {"graph": "capturing", "inductor": "compiling"}[stage]
+        why = f"{verb} would take about {cost:.2g} s and save {saved:.2g} s"
+        if saved <= cost:
+            self.settle(self.stage)
+            return None, why
+        self.goal = stage
+        return stage, why.replace("would take", "was to take").replace("and save", "and to save")
+
+
+@contextmanager
+def _same_random_numbers(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Leaves torch's generators as they were, so that what runs inside is not seen outside."""
+    devices = list({leaf.device.index or 0 for leaf in leaves if leaf.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _time(captured: _Captured, batch: tuple, run: Callable[..., Any]) -> float:
+    """Seconds of the fastest of a few runs."""
+    seconds = []
+    inputs = captured.inputs(batch)
+    with torch.no_grad():
+        for _ in range(_WARM_UP + _TIMED):
+            start = time.perf_counter()
+            run(*inputs)[0].tolist()
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
