@@ -231,9 +231,9 @@ class AutoHypernet(AutoContinuous):
         """Lets only those draws through from now on that the posterior wants; the density stays exact.
 
         Proposals are kept with probability `min(1, W / c)`, W their importance weight: where the guide has too much
-        mass it gives some up. A draw then costs `1 / rate` forward passes and densities. The greatest rate is taken that
-        brings the bound within a tenth of a nat of the log evidence, as far as the weights show that; if keeping every
-        draw does so already, none is rejected. It holds until the parameters change; `fit` calls this at its end.
+        mass it gives some up. A draw then costs `1 / rate` forward passes and densities. The greatest rate is taken
+        that brings the bound within a tenth of a nat of the log evidence, as far as the weights show that; if keeping
+        every draw does so already, none is rejected. It holds until the parameters change; `fit` calls this at its end.
 
         Args:
             args: The model's arguments, data included; None keeps every draw again.
@@ -255,13 +255,13 @@ class AutoHypernet(AutoContinuous):
         if not rates or not all(isinstance(rate, (int, float)) and 0 < rate < 1 for rate in rates):
             raise ValueError(f"rates must be shares of draws to keep, between 0 and 1; got {rates!r}.")
         arguments = (tuple(args), kwargs or {})
-        weights = [
-            self._log_weights(arguments, self._proposals().sample((BATCH,))) for _ in range(_NUM_PROPOSALS // BATCH)
-        ]
-        log_weights = torch.cat(weights).double()
-        choice = choose(log_weights, rates, gap=REJECTION_GAP)
-        if len(rates) > 1 and choice.log_evidence - float(log_weights.mean()) <= REJECTION_GAP:
-            return None
+        log_weights = self._origin.new_zeros(0, dtype=torch.float64)
+        while len(log_weights) < _NUM_PROPOSALS:
+            more = self._log_weights(arguments, self._proposals().sample((BATCH,)))
+            log_weights = torch.cat([log_weights, more.double()])
+            choice = choose(log_weights, rates, gap=REJECTION_GAP)
+            if len(rates) > 1 and choice.log_evidence - float(log_weights.mean()) <= REJECTION_GAP:
+                return None
         numbers = self._origin.new_tensor([choice.log_threshold, choice.log_rate], dtype=torch.float64)
         self._install(Rejection(numbers[0], numbers[1], choice.rate_error, *arguments))
         return choice

@@ -99,7 +99,7 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
         What was found; None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable
         parameters of its own, draws minibatches or discrete sites by itself, or its arguments cannot be kept.
     """
-    if not _can_be_kept(args, kwargs) or _is_subsampled(trace):
+    if not can_be_kept(args, kwargs) or _is_subsampled(trace):
         return None
     log_joint = LogJoint(model, layout, mode="eager")
     with outside_of_pyro(), torch.no_grad(), pyro.validation_enabled(False):
@@ -142,7 +142,8 @@ def _width(draws: Tensor) -> Tensor:
     return ((quartiles[1] - quartiles[0]) / 1.349).clamp(_LEAST_WIDTH, _GREATEST_WIDTH)
 
 
-def _can_be_kept(args: tuple, kwargs: dict) -> bool:
+def can_be_kept(args: tuple, kwargs: dict) -> bool:
+    """Whether a guide may keep these arguments of its model: tensors and plain values, not too many numbers."""
     leaves = [*args, *kwargs.values()]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     plain = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)

@@ -56,6 +56,17 @@ class Rejection(nn.Module):
         args = tuple(getattr(self, f"data_{i}", value) for i, value in enumerate(self._args))
         return args, {key: getattr(self, f"data_{key}", value) for key, value in self._kwargs.items()}
 
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a file; the tensors are its buffers."""
+        return {"rate_error": self.rate_error, "args": self._args, "kwargs": self._kwargs}
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any], tensors: dict[str, Tensor]) -> "Rejection":
+        """What `describe` described, with its buffers by name."""
+        args = tuple(tensors.get(f"data_{i}", value) for i, value in enumerate(described["args"]))
+        kwargs = {key: tensors.get(f"data_{key}", value) for key, value in described["kwargs"].items()}
+        return cls(tensors["log_threshold"], tensors["log_rate"], described["rate_error"], args, kwargs)
+
     def log_acceptance(self, log_weights: Tensor) -> Tensor:
         """log a, at most zero, from log W of shape `(...)`; −inf where log W is not a number."""
         return (log_weights.double() - self.log_threshold).clamp(max=0.0).nan_to_num(nan=-math.inf, neginf=-math.inf)

@@ -23,10 +23,13 @@ from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.maps.structures import STRUCTURES
+from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide"
 _VERSION = 1
+# Before the names of a rejection's tensors, which are no part of the guide's own state.
+_REJECTION = "rejection."
 
 
 def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
@@ -46,7 +49,7 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(guide, AutoHypernet):
         raise TypeError(f"save writes an AutoHypernet; got {type(guide).__name__}.")
-    layout = guide.layout
+    layout, rejection = guide.layout, guide.rejection
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -57,9 +60,13 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "init_scale": guide.init_scale,
         "num_components": guide.num_components,
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
+        "rejection": rejection.describe() if rejection else None,
         "layout": [_describe_site(site) for site in layout.sites],
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in guide.state_dict().items()}
+    tensors = dict(guide.state_dict())
+    if rejection:
+        tensors |= {_REJECTION + name: tensor for name, tensor in rejection.named_buffers()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save_tensors(tensors, metadata={"pyro_hypernet": json.dumps(header)})
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +109,7 @@ def load(
             other sites.
     """
     header, tensors = _read(Path(path))
+    of_rejection = {n.removeprefix(_REJECTION): tensors.pop(n) for n in list(tensors) if n.startswith(_REJECTION)}
     layout = _read_layout(header["layout"])
     guide = AutoHypernet(
         model,
@@ -121,6 +129,9 @@ def load(
         guide.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the guide that its header describes: {error}") from None
+    if header.get("rejection"):
+        rejection = Rejection.from_description(header["rejection"], of_rejection)
+        guide._install(rejection.to(guide._origin.device))
     if args:
         guide.setup(*args)
     return guide

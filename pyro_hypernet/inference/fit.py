@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.density import LogJoint
+from pyro_hypernet.guide import REJECTION_RATES, AutoHypernet
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.step import COMPILES, FlatParameters, Step, Stepper
+from pyro_hypernet.knowledge import can_be_kept
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 from pyro_hypernet.vectorize import Model
 
 KEEP = ("best", "average", "last")
@@ -32,7 +35,8 @@ class Fit:
     Attributes:
         losses: Minus the estimated bound at every step, in nats, shape `(steps,)`; NaN where a step was skipped.
         elbo: The mean bound over the window whose parameters were kept, in nats; with `keep="best"` the greatest of
-            50 such means, so a little high: `evaluation.diagnostics.elbo` measures it afresh.
+            50 such means, so a little high: `evaluation.diagnostics.elbo` measures it afresh. With rejection the bound
+            of the draws that are kept.
         seconds: Wall time.
         num_skipped: Steps passed over because loss or gradient were not finite.
         stopped_because: "all steps done", "no improvement" or "interrupted".
@@ -40,6 +44,7 @@ class Fit:
         mode: How the model ran: "graph", "eager" or "loop".
         compile: How the steps ran at the end: "off", "graph" or "inductor".
         compile_reason: Why so.
+        acceptance: The share of proposals that draws keep from now on, see `AutoHypernet.reject`; 1 where all are kept.
     """
 
     losses: Tensor = field(repr=False)
@@ -51,6 +56,7 @@ class Fit:
     mode: str
     compile: str
     compile_reason: str
+    acceptance: float = 1.0
 
     @property
     def num_steps(self) -> int:
@@ -77,6 +83,7 @@ def fit(
     num_restarts: int = 1,
     mode: str = "graph",
     compile: str = "auto",
+    rejection: str | float | None = "auto",
     progress: bool = True,
 ) -> Fit:
     """Trains the guide in place, and the model's own `pyro.param`s with it, by Adam on the vectorised ELBO.
@@ -108,6 +115,9 @@ def fit(
         compile: How a whole step runs, density, map and gradient together, with the same losses up to rounding:
             "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which takes a
             minute or so; "auto": the one of them that earns its time back within `num_steps`.
+        rejection: Whether draws of the trained guide are to be chosen by the posterior, see `AutoHypernet.reject`: a
+            share of draws to keep, in (0, 1); None keeps all; "auto" finds the share for guides whose hypernet and
+            structure are "auto", of up to 2 000 weights, trained on all data at once.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
 
     Returns:
@@ -129,7 +139,7 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile)
+    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile, rejection)
     batches = _batches(args)
     if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
         most = round(1 / _RESTART_SHARE) - 1
@@ -147,6 +157,7 @@ def fit(
             "compile": compile,
         }
         _choose_start(model, guide, args, first, num_restarts, num_steps=num_each, gradient=gradient, **options)
+    guide.reject(None)
     guide.setup(*first)
     log_joint = elbo._prepare(model, guide, first, {})
     start = time.perf_counter()
@@ -183,9 +194,12 @@ def fit(
         bar.close()
         kept = run.finish()
         parameters.release()
+    chosen = None
+    if _rejects(rejection, guide, args, log_joint) and not elbo._params and stopped_because != "interrupted":
+        chosen = guide.reject(first, rates=REJECTION_RATES if rejection == "auto" else (rejection,))
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
-        elbo=-kept,
+        elbo=chosen.elbo if chosen else -kept,
         seconds=time.perf_counter() - start,
         num_skipped=run.num_skipped,
         stopped_because=stopped_because,
@@ -193,6 +207,21 @@ def fit(
         mode=log_joint.mode,
         compile=stepper.compile,
         compile_reason=stepper.reason,
+        acceptance=guide.rejection.rate if chosen else 1.0,
+    )
+
+
+def _rejects(rejection: str | float | None, guide: AutoHypernet, args: Any, log_joint: LogJoint) -> bool:
+    """Whether draws are to be chosen after the fit."""
+    if rejection != "auto":
+        return rejection is not None
+    is_default = guide.hypernet == "auto" and guide.structure == "auto" and guide.num_components == 1
+    return (
+        is_default
+        and isinstance(args, tuple)
+        and guide.latent_dim <= MAX_TRIANGULAR_DIM
+        and log_joint.mode != "loop"
+        and can_be_kept(args, {})
     )
 
 
@@ -204,7 +233,7 @@ def _choose_start(
     for _ in range(num_restarts):
         guide.restart(*first)
         try:
-            result = fit(model, guide, args, decay=False, keep="last", progress=False, **options)
+            result = fit(model, guide, args, decay=False, keep="last", rejection=None, progress=False, **options)
         except FloatingPointError:
             continue
         if result.stopped_because == "interrupted":
@@ -314,6 +343,7 @@ def _check_options(
     patience: int | None,
     max_skipped: int,
     compile: str,
+    rejection: str | float | None,
 ) -> None:
     if not isinstance(guide, AutoHypernet):
         raise TypeError(
@@ -332,6 +362,8 @@ def _check_options(
         raise ValueError(f"warmup must be a share of the steps in [0, 1); got {warmup!r}.")
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be a positive number of windows or None; got {patience!r}.")
+    if rejection not in ("auto", None) and not (isinstance(rejection, float) and 0 < rejection < 1):
+        raise ValueError(f'rejection must be "auto", None or a share of draws to keep, in (0, 1); got {rejection!r}.')
     if max_skipped < 1:
         raise ValueError(f"max_skipped must be at least 1; got {max_skipped!r}.")
 
