@@ -45,6 +45,7 @@ def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModu
         _merge_equal(graph, fixed)
     if constants:
         _fold(module, fixed)
+    _add_in_products(graph, fixed)
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
@@ -226,6 +227,20 @@ def _unexpand_products(graph: fx.Graph) -> bool:
         node.replace_all_uses_with(product)
         graph.erase_node(node)
     return found
+
+
+def _add_in_products(graph: fx.Graph, fixed: set[fx.Node]) -> None:
+    """`y + A @ B` in one operation."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or node not in fixed:
+            continue
+        for product, other in (node.args, node.args[::-1]):
+            if not isinstance(product, fx.Node) or product.target is not aten.mm.default or len(product.users) > 1:
+                continue
+            dtypes = {part.meta["val"].dtype for part in (node, product, other) if isinstance(part, fx.Node)}
+            if isinstance(other, fx.Node) and _shape(other) == _shape(product) == _shape(node) and len(dtypes) == 1:
+                node.target, node.args = aten.addmm.default, (other, *product.args)
+                break
 
 
 def _call(graph: fx.Graph, dtype: torch.dtype, target: Any, shape: tuple[int, ...], *args: Any) -> fx.Node:

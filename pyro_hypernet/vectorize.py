@@ -194,8 +194,10 @@ class Vectorized:
         def batched(*tensors: Tensor) -> Any:
             remaining = iter(tensors)
             merged = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return self._vmapped(*pytree.tree_unflatten(merged, spec))
+            results, out_spec[0] = pytree.tree_flatten(self._vmapped(*pytree.tree_unflatten(merged, spec)))
+            return tuple(results)
 
+        out_spec: list[Any] = [None]
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         try:
             from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
@@ -212,7 +214,7 @@ class Vectorized:
                 stacklevel=5,
             )
             return
-        graph = _Graph(module, run, params.trace)
+        graph = _Graph(module, run, out_spec[0], params.trace)
         if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
             self.mode = "eager"
             return
@@ -224,9 +226,10 @@ class Vectorized:
 class _Graph:
     """A captured graph, and the `pyro.param`s that it holds by reference."""
 
-    def __init__(self, module: GraphModule, run: Callable[..., Any], params: Trace) -> None:
+    def __init__(self, module: GraphModule, run: Callable[..., Any], out_spec: Any, params: Trace) -> None:
         self.module = module
         self.run = run
+        self.out_spec = out_spec
         self.params = {name: _leaf(name) for name in params.nodes}
 
     def is_current(self) -> bool:
@@ -237,11 +240,13 @@ class _Graph:
         if _PYRO_STACK:  # SVI learns from these statements which parameters to step
             for name in self.params:
                 pyro.param(name)
-        return self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return pytree.tree_unflatten(results, self.out_spec)
 
     def inline(self, leaves: list[Any]) -> Any:
         """Runs operation by operation."""
-        return self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return pytree.tree_unflatten(results, self.out_spec)
 
 
 class _BatchedFactories(TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""One step of a fit: loss and clipped gradient, as it stands, as one captured graph, or compiled."""
+"""One step of a fit: loss and gradient, as they stand, as one captured graph, or compiled."""
 
 import math
 import time
@@ -29,6 +29,8 @@ _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
 # Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation.
 _CAPTURE_FACTOR, _COMPILE_SECONDS = 3.0, 0.05
 _TOLERANCE = 1e-3
+# Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
+_ALONE = 2**15
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Step:
 
     Attributes:
         loss: Minus the bound in nats.
-        norm: Of the whole gradient before it is clipped.
-        gradients: The clipped gradient, one vector for every vector of `FlatParameters`.
+        norm: Of the whole gradient.
+        gradients: The gradient, one vector for every vector of `FlatParameters`.
         particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`.
     """
 
@@ -54,7 +56,7 @@ class Step:
 
 
 class FlatParameters:
-    """Parameters as views of one vector for every dtype and device, so that an optimiser has few to step.
+    """Parameters as views of few vectors, the small ones of a dtype and device together, for an optimiser to step.
 
     Args:
         leaves: The parameters, no two the same; they keep their identity and their values.
@@ -64,7 +66,8 @@ class FlatParameters:
         self.leaves = list(leaves)
         self._groups: dict[tuple, list[int]] = {}
         for number, leaf in enumerate(self.leaves):
-            self._groups.setdefault((leaf.dtype, leaf.device), []).append(number)
+            alone = number if leaf.numel() > _ALONE else -1
+            self._groups.setdefault((leaf.dtype, leaf.device, alone), []).append(number)
         with torch.no_grad():
             self.vectors = [
                 torch.cat([self.leaves[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()
@@ -80,7 +83,8 @@ class FlatParameters:
             torch.zeros_like(leaf) if gradient is None else gradient
             for leaf, gradient in zip(self.leaves, gradients, strict=True)
         ]
-        return [torch.cat([filled[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()]
+        parts = ([filled[number].reshape(-1) for number in numbers] for numbers in self._groups.values())
+        return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
 
     def release(self) -> None:
         """Gives every parameter memory of its own again."""
@@ -96,7 +100,6 @@ class Stepper:
         guide: The guide, set up.
         elbo: The bound, prepared for both.
         parameters: What to differentiate by.
-        clip: Greatest norm of the gradient.
         compile: "auto", "graph", "inductor" or "off".
         num_steps: How many steps there will be at most: what "auto" weighs the time of compiling against.
         is_fixed: Whether every batch is the same, so that what depends on the data alone is worked out once.
@@ -109,14 +112,12 @@ class Stepper:
         elbo: VectorizedELBO,
         parameters: FlatParameters,
         *,
-        clip: float,
         compile: str,
         num_steps: int,
         is_fixed: bool,
     ) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
         self.parameters = parameters
-        self.clip = clip
         self.is_fixed = is_fixed
         self.reason = "as asked for"
         self._graphs: dict[Any, _Captured] = {}
@@ -149,10 +150,8 @@ class Stepper:
         )
         norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        clipped = [gradient * scale.to(gradient.dtype) for gradient in gradients]
         stats = torch.stack([estimate.loss.double(), norm])
-        return stats, *clipped, estimate.w, estimate.log_p, estimate.log_q
+        return stats, *gradients, estimate.w, estimate.log_p, estimate.log_q
 
     @staticmethod
     def _step(outputs: tuple[Any, ...]) -> Step:
