@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,31 @@ class Vectorized:
         with pyro.validation_enabled(False):
             return self._evaluate(draws, args, kwargs or {})
 
+    def bind(self, args: tuple = (), kwargs: dict | None = None) -> Callable[[Any], Any]:
+        """The function of draws alone, at these arguments, for a caller in a hurry.
+
+        The graph is looked up once for every number of draws; the caller sees to it that neither the arguments nor the
+        model's parameters change in between.
+
+        Args:
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+        """
+        graphs: dict[int, Callable[[Any], Any]] = {}
+
+        def run(draws: Any) -> Any:
+            number = len(pytree.tree_leaves(draws)[0])
+            if number in graphs:
+                return graphs[number](draws)
+            result = self(draws, args, kwargs)
+            graph = self._graphs.get(describe_shapes((draws, args, kwargs or {})))
+            if graph is not None and not graph.params:
+                rest = [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+                graphs[number] = partial(graph.of_draws, rest)
+            return result
+
+        return run
+
     def _evaluate(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         if self.mode != "graph" or not all(isinstance(handler, _TRANSPARENT) for handler in _PYRO_STACK):
             return self._run(draws, args, kwargs)
@@ -242,6 +268,10 @@ class _Graph:
                 pyro.param(name)
         results = self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
         return pytree.tree_unflatten(results, self.out_spec)
+
+    def of_draws(self, rest: list[Tensor], draws: Any) -> Any:
+        """Runs at other draws, all other tensors as they were."""
+        return pytree.tree_unflatten(self.run(*pytree.tree_leaves(draws), *rest), self.out_spec)
 
     def inline(self, leaves: list[Any]) -> Any:
         """Runs operation by operation."""
