@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_inductor, as_script, has_compiler, simplify
+from pyro_hypernet.graphs import as_cuda_graph, as_inductor, as_script, has_compiler, simplify
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.vectorize import Model, describe_shapes, inlined
@@ -214,14 +214,15 @@ class Stepper:
         for run in (self._run, lambda *batch: captured(batch)):
             with _same_random_numbers(self.parameters.leaves):
                 stats, *gradients, _, _, _ = run(*batch)
-            results.append((stats.tolist(), torch.cat([gradient.double() for gradient in gradients])))
-        (ours, gradient), (theirs, other) = results
+            results.append((stats.tolist(), gradients))
+        (ours, gradients), (theirs, others) = results
         if not all(map(math.isfinite, ours)):
             return 0.0 if not all(map(math.isfinite, theirs)) else math.inf
         pairs = zip(ours, theirs, strict=True)
         differences = [abs(a - b) / max(1.0, abs(a)) for a, b in pairs]
         least = _TOLERANCE * (1 + abs(ours[0]))  # at the posterior itself all that is left of a gradient is rounding
-        differences.append(float((gradient - other).norm() / gradient.norm().clamp(min=least)))
+        parts = [float((gradient - other).norm()) for gradient, other in zip(gradients, others, strict=True)]
+        differences.append(math.hypot(*parts) / max(least, ours[1]))
         return max(math.inf if math.isnan(d) else d for d in differences)
 
     def _compile(self, batch: tuple) -> None:
@@ -234,8 +235,11 @@ class Stepper:
             self._plan.settle("graph")
             self.reason = "no C++ compiler was found"
             return
+        before, inputs = captured.run, captured.inputs(batch)
         try:
-            before, compiled = captured.run, as_inductor(captured.module, captured.inputs(batch))
+            compiled = as_inductor(captured.module, inputs)
+            if not on_cpu and all(tensor.is_cuda for tensor in inputs):
+                compiled = as_cuda_graph(compiled, inputs, len(captured.views))
             captured.run = compiled
             if self._difference(captured, batch) > _TOLERANCE:
                 raise RuntimeError("the compiled step differs")
@@ -283,6 +287,8 @@ class _Captured:
         with _same_random_numbers(parameters.leaves), torch.no_grad():
             for _ in range(2):  # TorchScript optimises at its first two calls
                 self.run(*example)
+            if all(tensor.is_cuda for tensor in example):
+                self.run = as_cuda_graph(self.run, example, num_parameters)
 
     def inputs(self, batch: tuple) -> list[Tensor]:
         """What the graph takes: the parameters, and the batch where it may change."""
