@@ -138,8 +138,9 @@ class Stepper:
         captured = self._captured(batch) if self._plan.stage != "off" else None
         outputs = self._run(*batch) if captured is None else captured(batch)
         step = self._step(outputs)
-        self._plan.note(time.perf_counter() - start)
-        self._advance(batch)
+        if not self._plan.settled:
+            self._plan.note(time.perf_counter() - start)
+            self._advance(batch)
         return step
 
     def _run(self, *batch: Any) -> tuple[Any, ...]:
@@ -159,6 +160,8 @@ class Stepper:
         return Step(*stats.tolist(), gradients, (w, log_p, log_q))
 
     def _captured(self, batch: tuple) -> "_Captured | None":
+        if self.is_fixed and self._graphs:
+            return next(iter(self._graphs.values()))
         key = describe_shapes(batch)
         if key in self._graphs:
             return self._graphs[key]
@@ -292,7 +295,7 @@ class _Captured:
 
     def inputs(self, batch: tuple) -> list[Tensor]:
         """What the graph takes: the parameters, and the batch where it may change."""
-        return [*self.views, *self._tensors(batch)]
+        return self.views if self.is_fixed else [*self.views, *self._tensors(batch)]
 
     def _tensors(self, batch: tuple) -> list[Tensor]:
         return [] if self.is_fixed else [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
