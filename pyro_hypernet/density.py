@@ -90,6 +90,25 @@ class LogJoint:
             grad, value = self._grad_and_value(self._flat(w.detach()), args, kwargs)
         return value.reshape(w.shape[:-1]), grad.reshape(w.shape)
 
+    def bind_value_and_grad(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`value_and_grad` at fixed arguments, with less to do at every call.
+
+        Args:
+            args: The model's arguments; they and its parameters must not change while the function is in use.
+            kwargs: The model's keyword arguments.
+
+        Returns:
+            From weights of shape `(S, D)` to log densities in nats, shape `(S,)`, and gradients, shape `(S, D)`.
+        """
+        run = self._grad_and_value.bind(args, kwargs)
+
+        def value_and_grad(w: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                grad, value = run(w)
+            return value, grad
+
+        return value_and_grad
+
     def parts(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Log prior, with the log determinant of the map to the supports, and log likelihood, in nats.
 

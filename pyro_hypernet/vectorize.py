@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,31 @@ class Vectorized:
         with pyro.validation_enabled(False):
             return self._evaluate(draws, args, kwargs or {})
 
+    def bind(self, args: tuple = (), kwargs: dict | None = None) -> Callable[[Any], Any]:
+        """The function of draws alone, at these arguments, for a caller in a hurry.
+
+        The graph is looked up once for every number of draws; the caller sees to it that neither the arguments nor the
+        model's parameters change in between.
+
+        Args:
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+        """
+        graphs: dict[int, Callable[[Any], Any]] = {}
+
+        def run(draws: Any) -> Any:
+            number = len(pytree.tree_leaves(draws)[0])
+            if number in graphs:
+                return graphs[number](draws)
+            result = self(draws, args, kwargs)
+            graph = self._graphs.get(describe_shapes((draws, args, kwargs or {})))
+            if graph is not None and not graph.params:
+                rest = [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
+                graphs[number] = partial(graph.of_draws, rest)
+            return result
+
+        return run
+
     def _evaluate(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         if self.mode != "graph" or not all(isinstance(handler, _TRANSPARENT) for handler in _PYRO_STACK):
             return self._run(draws, args, kwargs)
@@ -194,8 +220,10 @@ class Vectorized:
         def batched(*tensors: Tensor) -> Any:
             remaining = iter(tensors)
             merged = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            return self._vmapped(*pytree.tree_unflatten(merged, spec))
+            results, out_spec[0] = pytree.tree_flatten(self._vmapped(*pytree.tree_unflatten(merged, spec)))
+            return tuple(results)
 
+        out_spec: list[Any] = [None]
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         try:
             from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
@@ -212,7 +240,7 @@ class Vectorized:
                 stacklevel=5,
             )
             return
-        graph = _Graph(module, run, params.trace)
+        graph = _Graph(module, run, out_spec[0], params.trace)
         if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
             self.mode = "eager"
             return
@@ -224,9 +252,10 @@ class Vectorized:
 class _Graph:
     """A captured graph, and the `pyro.param`s that it holds by reference."""
 
-    def __init__(self, module: GraphModule, run: Callable[..., Any], params: Trace) -> None:
+    def __init__(self, module: GraphModule, run: Callable[..., Any], out_spec: Any, params: Trace) -> None:
         self.module = module
         self.run = run
+        self.out_spec = out_spec
         self.params = {name: _leaf(name) for name in params.nodes}
 
     def is_current(self) -> bool:
@@ -237,11 +266,17 @@ class _Graph:
         if _PYRO_STACK:  # SVI learns from these statements which parameters to step
             for name in self.params:
                 pyro.param(name)
-        return self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return pytree.tree_unflatten(results, self.out_spec)
+
+    def of_draws(self, rest: list[Tensor], draws: Any) -> Any:
+        """Runs at other draws, all other tensors as they were."""
+        return pytree.tree_unflatten(self.run(*pytree.tree_leaves(draws), *rest), self.out_spec)
 
     def inline(self, leaves: list[Any]) -> Any:
         """Runs operation by operation."""
-        return self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return pytree.tree_unflatten(results, self.out_spec)
 
 
 class _BatchedFactories(TorchFunctionMode):

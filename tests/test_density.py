@@ -175,3 +175,14 @@ def test_map_model_samples_what_is_not_given():
     assert y.shape == (500, len(x))
     # 15 000 draws of sd 0.1: the standard error of their sd is 0.6 %, so five of them pass in all but 6e-7 of runs.
     assert abs(float(y.std()) / 0.1 - 1) < 0.03
+
+
+def test_bound_arguments_give_the_same_values():
+    x, y = m.linear_data()
+    layout = Layout.from_trace(pyro.poutine.trace(m.linear).get_trace(x, y))
+    log_joint = LogJoint(m.linear, layout)
+    bound = log_joint.bind_value_and_grad(x, y)
+    for number in (3, 3, 3, 5, 5):
+        w = torch.randn(number, layout.dim)
+        for found, expected in zip(bound(w), log_joint.value_and_grad(w, x, y), strict=True):
+            torch.testing.assert_close(found, expected)

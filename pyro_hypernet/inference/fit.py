@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,12 +167,11 @@ def fit(
         guide,
         elbo,
         parameters,
-        clip=clip,
         compile=compile,
         num_steps=num_steps,
         is_fixed=isinstance(args, tuple),
     )
-    run = _Run(parameters.vectors, num_steps, learning_rate, warmup, decay, keep)
+    run = _Run(parameters.vectors, num_steps, learning_rate, warmup, decay, clip, keep)
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     stopped_because = "all steps done"
     try:
@@ -249,9 +248,17 @@ class _Run:
     """The optimiser and its schedule, the losses so far, and the parameters to keep."""
 
     def __init__(
-        self, vectors: list[Tensor], num_steps: int, learning_rate: float, warmup: float, decay: bool, keep: str
+        self,
+        vectors: list[Tensor],
+        num_steps: int,
+        learning_rate: float,
+        warmup: float,
+        decay: bool,
+        clip: float,
+        keep: str,
     ) -> None:
         self.parameters = vectors
+        self.clip = clip
         self.keep = keep
         self.window = max(1, num_steps // _WINDOWS)
         self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
@@ -268,7 +275,7 @@ class _Run:
     def step(self, step: Step) -> None:
         """Steps the parameters by Adam; does nothing but count where loss or gradient are not finite."""
         if step.is_finite:
-            self._adam(step.gradients, self.learning_rate * self.schedule(len(self.losses)))
+            self._adam(step, self.learning_rate * self.schedule(len(self.losses)))
             self.skipped_in_a_row = 0
         else:
             self.num_skipped += 1
@@ -278,10 +285,18 @@ class _Run:
             self._average()
 
     @torch.no_grad()
-    def _adam(self, gradients: Sequence[Tensor], rate: float) -> None:
+    def _adam(self, step: Step, rate: float) -> None:
         options = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
-        how = {"fused": True} if self.is_fused else {"foreach": True}
-        adam(self.parameters, list(gradients), *self.moments, [], self.counts, **how, **options, lr=rate)
+        gradients, how = list(step.gradients), {"fused": True}
+        if not self.is_fused:
+            how = {"foreach": True}
+        if step.norm > self.clip and self.is_fused:  # the kernel divides by it on its way
+            how["grad_scale"] = torch.tensor(
+                (step.norm + 1e-6) / self.clip, dtype=torch.float32, device=self.parameters[0].device
+            )
+        elif step.norm > self.clip:
+            gradients = [gradient * (self.clip / (step.norm + 1e-6)) for gradient in gradients]
+        adam(self.parameters, gradients, *self.moments, [], self.counts, **how, **options, lr=rate)
 
     def window_is_full(self) -> bool:
         return len(self.losses) % self.window == 0

@@ -186,8 +186,10 @@ class _Target:
     def evaluate_like(self, start: Tensor) -> Evaluate:
         """The same for arrays of float64, worked out in the dtype and on the device of a point."""
 
+        run = self.value_and_grad if self.guide is not None else self.log_joint.bind_value_and_grad(*self.args)
+
         def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            value, gradient = self.value_and_grad(torch.from_numpy(points).to(start))
+            value, gradient = run(torch.from_numpy(points).to(start))
             return value.double().cpu().numpy(), gradient.double().cpu().numpy()
 
         return evaluate

@@ -1,4 +1,4 @@
-"""One step of a fit: loss and clipped gradient, as it stands, as one captured graph, or compiled."""
+"""One step of a fit: loss and gradient, as they stand, as one captured graph, or compiled."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_inductor, as_script, has_compiler, simplify
+from pyro_hypernet.graphs import as_cuda_graph, as_inductor, as_script, has_compiler, simplify
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.vectorize import Model, describe_shapes, inlined
@@ -29,6 +29,8 @@ _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
 # Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation.
 _CAPTURE_FACTOR, _COMPILE_SECONDS = 3.0, 0.05
 _TOLERANCE = 1e-3
+# Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
+_ALONE = 2**15
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Step:
 
     Attributes:
         loss: Minus the bound in nats.
-        norm: Of the whole gradient before it is clipped.
-        gradients: The clipped gradient, one vector for every vector of `FlatParameters`.
+        norm: Of the whole gradient.
+        gradients: The gradient, one vector for every vector of `FlatParameters`.
         particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`.
     """
 
@@ -54,7 +56,7 @@ class Step:
 
 
 class FlatParameters:
-    """Parameters as views of one vector for every dtype and device, so that an optimiser has few to step.
+    """Parameters as views of few vectors, the small ones of a dtype and device together, for an optimiser to step.
 
     Args:
         leaves: The parameters, no two the same; they keep their identity and their values.
@@ -64,7 +66,8 @@ class FlatParameters:
         self.leaves = list(leaves)
         self._groups: dict[tuple, list[int]] = {}
         for number, leaf in enumerate(self.leaves):
-            self._groups.setdefault((leaf.dtype, leaf.device), []).append(number)
+            alone = number if leaf.numel() > _ALONE else -1
+            self._groups.setdefault((leaf.dtype, leaf.device, alone), []).append(number)
         with torch.no_grad():
             self.vectors = [
                 torch.cat([self.leaves[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()
@@ -80,7 +83,8 @@ class FlatParameters:
             torch.zeros_like(leaf) if gradient is None else gradient
             for leaf, gradient in zip(self.leaves, gradients, strict=True)
         ]
-        return [torch.cat([filled[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()]
+        parts = ([filled[number].reshape(-1) for number in numbers] for numbers in self._groups.values())
+        return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
 
     def release(self) -> None:
         """Gives every parameter memory of its own again."""
@@ -96,7 +100,6 @@ class Stepper:
         guide: The guide, set up.
         elbo: The bound, prepared for both.
         parameters: What to differentiate by.
-        clip: Greatest norm of the gradient.
         compile: "auto", "graph", "inductor" or "off".
         num_steps: How many steps there will be at most: what "auto" weighs the time of compiling against.
         is_fixed: Whether every batch is the same, so that what depends on the data alone is worked out once.
@@ -109,14 +112,12 @@ class Stepper:
         elbo: VectorizedELBO,
         parameters: FlatParameters,
         *,
-        clip: float,
         compile: str,
         num_steps: int,
         is_fixed: bool,
     ) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
         self.parameters = parameters
-        self.clip = clip
         self.is_fixed = is_fixed
         self.reason = "as asked for"
         self._graphs: dict[Any, _Captured] = {}
@@ -137,8 +138,9 @@ class Stepper:
         captured = self._captured(batch) if self._plan.stage != "off" else None
         outputs = self._run(*batch) if captured is None else captured(batch)
         step = self._step(outputs)
-        self._plan.note(time.perf_counter() - start)
-        self._advance(batch)
+        if not self._plan.settled:
+            self._plan.note(time.perf_counter() - start)
+            self._advance(batch)
         return step
 
     def _run(self, *batch: Any) -> tuple[Any, ...]:
@@ -149,10 +151,8 @@ class Stepper:
         )
         norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        clipped = [gradient * scale.to(gradient.dtype) for gradient in gradients]
         stats = torch.stack([estimate.loss.double(), norm])
-        return stats, *clipped, estimate.w, estimate.log_p, estimate.log_q
+        return stats, *gradients, estimate.w, estimate.log_p, estimate.log_q
 
     @staticmethod
     def _step(outputs: tuple[Any, ...]) -> Step:
@@ -160,6 +160,8 @@ class Stepper:
         return Step(*stats.tolist(), gradients, (w, log_p, log_q))
 
     def _captured(self, batch: tuple) -> "_Captured | None":
+        if self.is_fixed and self._graphs:
+            return next(iter(self._graphs.values()))
         key = describe_shapes(batch)
         if key in self._graphs:
             return self._graphs[key]
@@ -215,14 +217,15 @@ class Stepper:
         for run in (self._run, lambda *batch: captured(batch)):
             with _same_random_numbers(self.parameters.leaves):
                 stats, *gradients, _, _, _ = run(*batch)
-            results.append((stats.tolist(), torch.cat([gradient.double() for gradient in gradients])))
-        (ours, gradient), (theirs, other) = results
+            results.append((stats.tolist(), gradients))
+        (ours, gradients), (theirs, others) = results
         if not all(map(math.isfinite, ours)):
             return 0.0 if not all(map(math.isfinite, theirs)) else math.inf
         pairs = zip(ours, theirs, strict=True)
         differences = [abs(a - b) / max(1.0, abs(a)) for a, b in pairs]
         least = _TOLERANCE * (1 + abs(ours[0]))  # at the posterior itself all that is left of a gradient is rounding
-        differences.append(float((gradient - other).norm() / gradient.norm().clamp(min=least)))
+        parts = [float((gradient - other).norm()) for gradient, other in zip(gradients, others, strict=True)]
+        differences.append(math.hypot(*parts) / max(least, ours[1]))
         return max(math.inf if math.isnan(d) else d for d in differences)
 
     def _compile(self, batch: tuple) -> None:
@@ -235,8 +238,11 @@ class Stepper:
             self._plan.settle("graph")
             self.reason = "no C++ compiler was found"
             return
+        before, inputs = captured.run, captured.inputs(batch)
         try:
-            before, compiled = captured.run, as_inductor(captured.module, captured.inputs(batch))
+            compiled = as_inductor(captured.module, inputs)
+            if not on_cpu and all(tensor.is_cuda for tensor in inputs):
+                compiled = as_cuda_graph(compiled, inputs, len(captured.views))
             captured.run = compiled
             if self._difference(captured, batch) > _TOLERANCE:
                 raise RuntimeError("the compiled step differs")
@@ -284,10 +290,12 @@ class _Captured:
         with _same_random_numbers(parameters.leaves), torch.no_grad():
             for _ in range(2):  # TorchScript optimises at its first two calls
                 self.run(*example)
+            if all(tensor.is_cuda for tensor in example):
+                self.run = as_cuda_graph(self.run, example, num_parameters)
 
     def inputs(self, batch: tuple) -> list[Tensor]:
         """What the graph takes: the parameters, and the batch where it may change."""
-        return [*self.views, *self._tensors(batch)]
+        return self.views if self.is_fixed else [*self.views, *self._tensors(batch)]
 
     def _tensors(self, batch: tuple) -> list[Tensor]:
         return [] if self.is_fixed else [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]

@@ -9,7 +9,7 @@ from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.responses import Response
 
 # Rows are mapped in chunks of about so many numbers.
-_CHUNK = 2**24
+_CHUNK = 2**20
 
 
 class GaussianConditional(Bijection):

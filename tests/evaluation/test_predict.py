@@ -207,3 +207,33 @@ def test_sampling_under_vmap_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert predict(linear, {"slope": torch.randn(1000, 2), "noise": torch.ones(1000)}, x)["y"].shape == (1000, 30)
+
+
+def test_many_chunks_run_as_a_graph_with_fresh_noise(monkeypatch):
+    """Twenty chunks of 50 draws and a rest of 7: the same functions as in one piece, and no noise comes twice."""
+    from pyro_hypernet.evaluation import predict as module
+
+    calls = []
+    run_one = module.trace_one
+
+    def counted(*args):
+        calls.append(1)
+        return run_one(*args)
+
+    def model(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        f = pyro.deterministic("f", slope * x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(f, 1.0))
+        return f
+
+    samples = {"slope": torch.randn(1007)}
+    whole = predict(model, samples, X, num_samples=1007, batch_size=1007)
+    monkeypatch.setattr(module, "trace_one", counted)
+    found = predict(model, samples, X, num_samples=1007, batch_size=50)
+    assert len(calls) < 8  # counted, run, captured, and the rest; not once for every chunk
+    torch.testing.assert_close(found["f"], whole["f"])
+    torch.testing.assert_close(found["_RETURN"], whole["f"])
+    noise = (found["y"] - found["f"]).flatten()
+    assert len(noise.round(decimals=5).unique()) > 0.98 * len(noise)
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.05)  # five standard errors

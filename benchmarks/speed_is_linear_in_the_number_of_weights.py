@@ -1,0 +1,125 @@
+"""Seconds per step and peak memory from 10³ to 10⁶ weights: `low_rank`, `weight_norm`, `layerwise`.
+
+    python benchmarks/speed_is_linear_in_the_number_of_weights.py [--quick] [--dims 1e3 1e4 1e5 1e6]
+
+A network of 20 inputs and two hidden layers of equal width, a minibatch of 128 of 10 000 data, one particle, a thread.
+AutoNormal: Pyro's SVI with Trace_ELBO and Adam on the same model, in turn with each. `layerwise` takes the linear
+hypernetwork, low rank for large sites. Every structure and size runs in a process of its own; memory is that process's
+greatest resident set less what it held before the guide was made.
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from timing import in_turn, keep, median, spell_ratio, table
+from torch import nn
+
+from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
+from pyro_hypernet.inference.fit import _Run
+from pyro_hypernet.inference.step import FlatParameters, Stepper
+
+STRUCTURES = {"low_rank": "auto", "weight_norm": "auto", "layerwise": "linear"}
+INPUTS, BATCH, DATA = 20, 128, 10_000
+
+
+def network(dim: float) -> nn.Sequential:
+    """About `dim` weights."""
+    width = max(1, int((-(INPUTS + 2) + math.sqrt((INPUTS + 2) ** 2 + 4 * dim)) / 2))
+    layers = [nn.Linear(INPUTS, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1)]
+    return nn.Sequential(*layers)
+
+
+def one_cell(structure: str, dim: float, repeats: int) -> dict[str, Any]:
+    """Times one structure at one size."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    pyro.set_rng_seed(0)
+    x = torch.randn(BATCH, INPUTS)
+    y = x.sum(-1) + torch.randn(BATCH)
+    model = bayesianize(network(dim), "gaussian", num_data=DATA)
+    before = _memory()
+    guide = AutoHypernet(model, STRUCTURES[structure], structure).setup(x, y)
+    elbo = VectorizedELBO(1)
+    elbo._prepare(model, guide, (x, y), {})
+    parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+    stepper = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10**6, is_fixed=False)
+    run = _Run(parameters.vectors, 10**6, 1e-4, 0.02, True, 100.0, "last")
+
+    def step() -> None:
+        run.step(stepper((x, y)))
+
+    for _ in range(4):
+        step()
+    peak = _memory() - before
+    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 1e-4}), Trace_ELBO())
+    made = {"ours": step, "AutoNormal": lambda: svi.step(x, y)}
+    for function in made.values():
+        function()
+    seconds = in_turn(made, repeats=repeats)
+    size = {"dim": guide.latent_dim, "parameters": sum(p.numel() for p in guide.parameters())}
+    return {"structure": structure, **size, "compile": stepper.compile, "peak_bytes": peak, "seconds": seconds}
+
+
+def _memory() -> int:
+    """Greatest resident set of this process so far, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def slope(dims: list[int], values: list[float]) -> float:
+    """Of the least-squares line in log–log."""
+    xs, ys = ([math.log(value) for value in row] for row in (dims, values))
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(xs, ys, strict=True)) / sum((a - mean_x) ** 2 for a in xs)
+
+
+def main() -> None:
+    """Runs all cells and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dims", nargs="*", type=float, default=[1e3, 1e4, 1e5, 1e6])
+    parser.add_argument("--quick", action="store_true", help="10³ and 10⁴, three repeats")
+    parser.add_argument("--cell", nargs=3, help="one structure, size and number of repeats, as JSON")
+    options = parser.parse_args()
+    if options.cell:
+        print(json.dumps(one_cell(options.cell[0], float(options.cell[1]), int(options.cell[2]))))
+        return
+    dims, repeats = ([1e3, 1e4], 3) if options.quick else (options.dims, 7)
+    records = []
+    for structure in STRUCTURES:
+        for dim in dims:
+            command = [sys.executable, __file__, "--cell", structure, str(dim), str(repeats)]
+            records.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    rows, slopes = [], []
+    for record in records:
+        ours, theirs = record["seconds"]["ours"], record["seconds"]["AutoNormal"]
+        cells = [f"{1e3 * median(ours):.1f}", f"{1e3 * median(theirs):.1f}", spell_ratio(ours, theirs)]
+        memory = f"{record['peak_bytes'] / 1e6:.0f}"
+        rows.append([record["structure"], record["dim"], record["parameters"], *cells, memory])
+    for structure in STRUCTURES:
+        of_one = [record for record in records if record["structure"] == structure]
+        sizes = [record["dim"] for record in of_one]
+        per_step = slope(sizes, [median(record["seconds"]["ours"]) for record in of_one])
+        memory = slope(sizes, [max(1, record["peak_bytes"]) for record in of_one])
+        slopes.append([structure, f"{per_step:.2f}", f"{memory:.2f}"])
+    headings = ["structure", "D", "parameters", "ms per step", "AutoNormal, ms", "ratio", "peak MB"]
+    text = (
+        f"Minibatch of {BATCH}, one particle, one thread; medians of {repeats} [least, greatest]. "
+        "Made by speed_is_linear_in_the_number_of_weights.py.\n\n"
+        + table(headings, rows)
+        + "\n\nSlopes in log–log over all sizes:\n\n"
+        + table(["structure", "seconds per step", "peak memory"], slopes)
+    )
+    keep("speed_dims", records, text, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`nuts` against Pyro's NUTS with `jit_compile=True`: seconds per effective draw, same settings.
+
+    python benchmarks/speed_of_nuts_per_effective_draw.py --data FOLDER [--quick] [--tasks regression toy-gap]
+
+Both run four chains in one process on one thread, Pyro's one after the other, with the same warm-up, target acceptance
+and tree depth. Effective draws are the least over the model's outputs (a network's weights have symmetries) or the
+coefficients of the regression, of Pyro's own estimate. Contestants in turn; the network, which takes Pyro minutes, runs
+once per call of this script, and the repeats of several calls are gathered in the file.
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS
+from pyro.ops.stats import effective_sample_size
+from timing import RESULTS, keep, median, table
+from torch import Tensor
+
+from models.references import read_reference
+from pyro_hypernet import nuts, predict
+
+CHAINS, DEPTH = 4, 7
+# Kept draws and warm-up of every chain, repeats in one call.
+SETTINGS = {"regression": (200, 200, 7), "toy-gap": (60, 60, 1)}
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    """A linear regression with learnt noise, D = 11."""
+    weight = pyro.sample("weight", dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1))
+    sigma = pyro.sample("sigma", dist.LogNormal(x.new_zeros(()), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ weight, sigma), obs=y)
+
+
+def problem(name: str, folder: str) -> tuple[Any, tuple, Callable[[dict[str, Tensor]], Tensor]]:
+    """Model, arguments, and what effective draws are counted of: from samples to `(chains, draws, k)`."""
+    if name == "regression":
+        torch.manual_seed(0)
+        x = torch.randn(100, 10)
+        return regression, (x, x.sum(-1) + 0.5 * torch.randn(100)), lambda samples: samples["weight"]
+    reference = read_reference(folder, name)
+
+    def outputs(samples: dict[str, Tensor]) -> Tensor:
+        flat = {site: value.flatten(0, 1) for site, value in samples.items()}
+        f = predict(reference.model, flat, reference.x_test, num_samples=10**9, return_sites=["f"])["f"]
+        return f.flatten(1).unflatten(0, (CHAINS, -1))
+
+    return reference.model, reference.args, outputs
+
+
+def ours(model: Any, args: tuple, num_samples: int, warmup: int, seed: int) -> tuple[float, dict[str, Tensor], int]:
+    """Seconds, samples by chain, gradients."""
+    pyro.set_rng_seed(seed)
+    start = time.perf_counter()
+    options = {"num_chains": CHAINS, "num_processes": 1, "max_tree_depth": DEPTH}
+    found = nuts(model, *args, num_samples=num_samples, warmup_steps=warmup, **options)
+    return time.perf_counter() - start, found.samples_by_chain, sum(found.num_gradients)
+
+
+def pyros(model: Any, args: tuple, num_samples: int, warmup: int, seed: int) -> tuple[float, dict[str, Tensor], int]:
+    """Seconds, samples by chain; gradients are not counted."""
+    pyro.set_rng_seed(seed)
+    start, chains = time.perf_counter(), []
+    for _ in range(CHAINS):
+        kernel = NUTS(model, jit_compile=True, ignore_jit_warnings=True, max_tree_depth=DEPTH)
+        mcmc = MCMC(kernel, num_samples, warmup, disable_progbar=True)
+        mcmc.run(*args)
+        chains.append(mcmc.get_samples())
+    seconds = time.perf_counter() - start
+    return seconds, {site: torch.stack([chain[site] for chain in chains]) for site in chains[0]}, 0
+
+
+def main() -> None:
+    """Times all tasks and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
+    parser.add_argument("--tasks", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="the regression, one repeat of fewer draws")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    path = RESULTS / "speed_nuts.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = (
+        [] if options.quick else [r for r in records if r["task"] not in options.tasks or r["seed"] != options.seed]
+    )
+    for task in ["regression"] if options.quick else options.tasks:
+        model, args, counted = problem(task, options.data)
+        num_samples, warmup, repeats = (40, 40, 1) if options.quick else SETTINGS[task]
+        order = {"nuts": ours, "Pyro NUTS": pyros}
+        for repeat in range(repeats):
+            seed = options.seed + repeat
+            for who in list(order) if seed % 2 == 0 else list(order)[::-1]:
+                seconds, samples, gradients = order[who](model, args, num_samples, warmup, seed)
+                effective = effective_sample_size(counted(samples)).clamp(max=CHAINS * num_samples)
+                record = {"task": task, "who": who, "seed": seed, "seconds": seconds, "gradients": gradients}
+                records.append({**record, "ess": float(effective.min()), "ess_median": float(effective.median())})
+    rows = []
+    for task in dict.fromkeys(record["task"] for record in records):
+        of_task = [record for record in records if record["task"] == task]
+        per_draw = {
+            who: [1e3 * r["seconds"] / r["ess"] for r in of_task if r["who"] == who] for who in ("nuts", "Pyro NUTS")
+        }
+        for who, values in per_draw.items():
+            seconds = median([r["seconds"] for r in of_task if r["who"] == who])
+            ess = median([r["ess"] for r in of_task if r["who"] == who])
+            share = median(values) / median(per_draw["Pyro NUTS"])
+            rows.append(
+                [task, who, len(values), f"{seconds:.2f}", f"{ess:.0f}", f"{median(values):.2f}", f"{share:.3f}"]
+            )
+    headings = ["task", "sampler", "repeats", "seconds", "least ESS", "ms per effective draw", "ratio"]
+    text = (
+        f"{CHAINS} chains in one process on one thread, tree depth up to {DEPTH}, the same numbers of draws and "
+        "warm-up: medians; ratio of the medians to Pyro's. Made by speed_of_nuts_per_effective_draw.py.\n\n"
+        + table(headings, rows)
+    )
+    keep("speed_nuts", records, text, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Timings of contestants in turn, and the files that hold them."""
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turn(contestants: Mapping[str, Callable[[], Any]], *, repeats: int, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds per call of every contestant, in an order that is turned round after every repeat.
+
+    Args:
+        contestants: What to time, warmed up.
+        repeats: How often each comes on.
+        calls: Calls in a row that one timing averages over.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    for _ in range(repeats):
+        for name in order:
+            gc.collect()
+            start = time.perf_counter()
+            for _ in range(calls):
+                contestants[name]()
+            seconds[name].append((time.perf_counter() - start) / calls)
+        order.reverse()
+    return seconds
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and greatest of the ratios of timings that stood next to each other."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def spell_ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Such as "0.12 [0.11, 0.14]"."""
+    return "{:.3g} [{:.3g}, {:.3g}]".format(*ratio(ours, theirs))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Markdown."""
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def keep(name: str, records: Sequence[Mapping[str, Any]], text: str, *, quick: bool) -> None:
+    """Writes `results/NAME.jsonl` and `.md`, of a quick run beside them, and prints the text."""
+    path = RESULTS / (f"{name}-quick" if quick else name)
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.with_suffix(".md").write_text(text + "\n")
+    print(text)
