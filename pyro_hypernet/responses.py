@@ -196,7 +196,7 @@ def _is_normal(trace: Trace, layout: Layout, block: tuple[str, ...]) -> bool:
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node) or (name in layout.names and name not in block):
             continue
-        if node["is_observed"] and isinstance(node["fn"], dist.Delta):
+        if node["is_observed"] and isinstance(_plain(node["fn"]), dist.Delta):
             continue  # pyro.deterministic
         if not isinstance(_plain(node["fn"]), (td.Normal, td.LogNormal)) or node["mask"] is not None:
             return False
