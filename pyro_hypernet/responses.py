@@ -74,7 +74,7 @@ class Response:
         self.is_constant = is_constant
         sites = [layout[name] for name in block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
-        self._run = Vectorized(self._answer_of_one)
+        self._run = Vectorized(self.answer_of_one)
         self._run_without = Vectorized(self._offset_of_one)
 
     def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
@@ -109,7 +109,8 @@ class Response:
         zeros = {name: w.new_zeros(self.layout[name].shape) for name in self.block}
         return _observe(self.model, self.layout, self.block, {**self.layout.constrain(w)[0], **zeros}, args, kwargs)
 
-    def _answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+    def answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+        """The fields of an Answer at one weight vector of shape `(D,)`, to be vmapped and differentiated."""
         values = self.layout.constrain(w)[0]
         sizes = [self.layout[name].size for name in self.block]
 
