@@ -11,8 +11,10 @@ from pyro_hypernet.inference.moves import State
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
-# Rows are evaluated in chunks whose intermediate results stay in the processor's caches.
-_MAX_ROWS = 256
+# Rows are evaluated in chunks, so that intermediate results stay in the processor's caches and fit into memory:
+# at most so many rows, and about so many numbers of the largest argument for all rows together.
+_MAX_ROWS, _LEAST_ROWS = 256, 8
+_MAX_NUMBERS = 2**23
 
 
 class Tempered(ABC):
@@ -22,14 +24,14 @@ class Tempered(ABC):
         model: The Pyro model.
         layout: Its latent sites.
         args: The model's arguments.
-        max_rows: Rows to evaluate at once.
+        max_rows: Rows to evaluate at once; None for as many as suit the size of the data.
     """
 
-    def __init__(self, model: Model, layout: Layout, args: tuple, *, max_rows: int = _MAX_ROWS) -> None:
+    def __init__(self, model: Model, layout: Layout, args: tuple, *, max_rows: int | None = None) -> None:
         self.model = model
         self.layout = layout
         self.args = args
-        self.max_rows = max_rows
+        self.max_rows = max_rows or _rows_for(args)
         self.num_rows = 0
         self._run = Vectorized(self._of_one, differentiable=False)
 
@@ -105,3 +107,8 @@ class Whole(Tempered):
         trace = trace_one(self.model, values, args, kwargs)
         log_prior, log_likelihood = split_density(trace, self.layout, log_det)
         return log_prior + temperature * log_likelihood, (log_prior.detach(), log_likelihood.detach())
+
+
+def _rows_for(args: tuple) -> int:
+    largest = max((arg.numel() for arg in args if isinstance(arg, Tensor)), default=1)
+    return max(_LEAST_ROWS, min(_MAX_ROWS, _MAX_NUMBERS // max(1, largest)))
