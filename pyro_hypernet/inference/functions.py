@@ -53,6 +53,8 @@ def pooled_rhat(values: Tensor) -> float:
 def effective_draws(values: Tensor) -> float:
     """Number of independent draws that know the functions' means as well, from the scatter of the chains' means.
 
+    Chains that start at the same draw count as independent, so that this is too large while they have not forgotten it.
+
     Args:
         values: Shape `(chains, draws of a chain, functions)`.
 

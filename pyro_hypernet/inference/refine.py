@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -109,7 +109,8 @@ def refine(
         num_populations: Populations that never mix, which give the errors; a divisor of `num_samples`.
         num_moves: Trajectories at every temperature, all of whose states are kept: S / num_moves draws are moved.
         num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
-        collapse: Whether to integrate out what can be.
+        collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
+            times the number of observations.
         progress: Whether to show a bar; quiet where the output is no terminal.
 
     Returns:
@@ -141,15 +142,18 @@ def refine(
     with validation_enabled(False):
         target = temper(model, layout, args, collapse=collapse)
         cloud = _Cloud(target, num_samples, num_populations, num_moves, num_leapfrogs)
-        if not bool(cloud.log_likelihood.isfinite().any()):
+        if not cloud.is_alive():
             raise_for_nan(name_arguments(model, args, {}))
-            raise ValueError("No draw of the prior has a finite likelihood: check the data for NaN, or the priors.")
+            raise ValueError(
+                f"No draw of the prior has a finite likelihood, in one of {num_populations} populations of "
+                f"{num_samples // num_populations}: check the data for NaN, or the priors, or use more samples."
+            )
         _heat_up(cloud, progress)
         samples = layout.constrain(target.complete(cloud.draws(num_samples)))[0]
     result = _sum_up(cloud, model, samples, args, start)
     if guide is not None:
         coverage = cover(model, guide, samples, args, num_samples=num_samples)
-        result = Refined(**{**result.__dict__, "coverage": coverage, "seconds": time.perf_counter() - start})
+        result = replace(result, coverage=coverage, seconds=time.perf_counter() - start)
     _warn(result)
     return result
 
@@ -169,6 +173,10 @@ class _Cloud:
         self.log_likelihood = _finite_or_none(target(self.x, 0.0).log_likelihood)
         self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
         self.temperatures, self.acceptance, self.leapfrogs = [0.0], [], []
+
+    def is_alive(self) -> bool:
+        """Whether every population has a draw with a finite likelihood."""
+        return bool(self.log_likelihood.isfinite().view(self.num_populations, -1).any(-1).all())
 
     def heat(self) -> None:
         """Raises the temperature, chooses draws by their weights and moves them; their states are the new draws."""

@@ -211,3 +211,16 @@ def test_populations_that_disagree_are_reported():
     pyro.set_rng_seed(0)
     with pytest.warns(UserWarning, match="The populations of refine disagree"):
         quick(model, num_samples=32, num_populations=4, num_moves=2)
+
+
+def test_a_model_that_runs_in_a_loop():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 1.0))
+        scale = 1.0 if mean.item() < math.inf else 2.0
+        pyro.sample("y", dist.Normal(mean, scale).expand([len(y)]).to_event(1), obs=y)
+
+    with pytest.warns(UserWarning, match="runs in a loop"):
+        refined = quick(model, torch.ones(3), num_samples=80, num_moves=2, num_leapfrogs=4)
+    assert refined.collapsed == ()
+    # The posterior is N(3/4, 1/4): 80 draws, a standard error of .06 if independent; five of them at half the number.
+    assert abs(float(refined.samples["mean"].mean()) - 0.75) < 0.4
