@@ -18,7 +18,7 @@ from pyro_hypernet.inference.coverage import Coverage, cover
 from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat
 from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered
-from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample
+from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_local_latents
 from pyro_hypernet.vectorize import Model
@@ -186,7 +186,7 @@ class _Cloud:
         of_populations = log_weights.view(self.num_populations, -1)
         self.log_evidence = self.log_evidence + log_mean_exp(of_populations)
         centre, spread = mean_and_spread(self.x, log_weights)
-        chosen = self.x[resample(of_populations, self.num_chosen)]
+        chosen = self.x[resample_in_order(self.x, of_populations, self.num_chosen)]
         self.temperatures.append(temperature)
         self._move(self.target(chosen, temperature), temperature, centre, spread)
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+_POWER_ITERATIONS = 10
+
 
 def effective_number(log_weights: Tensor) -> float:
     """Kish's effective number of weighted draws, `1 / Σ W²`.
@@ -58,6 +60,28 @@ def resample(log_weights: Tensor, num: int) -> Tensor:
     return (index + size * torch.arange(populations, device=shares.device)[:, None]).flatten()
 
 
+def resample_in_order(x: Tensor, log_weights: Tensor, num: int) -> Tensor:
+    """Systematic resampling of draws lined up along the axis in which they differ most.
+
+    On either side of any cut across that axis the number chosen is the expected one but for one draw, so that modes
+    that lie apart along it keep their masses.
+
+    Args:
+        x: Draws, shape `(populations · draws, D)`.
+        log_weights: Unnormalised, in nats, shape `(populations, draws)`.
+        num: Draws to choose in every population.
+
+    Returns:
+        Indices as of `resample`, every population's in random order.
+    """
+    populations, size = log_weights.shape
+    order = _places_along_main_axis(x).view(populations, size).argsort(-1)
+    chosen = resample(log_weights.gather(1, order), num)
+    starts = size * torch.arange(populations, device=x.device)[:, None]
+    index = (order + starts).flatten()[chosen].view(populations, num)
+    return index[:, torch.randperm(num, device=x.device)].flatten()
+
+
 def mean_and_spread(w: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean and standard deviation of every coordinate.
 
@@ -76,3 +100,14 @@ def mean_and_spread(w: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
 def log_mean_exp(log_weights: Tensor) -> Tensor:
     """log of the mean of the weights over the last axis, in nats."""
     return log_weights.logsumexp(-1) - math.log(log_weights.shape[-1])
+
+
+def _places_along_main_axis(x: Tensor) -> Tensor:
+    """Standardised draws projected onto their first principal axis, by power iteration, shape `(S,)`."""
+    x = x - x.mean(0)
+    x = x / (x**2).mean(0).sqrt().clamp(min=1e-6)
+    axis = torch.randn(x.shape[1], dtype=x.dtype, device=x.device)
+    for _ in range(_POWER_ITERATIONS):
+        axis = x.mT @ (x @ axis)
+        axis = axis / axis.norm().clamp(min=1e-30)
+    return x @ axis

@@ -11,6 +11,7 @@ from pyro_hypernet.inference.tempering import (
     mean_and_spread,
     next_temperature,
     resample,
+    resample_in_order,
 )
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -54,6 +55,26 @@ def test_systematic_resampling_gives_every_draw_its_expected_number_but_for_one(
 def test_resampling_leaves_out_what_has_no_weight():
     log_weights = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0]])
     assert set(resample(log_weights, 1000).tolist()) == {1, 3}
+
+
+def test_modes_along_the_main_axis_keep_their_masses():
+    """Three modes on a line in five dimensions, draws in random order: each gets its expected number but for one."""
+    generator = torch.Generator().manual_seed(0)
+    mode = torch.randint(3, (2, 200), generator=generator)
+    x = 0.01 * torch.randn(400, 5, generator=generator) + mode.flatten()[:, None] * torch.tensor([1.0, -1, 2, 0.5, 1])
+    log_weights = torch.randn(2, 200, generator=generator)
+    index = resample_in_order(x, log_weights, 30)
+    for number, chosen in enumerate(index.view(2, 30)):
+        assert bool((chosen // 200 == number).all())
+        counts = torch.bincount(mode[number][chosen - 200 * number], minlength=3)
+        expected = 30 * torch.stack([log_weights[number].softmax(0)[mode[number] == k].sum() for k in range(3)])
+        assert bool(((counts - expected).abs() < 2).all())
+        assert abs(float(counts[0] - expected[0])) < 1
+        assert abs(float(counts[2] - expected[2])) < 1
+
+
+def test_one_draw_can_be_resampled_without_an_axis():
+    assert resample_in_order(torch.zeros(4, 0), torch.zeros(2, 2), 3).shape == (6,)
 
 
 def test_mean_and_spread_are_those_of_the_weighted_draws():
