@@ -77,7 +77,7 @@ class Response:
         self.is_level = is_level
         sites = [layout[name] for name in block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
-        self._run = Vectorized(self._answer_of_one)
+        self._run = Vectorized(self.answer_of_one)
         self._run_without = Vectorized(self._offset_of_one)
 
     def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
@@ -112,7 +112,8 @@ class Response:
         zeros = {name: w.new_zeros(self.layout[name].shape) for name in self.block}
         return _observe(self.model, self.layout, self.block, {**self.layout.constrain(w)[0], **zeros}, args, kwargs)
 
-    def _answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+    def answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+        """The fields of an Answer at one weight vector of shape `(D,)`, to be vmapped and differentiated."""
         values = self.layout.constrain(w)[0]
         sizes = [self.layout[name].size for name in self.block]
 
@@ -201,7 +202,7 @@ def _is_normal(trace: Trace, layout: Layout, block: tuple[str, ...]) -> bool:
     for name, node in trace.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node) or (name in layout.names and name not in block):
             continue
-        if node["is_observed"] and isinstance(node["fn"], dist.Delta):
+        if node["is_observed"] and isinstance(_plain(node["fn"]), dist.Delta):
             continue  # pyro.deterministic
         if not isinstance(_plain(node["fn"]), (td.Normal, td.LogNormal)) or node["mask"] is not None:
             return False

@@ -3,24 +3,33 @@
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint, sample_prior, split_density
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.collapsed import temper
+from pyro_hypernet.inference.coverage import Coverage, cover
+from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat
+from pyro_hypernet.inference.moves import State, Trajectories
+from pyro_hypernet.inference.tempered import Tempered
+from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import Model, Vectorized, trace_one
+from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_local_latents
+from pyro_hypernet.vectorize import Model
 
 # Every new temperature keeps this share of the particles effective.
 _ESS_SHARE = 0.5
-_TARGET_ACCEPTANCE = 0.8
 _MAX_TEMPERATURES = 500
+# Moves are repeated while fewer of them are accepted, for the step size is then still being found.
+_LEAST_ACCEPTANCE, _MAX_ROUNDS = 0.5, 10
 _MIXED_RHAT = 1.05
+_LARGE_ERROR = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,14 +37,20 @@ class Refined:
     """Draws of the posterior by tempered sequential Monte Carlo.
 
     Attributes:
-        samples: A dict from site to draws of shape `(S, *shape)`, equally weighted.
+        samples: A dict from site to draws of shape `(S, *shape)`, equally weighted, one population after the other.
         log_evidence: log p(data) in nats, averaged over populations.
         log_evidence_error: Its standard error over independent populations, in nats; NaN for one population.
         temperatures: The powers of the likelihood from 0 to 1.
         acceptance: Mean acceptance of the moves at every temperature after the first.
+        leapfrogs: Mean number of leapfrog steps of a move, likewise.
         rhat: A dict from site to R-hat over populations, shape `shape`.
-        num_gradients: Gradients evaluated, per particle.
+        function_rhat: The same for deterministic sites and means of observed sites.
+        pooled_rhat: One R-hat over populations for all functions together; NaN where there are none.
+        ess: Effective number of draws for the functions' means, as far as the scatter of chains tells; NaN likewise.
+        collapsed: Names of the sites that were integrated out and drawn from their conditional posterior in the end.
+        num_gradients: Gradients evaluated, of one draw each.
         seconds: Wall time.
+        coverage: How the guide compares, where one was given.
     """
 
     samples: dict[str, Tensor] = field(repr=False)
@@ -43,47 +58,71 @@ class Refined:
     log_evidence_error: float
     temperatures: tuple[float, ...] = field(repr=False)
     acceptance: tuple[float, ...] = field(repr=False)
+    leapfrogs: tuple[float, ...] = field(repr=False)
     rhat: dict[str, Tensor] = field(repr=False)
+    function_rhat: dict[str, Tensor] = field(repr=False)
+    pooled_rhat: float
+    ess: float
+    collapsed: tuple[str, ...]
     num_gradients: int
     seconds: float
+    coverage: Coverage | None = None
 
     @property
     def max_rhat(self) -> float:
         """The worst R-hat over sites; weights of networks may differ between populations by symmetry alone."""
-        return max(float(value[value.isfinite()].max()) for value in self.rhat.values())
+        return _worst(self.rhat)
+
+    @property
+    def max_function_rhat(self) -> float:
+        """The worst R-hat in function space: the one to judge a network by."""
+        return _worst(self.function_rhat)
 
 
 def refine(
     model: Model,
     *args: Any,
+    guide: AutoHypernet | None = None,
     num_samples: int = 2000,
     num_populations: int = 4,
-    num_moves: int = 4,
-    num_leapfrogs: int = 16,
+    num_moves: int = 8,
+    num_leapfrogs: int = 64,
+    collapse: bool = True,
     progress: bool = True,
 ) -> Refined:
     """Carries draws of the prior to the posterior, through powers of the likelihood that rise from 0 to 1.
 
     Exact as the number of draws grows, multimodal posteriors included, for nothing is left out at the start. Every
-    temperature is chosen so that half of the draws stay effective; then the draws are resampled and moved by
-    Hamiltonian Monte Carlo, all at once on the captured density, scaled by the draws' spread, the step size adapted.
+    temperature is chosen so that half of the draws stay effective. Then some are chosen by their weights and moved by
+    Hamiltonian Monte Carlo, all at once on the captured density, and the states on their way are the new draws.
+
+    Weights to which normal observations answer linearly, such as the last layer of a network for regression, are
+    integrated out, which leaves a posterior of fewer and less entangled weights, and drawn from their exact conditional
+    posterior at the end.
 
     Args:
         model: A Pyro model whose latent sites can all be sampled from the prior.
         args: Its arguments, data included.
+        guide: A trained guide to hold against the result. The draws never start from it: what a guide misses would stay
+            missed.
         num_samples: Number of draws S, over all populations.
-        num_populations: Independent populations, which give the errors; a divisor of `num_samples`.
-        num_moves: Hamiltonian trajectories of every draw at every temperature.
-        num_leapfrogs: Most leapfrog steps of one trajectory; the number is random, from half of it up.
+        num_populations: Populations that never mix, which give the errors; a divisor of `num_samples`.
+        num_moves: Trajectories at every temperature, all of whose states are kept: S / num_moves draws are moved.
+        num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
+        collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
+            times the number of observations.
         progress: Whether to show a bar; quiet where the output is no terminal.
 
     Returns:
-        Draws, log evidence and diagnostics.
+        Draws, log evidence and diagnostics. A warning says so where populations disagree.
 
     Raises:
-        ValueError: If a number is out of range, or no draw of the prior has a finite likelihood.
+        RuntimeError: If the model has no latent site.
+        ValueError: If a number is out of range, the prior cannot be sampled, the model draws minibatches, or no draw
+            of the prior has a finite likelihood.
 
-    Source: Del Moral, Doucet and Jasra 2006; adaptive temperatures: Jasra et al. 2011.
+    Source: Del Moral, Doucet and Jasra 2006; adaptive temperatures: Jasra et al. 2011; keeping the states on the way:
+    Dau and Chopin 2022, arXiv 2011.02328.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -94,153 +133,181 @@ def refine(
         >>> refined = refine(model, torch.ones(3), num_samples=400, progress=False)
         >>> refined.samples["mean"].shape
         torch.Size([400])
+        >>> refined.collapsed
+        ('mean',)
     """
     _check_numbers(num_samples, num_populations, num_moves, num_leapfrogs)
     start = time.perf_counter()
-    with poutine.block(), torch.no_grad():
-        layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
-    cloud = _Cloud(_Tempered(model, layout, args), num_samples, num_populations)
-    bar = tqdm(total=1.0, disable=None if progress else True, desc="refine", leave=False)
-    temperatures, acceptance = [0.0], []
-    try:
-        while temperatures[-1] < 1 and len(temperatures) < _MAX_TEMPERATURES:
-            temperatures.append(cloud.heat(temperatures[-1]))
-            acceptance.append(cloud.move(temperatures[-1], num_moves, num_leapfrogs))
-            bar.update(temperatures[-1] - temperatures[-2])
-    finally:
-        bar.close()
-    samples = layout.constrain(cloud.w)[0]
-    chains = {name: value.unflatten(0, (num_populations, -1)) for name, value in samples.items()}
-    error = float(cloud.log_evidence.std()) / num_populations**0.5 if num_populations > 1 else math.nan
-    result = Refined(
-        samples=samples,
-        log_evidence=float(cloud.log_evidence.logsumexp(0)) - math.log(num_populations),
-        log_evidence_error=error,
-        temperatures=tuple(temperatures),
-        acceptance=tuple(acceptance),
-        rhat={name: gelman_rubin(value) for name, value in chains.items()} if num_populations > 1 else {},
-        num_gradients=cloud.num_gradients,
-        seconds=time.perf_counter() - start,
-    )
-    if temperatures[-1] < 1:
-        warnings.warn(
-            f"refine gave up after {len(temperatures)} temperatures at {temperatures[-1]:.3g} of 1: the draws are of a "
-            "tempered posterior. Use more samples or moves.",
-            stacklevel=2,
-        )
+    layout = _checked_layout(model, args)
+    with validation_enabled(False):
+        target = temper(model, layout, args, collapse=collapse)
+        cloud = _Cloud(target, num_samples, num_populations, num_moves, num_leapfrogs)
+        if not cloud.is_alive():
+            raise_for_nan(name_arguments(model, args, {}))
+            raise ValueError(
+                f"No draw of the prior has a finite likelihood, in one of {num_populations} populations of "
+                f"{num_samples // num_populations}: check the data for NaN, or the priors, or use more samples."
+            )
+        _heat_up(cloud, progress)
+        samples = layout.constrain(target.complete(cloud.draws(num_samples)))[0]
+    result = _sum_up(cloud, model, samples, args, start)
+    if guide is not None:
+        coverage = cover(model, guide, samples, args, num_samples=num_samples)
+        result = replace(result, coverage=coverage, seconds=time.perf_counter() - start)
+    _warn(result)
     return result
 
 
-class _Tempered:
-    """log prior + temperature × log likelihood of flat weights, its parts and its gradient."""
-
-    def __init__(self, model: Model, layout: Layout, args: tuple) -> None:
-        self.model = model
-        self.layout = layout
-        self.args = args
-        self._run = Vectorized(self._grad_of_one, differentiable=False)
-        LogJoint(model, layout).value_and_grad(self.sample_prior(1), *args)  # the checks of sites, once
-
-    def __call__(self, w: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log prior and log likelihood, both `(S,)`, and the gradient of the tempered sum, `(S, D)`."""
-        with torch.no_grad():
-            gradient, (_, (log_prior, log_likelihood)) = self._run((w, temperature.expand(len(w))), self.args)
-        return log_prior, log_likelihood, gradient
-
-    def sample_prior(self, num_samples: int) -> Tensor:
-        """Flat draws of the prior, shape `(S, D)`."""
-        return sample_prior(self.model, self.layout, num_samples, self.args)
-
-    def _grad_of_one(self, draw: tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> Any:
-        w, temperature = draw
-
-        def tempered(w: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            values, log_det = self.layout.constrain(w)
-            trace = trace_one(self.model, values, args, kwargs)
-            log_prior, log_likelihood = split_density(trace, self.layout, log_det)
-            return log_prior + temperature * log_likelihood, (log_prior, log_likelihood)
-
-        return torch.func.grad_and_value(tempered, has_aux=True)(w)
-
-
 class _Cloud:
-    """All draws with their densities, in populations that never mix."""
+    """All draws with their likelihoods, in populations that never mix, one after the other."""
 
-    def __init__(self, target: _Tempered, num_samples: int, num_populations: int) -> None:
+    def __init__(
+        self, target: Tempered, num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int
+    ) -> None:
         self.target = target
-        self.w = target.sample_prior(num_samples)
-        self.shape = (num_populations, num_samples // num_populations)
-        self.log_evidence = self.w.new_zeros(num_populations)
-        self.step_size = self.w.new_tensor(0.5 * self.w.shape[-1] ** -0.25)
-        self.num_gradients = 0
-        self.log_prior, self.log_likelihood, self.gradient = self._evaluate(self.w, 0.0)
-        self.log_likelihood = self.log_likelihood.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-        if not bool(self.log_likelihood.isfinite().any()):
-            raise ValueError("No draw of the prior has a finite likelihood: check the data for NaN, or the priors.")
+        self.num_populations = num_populations
+        self.num_moves = num_moves
+        self.num_chosen = math.ceil(num_samples / num_populations / num_moves)
+        self.trajectories = Trajectories(target.dim, max_leapfrogs=num_leapfrogs)
+        self.x = target.sample_prior(num_samples)
+        self.log_likelihood = _finite_or_none(target(self.x, 0.0).log_likelihood)
+        self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
+        self.temperatures, self.acceptance, self.leapfrogs = [0.0], [], []
 
-    def heat(self, temperature: float) -> float:
-        """Raises the temperature as far as half of the draws stay effective and resamples; returns the new one."""
-        low, high = temperature, 1.0
-        if self._ess(high - temperature) < _ESS_SHARE * self.log_likelihood.numel():
-            for _ in range(60):
-                middle = (low + high) / 2
-                enough = self._ess(middle - temperature) >= _ESS_SHARE * self.log_likelihood.numel()
-                low, high = (middle, high) if enough else (low, middle)
-            high = low if low > temperature else high
-        log_weights = ((high - temperature) * self.log_likelihood).view(self.shape)
-        self.log_evidence = self.log_evidence + log_weights.logsumexp(-1) - math.log(self.shape[1])
-        self._resample(log_weights)
-        return high
+    def is_alive(self) -> bool:
+        """Whether every population has a draw with a finite likelihood."""
+        return bool(self.log_likelihood.isfinite().view(self.num_populations, -1).any(-1).all())
 
-    def move(self, temperature: float, num_moves: int, num_leapfrogs: int) -> float:
-        """Moves all draws by Hamiltonian trajectories; returns the mean acceptance."""
-        self.log_prior, self.log_likelihood, self.gradient = self._evaluate(self.w, temperature)
-        scale = self.w.std(0).clamp(min=1e-6)
-        rates = []
-        for _ in range(num_moves):
-            rate = self._trajectory(temperature, scale, num_leapfrogs)
-            rates.append(rate)
-            self.step_size = self.step_size * math.exp(rate - _TARGET_ACCEPTANCE)
-        return sum(rates) / len(rates)
+    def heat(self) -> None:
+        """Raises the temperature, chooses draws by their weights and moves them; their states are the new draws."""
+        old = self.temperatures[-1]
+        temperature = next_temperature(self.log_likelihood.double(), old, _ESS_SHARE)
+        log_weights = (temperature - old) * self.log_likelihood.double()
+        of_populations = log_weights.view(self.num_populations, -1)
+        self.log_evidence = self.log_evidence + log_mean_exp(of_populations)
+        centre, spread = mean_and_spread(self.x, log_weights)
+        chosen = self.x[resample_in_order(self.x, of_populations, self.num_chosen)]
+        self.temperatures.append(temperature)
+        self._move(self.target(chosen, temperature), temperature, centre, spread)
 
-    def _trajectory(self, temperature: float, scale: Tensor, num_leapfrogs: int) -> float:
-        momentum = torch.randn_like(self.w)
-        w, velocity, state = self.w, momentum, (self.log_prior, self.log_likelihood, self.gradient)
-        steps = int(torch.randint(max(1, num_leapfrogs // 2), num_leapfrogs + 1, ()))
-        # Step sizes vary between draws, so that no trajectory can be periodic for all of them.
-        size = self.step_size * (0.7 + 0.6 * torch.rand(len(w), 1, dtype=w.dtype, device=w.device))
-        for _ in range(steps):
-            velocity = velocity + size / 2 * scale * state[2]
-            w = w + size * scale * velocity
-            state = self._evaluate(w, temperature)
-            velocity = velocity + size / 2 * scale * state[2]
-        energy = state[0] + temperature * state[1] - (velocity**2).sum(-1) / 2
-        before = self.log_prior + temperature * self.log_likelihood - (momentum**2).sum(-1) / 2
-        chance = (energy - before).nan_to_num(nan=-math.inf, posinf=-math.inf).exp().clamp(max=1)
-        accepted = torch.rand_like(chance) < chance
-        self.w = torch.where(accepted[:, None], w, self.w)
-        self.log_prior = torch.where(accepted, state[0], self.log_prior)
-        self.log_likelihood = torch.where(accepted, state[1], self.log_likelihood)
-        self.gradient = torch.where(accepted[:, None], state[2], self.gradient)
-        return float(chance.mean())
+    def draws(self, num_samples: int) -> Tensor:
+        """As many draws of every population, shape `(num_samples, m)`; a few were more than asked for."""
+        by_population = self.x.unflatten(0, (self.num_populations, -1))
+        return by_population[:, : num_samples // self.num_populations].flatten(0, 1)
 
-    def _ess(self, rise: float) -> float:
-        """Effective number of draws after raising the temperature, over all populations."""
-        log_weights = (rise * self.log_likelihood).log_softmax(0)
-        return float((-(2 * log_weights).logsumexp(0)).exp())
+    def _move(self, state: State, temperature: float, centre: Tensor, spread: Tensor) -> None:
+        before = self.trajectories.num_leapfrogs, self.trajectories.num_moves
+        for _ in range(_MAX_ROUNDS):
+            states, rates = [], []
+            for _ in range(self.num_moves):
+                state, rate = self.trajectories.move(self.target, state, temperature, centre, spread)
+                states.append(state)
+                rates.append(rate)
+            if sum(rates) / len(rates) >= _LEAST_ACCEPTANCE:
+                break
+        self.acceptance.append(sum(rates) / len(rates))
+        leapfrogs, moves = self.trajectories.num_leapfrogs - before[0], self.trajectories.num_moves - before[1]
+        self.leapfrogs.append(leapfrogs / moves)
+        self.x = self._in_chains([state.w for state in states])
+        self.log_likelihood = _finite_or_none(self._in_chains([state.log_likelihood for state in states]))
 
-    def _resample(self, log_weights: Tensor) -> None:
-        """Systematic resampling within every population."""
-        shares = log_weights.softmax(-1).cumsum(-1)
-        offsets = torch.rand(self.shape[0], 1, dtype=shares.dtype, device=shares.device)
-        points = (torch.arange(self.shape[1], device=shares.device) + offsets) / self.shape[1]
-        index = torch.searchsorted(shares.contiguous(), points.contiguous()).clamp(max=self.shape[1] - 1)
-        flat = (index + self.shape[1] * torch.arange(self.shape[0], device=shares.device)[:, None]).flatten()
-        self.w = self.w[flat]
+    def _in_chains(self, values: list[Tensor]) -> Tensor:
+        """Values of every move as population × move × chosen, flattened."""
+        stacked = torch.stack(values).unflatten(1, (self.num_populations, -1))
+        return stacked.transpose(0, 1).flatten(0, 2)
 
-    def _evaluate(self, w: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        self.num_gradients += 1
-        return self.target(w, w.new_tensor(temperature))
+
+def _heat_up(cloud: _Cloud, progress: bool) -> None:
+    bar = tqdm(total=1.0, disable=None if progress else True, desc="refine", leave=False)
+    try:
+        while cloud.temperatures[-1] < 1 and len(cloud.temperatures) < _MAX_TEMPERATURES:
+            cloud.heat()
+            bar.update(cloud.temperatures[-1] - cloud.temperatures[-2])
+    finally:
+        bar.close()
+
+
+def _sum_up(cloud: _Cloud, model: Model, samples: dict[str, Tensor], args: tuple, start: float) -> Refined:
+    populations = cloud.num_populations
+    functions = function_values(model, samples, args)
+    by_population = {name: value.unflatten(0, (populations, -1)) for name, value in functions.items()}
+    sites = {name: value.unflatten(0, (populations, -1)) for name, value in samples.items()}
+    flat = (
+        torch.cat([value.reshape(*value.shape[:2], -1) for value in by_population.values()], -1) if functions else None
+    )
+    several = populations > 1
+    return Refined(
+        samples=samples,
+        log_evidence=float(log_mean_exp(cloud.log_evidence)),
+        log_evidence_error=float(cloud.log_evidence.std()) / populations**0.5 if several else math.nan,
+        temperatures=tuple(cloud.temperatures),
+        acceptance=tuple(cloud.acceptance),
+        leapfrogs=tuple(cloud.leapfrogs),
+        rhat={name: gelman_rubin(value) for name, value in sites.items()} if several else {},
+        function_rhat={name: gelman_rubin(value) for name, value in by_population.items()} if several else {},
+        pooled_rhat=pooled_rhat(flat) if several and flat is not None else math.nan,
+        ess=_effective(flat, cloud.num_chosen) if flat is not None else math.nan,
+        collapsed=cloud.target.collapsed,
+        num_gradients=cloud.target.num_rows,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _effective(flat: Tensor, num_chosen: int) -> float:
+    """From chains as long as all populations' draws fill: `(populations, moves · chosen, functions)`."""
+    moves = flat.shape[1] // num_chosen
+    if moves < 1:
+        return float(flat.shape[:2].numel())
+    chains = flat[:, : moves * num_chosen].unflatten(1, (moves, num_chosen))
+    return effective_draws(chains.transpose(1, 2).flatten(0, 1)) * flat.shape[1] / (moves * num_chosen)
+
+
+def _checked_layout(model: Model, args: tuple) -> Layout:
+    try:
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(model).get_trace(*args)
+    except NotImplementedError as error:
+        raise ValueError(
+            "The model's prior cannot be sampled, and refine starts from draws of it: give every latent site a proper "
+            "prior, or use nuts."
+        ) from error
+    refuse_local_latents(trace)
+    for node in trace.nodes.values():
+        for frame in node.get("cond_indep_stack", ()):
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
+                    "likelihood is another at every call: refine needs all data at once; leave subsample_size out."
+                )
+    layout = Layout.from_trace(trace)
+    if not layout.sites:
+        raise RuntimeError("The model has no latent site: there is nothing to refine.")
+    return layout
+
+
+def _warn(result: Refined) -> None:
+    if result.temperatures[-1] < 1:
+        warnings.warn(
+            f"refine gave up after {len(result.temperatures)} temperatures at {result.temperatures[-1]:.3g} of 1: the "
+            "draws are of a tempered posterior. Use more samples or moves.",
+            stacklevel=3,
+        )
+    elif result.pooled_rhat > _MIXED_RHAT or result.log_evidence_error > _LARGE_ERROR:
+        warnings.warn(
+            f"The populations of refine disagree: R-hat in function space is {result.pooled_rhat:.3f} and the standard "
+            f"error of the log evidence {result.log_evidence_error:.2g} nats. Use more samples or moves.",
+            stacklevel=3,
+        )
+
+
+def _finite_or_none(log_likelihood: Tensor) -> Tensor:
+    """With −inf for what is not a number."""
+    return log_likelihood.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+
+
+def _worst(rhat: dict[str, Tensor]) -> float:
+    finite = [value[value.isfinite()] for value in rhat.values()]
+    return max((float(value.max()) for value in finite if value.numel()), default=math.nan)
 
 
 def _check_numbers(num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int) -> None:

@@ -1,0 +1,81 @@
+"""What a model computes from its draws: where populations and chains are compared, for weights have symmetries."""
+
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from pyro_hypernet.density import map_model
+from pyro_hypernet.vectorize import Model
+
+
+def function_values(model: Model, samples: dict[str, Tensor], args: tuple) -> dict[str, Tensor]:
+    """Deterministic sites and the means of observed sites for every draw.
+
+    Args:
+        model: A Pyro model.
+        samples: A dict from latent site to draws of shape `(S, *shape)`.
+        args: The model's arguments.
+
+    Returns:
+        A dict from site to values of shape `(S, ...)`, all of floating point; empty where no mean is known.
+    """
+
+    def collect(trace: Trace) -> dict[str, Tensor]:
+        values = {}
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample" or name in samples:
+                continue
+            value = node["value"] if node["infer"].get("_deterministic", False) else _mean(node)
+            if value is not None and value.is_floating_point():
+                values[name] = value
+        return values
+
+    with torch.no_grad():
+        return map_model(model, samples, args, collect=collect)
+
+
+def pooled_rhat(values: Tensor) -> float:
+    """One R-hat for many functions: variances between and within populations are summed over functions.
+
+    Args:
+        values: Shape `(populations, draws, functions)`.
+
+    Returns:
+        sqrt(1 + Σ between / Σ within), 1 where nothing varies.
+    """
+    within = values.double().var(1).mean(0).sum()
+    between = values.double().mean(1).var(0).sum()
+    return float((1 + between / within).sqrt()) if bool(within > 0) else 1.0
+
+
+def effective_draws(values: Tensor) -> float:
+    """Number of independent draws that know the functions' means as well, from the scatter of the chains' means.
+
+    Chains that start at the same draw count as independent, so that this is too large while they have not forgotten it.
+
+    Args:
+        values: Shape `(chains, draws of a chain, functions)`.
+
+    Returns:
+        At most the number of draws.
+    """
+    chains, size, _ = values.shape
+    values = values.double()
+    total = values.flatten(0, 1).var(0).sum()
+    of_means = values.mean(1).var(0).sum()
+    return min(float(chains * total / of_means), float(chains * size)) if bool(of_means > 0) else float(chains * size)
+
+
+def _mean(node: dict[str, Any]) -> Tensor | None:
+    """An observed site's mean; probabilities where it has them, so that classes count as such."""
+    if not node["is_observed"]:
+        return None
+    probs = getattr(node["fn"], "probs", None)
+    if isinstance(probs, Tensor):
+        return probs
+    try:
+        return node["fn"].mean
+    except (AttributeError, NotImplementedError):
+        return None
