@@ -107,7 +107,7 @@ def infer(
         FloatingPointError: If training fails: see `fit`.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
