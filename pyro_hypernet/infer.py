@@ -196,7 +196,7 @@ class _Work:
 
     def examine(self) -> None:
         """Diagnoses the guide."""
-        looking = max(1.0, _LOOKING_SHARE * self.clock.budget)
+        looking = max(0.0, min(_LOOKING_SHARE * self.clock.budget, self.clock.left))
         self.examination = examine(self.model, self.guide, self.args, fit=self.fit, max_seconds=looking)
         diagnosis, bracket = self.examination.diagnosis, self.examination.bracket
         self.evidence = bracket.lower, bracket.lower_error
