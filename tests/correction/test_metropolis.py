@@ -45,7 +45,9 @@ def test_expected_acceptance_of_two_normals():
     s = 1.5
     posterior, proposal = dist.Normal(0.0, 1.0), dist.Normal(0.0, s)
     here, there = posterior.sample((200_000,)), proposal.sample((200_000,))
-    log_weight = {key: posterior.log_prob(w) - proposal.log_prob(w) for key, w in {"here": here, "there": there}.items()}
+    log_weight = {
+        key: posterior.log_prob(w) - proposal.log_prob(w) for key, w in {"here": here, "there": there}.items()
+    }
     direct = float((log_weight["there"] - log_weight["here"]).exp().clamp(max=1).mean())
     # Standard errors: .001 of the pairs, .003 of the weighted estimate.
     assert expected_acceptance(log_weight["there"]) == pytest.approx(direct, abs=0.02)

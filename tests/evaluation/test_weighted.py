@@ -20,6 +20,7 @@ def test_log_q_at_given_draws_is_that_of_drawing(make):
     torch.testing.assert_close(log_density_of(guide, samples, x, y), log_q.double(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.usefixtures("double")
 def test_log_p_is_pyros():
     x, y = linear_data()
     guide = AutoHypernet(linear).setup(x, y)
