@@ -40,7 +40,7 @@ def test_a_good_guide_is_used_as_it_is():
 
 
 def test_a_missed_mode_is_refined():
-    posterior = quick(TWO.model, *TWO.args, num_steps=500)
+    posterior = quick(TWO.model, *TWO.args, num_steps=500, budget=100)
     assert (posterior.source, posterior.verdict) == ("refined", USE), str(posterior)
     assert posterior.diagnosis.verdict == DO_NOT_TRUST
     assert posterior.log_evidence == pytest.approx(TWO.truth["log_evidence"], abs=0.4)
@@ -82,7 +82,7 @@ def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
 
     monkeypatch.setattr(MODULE, step, interrupt)
     with pytest.warns(UserWarning, match="The verdict on this posterior is 'do not trust it'"):
-        posterior = quick(TWO.model, *TWO.args, num_steps=400)
+        posterior = quick(TWO.model, *TWO.args, num_steps=400, budget=100)
     assert posterior.samples["z"].shape == (1000, 2)
     assert posterior.source == "guide"
     assert posterior.fit.num_steps == 400

@@ -26,7 +26,7 @@ def through(name, num_steps, **options):
 
 def test_moments_where_the_conditional_is_exact():
     problem, guide, found = through("conjugate-regression", 0, num_samples=200, warmup_steps=50, num_chains=1)
-    assert guide.knowledge.response.is_exact
+    assert guide.knowledge.response.block
     mean, sd = problem.truth["mean"]["w"], problem.truth["sd"]["w"]
     ess = found.ess["w"].clamp(max=200)
     # Five standard errors, four numbers; the sampler sees N(0, I).
@@ -38,7 +38,7 @@ def test_moments_where_the_conditional_is_exact():
 @pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [0, 500], ids=["untrained", "trained"])
 def test_moments_of_a_symmetric_product(num_steps):
-    """abx: modes on both branches of a hyperbola, with symmetries and a conditional that depends on the other weight."""
+    """abx: modes on both branches of a hyperbola; symmetries, and a conditional that depends on the other weight."""
     amounts = {"num_samples": 500, "warmup_steps": 200, "num_chains": 2}
     problem, guide, found = through("abx", num_steps, **amounts)
     assert guide.knowledge.symmetries.groups
