@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import REJECTION_RATES, AutoHypernet
+from pyro_hypernet.inference.caution import after_fit
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.step import COMPILES, FlatParameters, Step, Stepper
 from pyro_hypernet.knowledge import can_be_kept
@@ -193,6 +194,7 @@ def fit(
         bar.close()
         kept = run.finish()
         parameters.release()
+    after_fit(model, guide, args, first, run.losses)
     chosen = None
     if _rejects(rejection, guide, args, log_joint) and not elbo._params and stopped_because != "interrupted":
         chosen = guide.reject(first, rates=REJECTION_RATES if rejection == "auto" else (rejection,))
