@@ -1,31 +1,197 @@
 """diagnose: everything that can be said of a guide without a reference, as a verdict in words."""
 
+import math
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_hypernet.evaluation.diagnostics import elbo, khat
-from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check, Diagnosis, diagnosis_of
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_hypernet.density import sample_prior
+from pyro_hypernet.evaluation.checks import (
+    check_acceptance,
+    check_elsewhere,
+    check_functions,
+    check_gap,
+    check_khat,
+    check_moments,
+    check_range,
+    check_training,
+)
+from pyro_hypernet.evaluation.diagnostics import effective_sample_size, expected_acceptance, khat_of
+from pyro_hypernet.evaluation.elsewhere import Elsewhere, look_elsewhere
+from pyro_hypernet.evaluation.evidence import Bracket, evidence_bracket
+from pyro_hypernet.evaluation.functions import function_values
+from pyro_hypernet.evaluation.psis import smoothed
+from pyro_hypernet.evaluation.symmetric import symmetries_of
+from pyro_hypernet.evaluation.verdict import Check, Diagnosis, diagnosis_of
+from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, layout_of, weighted_draws
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.vectorize import Model
+
+_PRIOR_DRAWS = 1000
+_FUNCTION_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A diagnosis with all that was drawn for it.
+
+    Attributes:
+        diagnosis: The verdict and its figures.
+        proposals: Draws of the guide with their weights.
+        bracket: Figures around the log evidence.
+        elsewhere: Points that owe nothing to the guide.
+    """
+
+    diagnosis: Diagnosis
+    proposals: WeightedDraws = field(repr=False)
+    bracket: Bracket
+    elsewhere: Elsewhere = field(repr=False)
 
 
 def diagnose(
-    model: Model, guide: Any, *args: Any, fit: Any = None, num_samples: int = 2000, **kwargs: Any
+    model: Model,
+    guide: Any,
+    *args: Any,
+    fit: Any = None,
+    num_samples: int = 10_000,
+    max_seconds: float = 20.0,
+    draws: Any = None,
+    **kwargs: Any,
 ) -> Diagnosis:
     """Looks at a guide from all sides that need no reference and says whether to use it.
 
+    From the guide's own draws: k-hat, the acceptance of a Metropolis–Hastings chain, the gap between ELBO and
+    importance-weighted evidence, means and spreads against those under the weights. From draws that owe nothing to the
+    guide (a short `refine` from the prior, where that is affordable, else modes climbed from there): mass that the
+    guide misses, and what it predicts. "use it" where all is well; "refine it" where something is off that weights,
+    more training or `refine` mend; "do not trust it" where the guide is of no use.
+
     Args:
         model: The Pyro model.
-        guide: A trained guide.
+        guide: A trained guide with a density.
         args: The model's arguments, data included.
         fit: What `fit` returned, to look at how training went.
         num_samples: Number of draws of the guide.
+        max_seconds: What to spend, about, on looking beyond the guide; 0 for not at all.
+        draws: A result of `refine`, or a dict of samples of the posterior, to look beyond the guide with.
         kwargs: The model's keyword arguments.
 
     Returns:
         The verdict, its reasons and its figures.
+
+    Raises:
+        TypeError: If `guide` is no guide or a point estimate.
+        ValueError: If the guide's sites are not the model's, or no draw has a finite density.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = AutoNormal(model, init_scale=0.01)
+        >>> _ = guide(torch.tensor(0.0))
+        >>> diagnose(model, guide, torch.tensor(0.0)).verdict
+        'do not trust it'
     """
-    bound, error = elbo(model, guide, *args, num_samples=num_samples, **kwargs)
-    k = khat(model, guide, *args, num_samples=num_samples, **kwargs)
-    level = GOOD if k <= 0.5 else DOUBTFUL if k <= 0.7 else BAD
-    remedy = "" if level == GOOD else "Train longer, use a richer guide, or refine(model, *args)."
-    check = Check("k-hat", k, level, f"The importance weights of its draws have k-hat {k:.2f}.", remedy)
-    return diagnosis_of((check,), elbo=bound, elbo_error=error, khat=k, num_draws=num_samples)
+    options = {"fit": fit, "num_samples": num_samples, "max_seconds": max_seconds, "draws": draws}
+    return examine(model, guide, args, kwargs, **options).diagnosis
+
+
+@torch.no_grad()
+def examine(
+    model: Model,
+    guide: Any,
+    args: tuple,
+    kwargs: dict | None = None,
+    *,
+    fit: Any = None,
+    num_samples: int = 10_000,
+    max_seconds: float = 20.0,
+    draws: Any = None,
+) -> Examination:
+    """`diagnose`, with everything that was drawn. Arguments as there."""
+    kwargs = kwargs or {}
+    start = time.perf_counter()
+    proposals = weighted_draws(model, guide, *args, num_samples=num_samples, **kwargs)
+    log_weights = finite_log_weights(proposals.log_weights)
+    found = Elsewhere("nothing", note="max_seconds is 0")
+    if max_seconds > 0 or draws is not None:
+        found = look_elsewhere(model, guide, *args, max_seconds=max_seconds, draws=draws, **kwargs)
+    is_one_copy = found.log_weights is not None and _holds_some_copies(model, guide, args, kwargs)
+    usable = found.how in ("refine", "given") and found.log_weights is not None and not is_one_copy
+    bracket = evidence_bracket(log_weights, found.log_weights if usable else None)
+    figures = _figures(log_weights, bracket)
+    checks = [
+        *_inner_checks(model, proposals.samples, log_weights, figures, args, kwargs),
+        check_elsewhere(found, bracket.lower, is_one_copy=is_one_copy),
+        *_function_checks(model, proposals, found, args, kwargs),
+        *([] if fit is None else [check_training(fit)]),
+    ]
+    seconds = time.perf_counter() - start
+    return Examination(diagnosis_of(tuple(checks), **figures, seconds=seconds), proposals, bracket, found)
+
+
+def _figures(log_weights: Tensor, bracket: Bracket) -> dict[str, Any]:
+    finite = log_weights[log_weights.isfinite()]
+    return {
+        "elbo": float(log_weights.mean()),
+        "elbo_error": float(finite.std()) / math.sqrt(len(log_weights)) if len(finite) > 1 else math.nan,
+        "khat": khat_of(log_weights),
+        "evidence_lower": bracket.lower,
+        "evidence_upper": bracket.upper,
+        "ess": float(effective_sample_size(log_weights)),
+        "acceptance": expected_acceptance(log_weights),
+        "num_draws": len(log_weights),
+    }
+
+
+def _inner_checks(
+    model: Model, samples: dict[str, Tensor], log_weights: Tensor, figures: dict, args: tuple, kwargs: dict
+) -> list[Check]:
+    """What the guide's own draws say."""
+    layout = guide_layout = layout_of(model, args, kwargs)
+    w = guide_layout.unconstrain(samples)[0]
+    khat = figures["khat"]
+    shares = log_weights.softmax(0) if khat == 0 else smoothed(log_weights)[0].exp().to(w.device)
+    checks = [
+        check_khat(khat, len(log_weights)),
+        check_moments(w, shares, khat),
+        check_acceptance(figures["acceptance"]),
+        check_gap(figures["evidence_lower"] - figures["elbo"], figures["elbo_error"]),
+    ]
+    try:
+        prior = sample_prior(model, layout, _PRIOR_DRAWS, args, kwargs)
+    except (NotImplementedError, RuntimeError):  # an improper prior has no range
+        return checks
+    return [*checks, check_range(w, prior)]
+
+
+def _function_checks(
+    model: Model, proposals: WeightedDraws, found: Elsewhere, args: tuple, kwargs: dict
+) -> list[Check]:
+    if found.how not in ("refine", "given"):
+        return []
+    ours = {name: value[:_FUNCTION_DRAWS] for name, value in proposals.samples.items()}
+    values = function_values(model, ours, *args, **kwargs)
+    reference = function_values(model, found.samples, *args, **kwargs)
+    if values is None or reference is None or values.shape[1] != reference.shape[1]:
+        return []
+    return [check_functions(values, reference, found)]
+
+
+def _holds_some_copies(model: Model, guide: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether the model has symmetries that the guide does not have."""
+    if isinstance(guide, AutoHypernet) and guide.knowledge is not None and guide.knowledge.symmetries.groups:
+        return False
+    if kwargs:
+        return False
+    try:
+        with poutine.block():
+            return symmetries_of(model, *args)[0].log_order > 0
+    except ValueError:
+        return False

@@ -18,6 +18,8 @@ from pyro_hypernet.vectorize import Model
 
 # Weights within one per cent of each other: no tail to fit.
 _EQUAL_WEIGHTS = 0.01
+# Above this Pareto shape neither weights nor the guide are to be believed (Vehtari et al. 2024, section 3.2.4).
+BELIEVABLE_KHAT = 0.7
 
 
 @torch.no_grad()
@@ -175,3 +177,24 @@ def importance_weighted_bound(log_weights: Tensor, *, num_particles: int) -> Ten
 def _layout(model: Model, args: tuple, kwargs: dict) -> Layout:
     with poutine.block():
         return Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs))
+
+
+def expected_acceptance(log_weights: Tensor) -> float:
+    """The acceptance rate of the chains in the long run, from the weights of independent draws alone.
+
+    `E min(1, w' / w)`, w' of q and w of the posterior (draws of q, weighted), over all pairs.
+
+    Args:
+        log_weights: In nats, shape `(S,)`.
+
+    Returns:
+        In [0, 1]; 1 where all weights are equal.
+
+    Source: Neklyudov et al. 2018, arXiv 1810.07151, equation 9.
+    """
+    weights = (log_weights - log_weights.max()).exp().double().sort().values
+    weights = weights[weights > 0]
+    size, total = len(log_weights), float(weights.sum())
+    above = torch.arange(len(weights) - 1, -1, -1, dtype=torch.float64, device=weights.device)
+    given = (weights.cumsum(0) / weights + above) / size
+    return float((weights / total * given).sum())

@@ -4,6 +4,7 @@ import importlib
 import warnings
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 
@@ -42,3 +43,25 @@ def pareto_shape(log_weights: Tensor) -> float:
         # ArviZ 1.x takes log likelihoods and turns their sign itself; 0.x takes log weights.
         return float(import_module_quietly("arviz_stats.base").array_stats.psislw(-values)[1])
     return float(import_module_quietly("arviz").psislw(values)[1])
+
+
+def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
+    """Pareto-smoothed importance weights.
+
+    Args:
+        log_weights: Logarithms of independent weights, in nats, shape `(S,)` or, several sets at once, `(N, S)`.
+
+    Returns:
+        Their smoothed logarithms, normalised so that every set sums to one, of the same shape in double precision;
+        and k-hat, a float, or a tensor of shape `(N,)`.
+
+    Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, through ArviZ.
+    """
+    values = log_weights.detach().double().cpu().numpy()
+    if arviz_is_split():
+        log_w, k = import_module_quietly("arviz_stats.base").array_stats.psislw(-values)
+    else:
+        log_w, k = import_module_quietly("arviz").psislw(values)
+    result = torch.as_tensor(log_w, dtype=torch.float64)
+    result = result - result.logsumexp(-1, keepdim=True)
+    return result, torch.as_tensor(k, dtype=torch.float64) if values.ndim > 1 else float(k)

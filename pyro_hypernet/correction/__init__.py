@@ -1,0 +1,1 @@
+"""Draws of a guide that is nearly right, made right."""

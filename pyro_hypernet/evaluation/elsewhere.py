@@ -1,0 +1,138 @@
+"""Whether the posterior has mass where a guide never looks: draws carried from the prior, not from the guide."""
+
+import functools
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.ops.stats import gelman_rubin
+from torch import Tensor
+
+from pyro_hypernet.density import LogJoint, sample_prior
+from pyro_hypernet.evaluation.functions import flat_sites, function_values
+from pyro_hypernet.evaluation.weighted import layout_of, log_density_of, log_joint_of
+from pyro_hypernet.inference.refine import refine
+from pyro_hypernet.modes import find_modes
+from pyro_hypernet.vectorize import Model
+
+NUM_POPULATIONS = 4
+_NUM_DRAWS, _NUM_MOVES, _NUM_LEAPFROGS = 512, 3, 12
+# Temperatures that a run from the prior may take, to guess its cost beforehand.
+_LIKELY_TEMPERATURES = 25
+_NUM_MODES, _MODE_STARTS, _MODE_STEPS = 8, 32, 150
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Points of high posterior density that owe nothing to the guide.
+
+    Attributes:
+        how: "refine", draws of a short tempered run from the prior; "modes", climbed from draws of the prior;
+            "given", draws that the caller had; "nothing".
+        samples: A dict from site to points of shape `(R, *shape)`; empty for "nothing".
+        log_weights: `log p − log q` there, in nats, shape `(R,)`; None where the guide's density is not known.
+        log_evidence: Of the tempered run, in nats; NaN else.
+        log_evidence_error: Its standard error.
+        rhat: Over the run's populations, the worst in function space; NaN else.
+        num_populations: Populations that follow each other in the samples; 1 where they are one.
+        seconds: Wall time.
+        note: Why nothing was done, or "".
+    """
+
+    how: str
+    samples: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    log_weights: Tensor | None = field(default=None, repr=False)
+    log_evidence: float = math.nan
+    log_evidence_error: float = math.nan
+    rhat: float = math.nan
+    num_populations: int = 1
+    seconds: float = 0.0
+    note: str = ""
+
+
+def look_elsewhere(
+    model: Model, guide: Any, *args: Any, max_seconds: float = 20.0, draws: Any = None, **kwargs: Any
+) -> Elsewhere:
+    """Finds points of the posterior without the guide and asks what the guide's density is there.
+
+    A guide's own draws cannot show what it misses: k-hat of a guide on one of two equal modes is perfect. So a short
+    `refine` of 512 draws is run where its cost, guessed from one gradient, stays below `max_seconds`; else gradient
+    ascents from draws of the prior.
+
+    Args:
+        model: The Pyro model.
+        guide: A trained guide.
+        args: The model's arguments, data included.
+        max_seconds: What to spend about.
+        draws: A result of `refine`, or a dict of samples of the posterior, to use instead.
+        kwargs: The model's keyword arguments.
+    """
+    start = time.perf_counter()
+    if kwargs:
+        model = functools.partial(model, **kwargs)
+    found = _given(draws) if draws is not None else _search(model, args, max_seconds)
+    if found.how == "nothing":
+        return found
+    log_q = log_density_of(guide, found.samples, *args)
+    log_weights = None if log_q is None else log_joint_of(model, found.samples, *args) - log_q
+    return Elsewhere(
+        found.how,
+        found.samples,
+        log_weights,
+        found.log_evidence,
+        found.log_evidence_error,
+        _function_rhat(model, found, args),
+        found.num_populations,
+        time.perf_counter() - start,
+    )
+
+
+def _given(draws: Any) -> Elsewhere:
+    samples = getattr(draws, "samples", draws)
+    evidence = getattr(draws, "log_evidence", math.nan), getattr(draws, "log_evidence_error", math.nan)
+    return Elsewhere("given", dict(samples), None, *evidence)
+
+
+def _search(model: Model, args: tuple, max_seconds: float) -> Elsewhere:
+    layout = layout_of(model, args, {})
+    try:
+        starts = sample_prior(model, layout, _NUM_DRAWS, args)
+    except (NotImplementedError, RuntimeError) as error:
+        return Elsewhere("nothing", note=f"the prior cannot be sampled ({type(error).__name__})")
+    seconds = _seconds_per_gradient(LogJoint(model, layout), starts, args)
+    if seconds * _LIKELY_TEMPERATURES * _NUM_MOVES * 0.75 * _NUM_LEAPFROGS <= max_seconds:
+        return _short_run(model, args)
+    if seconds * _MODE_STEPS * _MODE_STARTS / _NUM_DRAWS <= max_seconds:
+        options = {"num_modes": _NUM_MODES, "num_starts": _MODE_STARTS, "num_steps": _MODE_STEPS}
+        w = find_modes(model, layout, args, **options)
+        return Elsewhere("modes", layout.constrain(w)[0])
+    return Elsewhere("nothing", note=f"one gradient of {_NUM_DRAWS} draws takes {seconds:.2g} s")
+
+
+def _seconds_per_gradient(log_joint: LogJoint, w: Tensor, args: tuple) -> float:
+    for _ in range(2):  # the first captures the graph
+        start = time.perf_counter()
+        log_joint.value_and_grad(w, *args)
+    return time.perf_counter() - start
+
+
+def _short_run(model: Model, args: tuple) -> Elsewhere:
+    sizes = {"num_samples": _NUM_DRAWS, "num_populations": NUM_POPULATIONS}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "refine", UserWarning)  # what it did not reach shows in R-hat
+        run = refine(model, *args, **sizes, num_moves=_NUM_MOVES, num_leapfrogs=_NUM_LEAPFROGS, progress=False)
+    return Elsewhere(
+        "refine", run.samples, None, run.log_evidence, run.log_evidence_error, num_populations=NUM_POPULATIONS
+    )
+
+
+def _function_rhat(model: Model, found: Elsewhere, args: tuple) -> float:
+    if found.num_populations < 2:
+        return math.nan
+    values = function_values(model, found.samples, *args)
+    values = flat_sites(found.samples) if values is None else values
+    rhat = gelman_rubin(values.unflatten(0, (found.num_populations, -1)))
+    return float(rhat[rhat.isfinite()].max()) if bool(rhat.isfinite().any()) else math.nan
