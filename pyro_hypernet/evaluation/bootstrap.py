@@ -14,7 +14,7 @@ _MAX_DATA = 1000
 _BOUNDS = {
     "w1_over_sd": (0.0, math.inf),
     "sd_ratio": (0.0, math.inf),
-    "mmd_squared": (-math.inf, math.inf),
+    "agreement": (0.0, 1.0),
     "total_variation": (0.0, 1.0),
 }
 
@@ -75,26 +75,36 @@ class ResampledColumns:
         return self._values.gather(-1, torch.searchsorted(cumulative, wanted))
 
 
-def marginal_replicates(draws: Tensor, target: Tensor, counts: Tensor, target_counts: Tensor) -> dict[str, Tensor]:
-    """`wasserstein_over_sd` and `sd_ratio` in every replicate.
+class ResampledTarget:
+    """The reference's side of the marginal distances in every replicate, worked out once for all posteriors.
 
     Args:
-        draws: Shape `(S, *shape)`.
-        target: Shape `(T, *shape)`.
-        counts: Shape `(R, S)`.
-        target_counts: Shape `(R, T)`.
-
-    Returns:
-        A dict from "w1_over_sd" and "sd_ratio" to values of shape `(R,)`.
+        target: The reference's draws, shape `(T, *shape)`.
+        counts: Shape `(R, T)`.
     """
-    y = matrix(target)
-    varying = y.max(0).values > y.min(0).values
-    ours, theirs = ResampledColumns(draws, counts, varying), ResampledColumns(target, target_counts, varying)
-    distances = []
-    for replicate in range(len(counts)):
-        gap = (ours.quantiles(replicate) - theirs.quantiles(replicate)).abs().mean(-1)
-        distances.append((gap / theirs.sd[replicate]).nanmean())
-    return {"w1_over_sd": torch.stack(distances), "sd_ratio": (ours.sd / theirs.sd).nanmean(-1)}
+
+    def __init__(self, target: Tensor, counts: Tensor) -> None:
+        y = matrix(target)
+        self._varying = y.max(0).values > y.min(0).values
+        columns = ResampledColumns(target, counts, self._varying)
+        self._sd = columns.sd
+        self._quantiles = torch.stack([columns.quantiles(replicate) for replicate in range(len(counts))])
+
+    def replicates(self, draws: Tensor, counts: Tensor) -> dict[str, Tensor]:
+        """`wasserstein_over_sd` and `sd_ratio` in every replicate.
+
+        Args:
+            draws: Shape `(S, *shape)`.
+            counts: Shape `(R, S)`.
+
+        Returns:
+            A dict from "w1_over_sd" and "sd_ratio" to values of shape `(R,)`.
+        """
+        columns = ResampledColumns(draws, counts, self._varying)
+        gaps = torch.stack(
+            [(columns.quantiles(r) - quantiles).abs().mean(-1) for r, quantiles in enumerate(self._quantiles)]
+        )
+        return {"w1_over_sd": (gaps / self._sd).nanmean(-1), "sd_ratio": (columns.sd / self._sd).nanmean(-1)}
 
 
 def mmd_replicates(
@@ -157,10 +167,10 @@ def class_replicates(probabilities: Tensor, target: Tensor, counts: Tensor, targ
 
 
 def interval(key: str, value: float, replicates: Tensor, *, level: float) -> tuple[float, float]:
-    """The basic bootstrap interval `2 value − quantiles of the replicates`, cut to the range of the distance.
+    """The quantiles of the replicates about their mean, laid about the distance and cut to its range.
 
-    It takes off what resampling adds to a distance that cannot be negative, and so what the finite number of draws has
-    added to `value`. For "agreement", a share that is often 1, the quantiles themselves.
+    Resampling adds to a distance that cannot be negative; that is taken off. What the finite number of draws has added
+    to `value` itself is not: the noise floor has it too.
 
     Args:
         key: Which distance.
@@ -171,13 +181,11 @@ def interval(key: str, value: float, replicates: Tensor, *, level: float) -> tup
     Returns:
         Lower and upper end; NaN where the distance is.
 
-    Source: Davison and Hinkley 1997, section 5.2.
+    Source: Efron and Tibshirani 1993, sections 10.2 and 13.3.
     """
     finite = replicates[replicates.isfinite()].double()
     if not math.isfinite(value) or not len(finite):
         return math.nan, math.nan
-    low, high = (float(finite.quantile(p)) for p in ((1 - level) / 2, (1 + level) / 2))
-    if key == "agreement":
-        return low, high
-    least, greatest = _BOUNDS[key]
-    return min(max(2 * value - high, least), greatest), min(max(2 * value - low, least), greatest)
+    low, high = (float(finite.quantile(p) - finite.mean()) for p in ((1 - level) / 2, (1 + level) / 2))
+    least, greatest = _BOUNDS.get(key, (-math.inf, math.inf))
+    return min(max(value + low, least), greatest), min(max(value + high, least), greatest)

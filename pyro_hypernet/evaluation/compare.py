@@ -11,9 +11,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.evaluation.bootstrap import (
+    ResampledTarget,
     class_replicates,
     interval,
-    marginal_replicates,
     mmd_replicates,
     resampled_counts,
 )
@@ -105,7 +105,7 @@ def compare(
         raise ValueError(f"The reference must have at least four draws, to be split; got {target.num_draws}.")
     bandwidth = median_bandwidth(target.function)
     floor = _noise_floor(target, bandwidth, num_bootstrap > 0)
-    target_counts = resampled_counts(target.num_draws, num_bootstrap, block=target.block)
+    bootstrap = _Bootstrap(target, bandwidth, floor, num_bootstrap) if num_bootstrap else None
     rows = []
     for name, posterior in posteriors.items():
         view = _view(posterior, *options)
@@ -113,8 +113,8 @@ def compare(
         own[FUNCTION_SPACE, FUNCTION]["mmd_squared"] = float(
             mmd_squared(view.function, target.function, bandwidth=bandwidth)
         )
-        if num_bootstrap:
-            _add_intervals(own, view, target, target_counts, bandwidth, floor)
+        if bootstrap is not None:
+            bootstrap.add_intervals(own, view)
         own[FUNCTION_SPACE, FUNCTION].update(_costs(name, posterior, model, train_args, seconds or {}))
         rows += [{"name": name, "space": space, "where": where, **values} for (space, where), values in own.items()]
     rows += [{"name": NOISE_FLOOR, "space": s, "where": where, **values} for (s, where), values in floor.items()]
@@ -246,24 +246,35 @@ def _marginal_distances(values: Tensor, target: Tensor) -> dict[str, float]:
     }
 
 
-def _add_intervals(
-    found: _Distances, view: _View, target: _View, target_counts: Tensor, bandwidth: Tensor, floor: _Distances
-) -> None:
-    """Puts the bootstrap interval of every distance beside it."""
-    counts = resampled_counts(view.num_draws, len(target_counts), block=view.block)
-    for (space, where), values in found.items():
-        in_function = where == FUNCTION
-        ours = view.function if in_function else view.sites[space, where]
-        theirs = target.function if in_function else target.sites[space, where]
-        replicates = marginal_replicates(ours, theirs, counts, target_counts)
-        if in_function:
-            replicates["mmd_squared"] = mmd_replicates(ours, theirs, counts, target_counts, bandwidth=bandwidth)
-            if "agreement" in values:
-                replicates |= class_replicates(view.probabilities, target.probabilities, counts, target_counts)
-        for key, spread in replicates.items():
-            values[f"{key}_low"], values[f"{key}_high"] = interval(key, values[key], spread, level=_LEVEL)
-        highest = floor[space, where]["w1_over_sd_high"]
-        values["within_floor"] = values["w1_over_sd_low"] <= highest
+class _Bootstrap:
+    """Intervals of all distances, the reference resampled once for all posteriors."""
+
+    def __init__(self, target: _View, bandwidth: Tensor, floor: _Distances, num_replicates: int) -> None:
+        self._target = target
+        self._bandwidth = bandwidth
+        self._floor = floor
+        self._counts = resampled_counts(target.num_draws, num_replicates, block=target.block)
+        values = {(FUNCTION_SPACE, FUNCTION): target.function, **target.sites}
+        self._marginals = {key: ResampledTarget(value, self._counts) for key, value in values.items()}
+
+    def add_intervals(self, found: _Distances, view: _View) -> None:
+        """Puts the interval of every distance of one posterior beside it."""
+        counts = resampled_counts(view.num_draws, len(self._counts), block=view.block)
+        for key, values in found.items():
+            ours = view.function if key[1] == FUNCTION else view.sites[key]
+            replicates = self._marginals[key].replicates(ours, counts)
+            if key[1] == FUNCTION:
+                replicates |= self._function_replicates(view, counts, "agreement" in values)
+            for quantity, spread in replicates.items():
+                ends = interval(quantity, values[quantity], spread, level=_LEVEL)
+                values[f"{quantity}_low"], values[f"{quantity}_high"] = ends
+            values["within_floor"] = values["w1_over_sd_low"] <= self._floor[key]["w1_over_sd_high"]
+
+    def _function_replicates(self, view: _View, counts: Tensor, has_classes: bool) -> dict[str, Tensor]:
+        target, given = self._target, (counts, self._counts)
+        distances = mmd_replicates(view.function, target.function, *given, bandwidth=self._bandwidth)
+        classes = class_replicates(view.probabilities, target.probabilities, *given) if has_classes else {}
+        return {"mmd_squared": distances, **classes}
 
 
 def _noise_floor(target: _View, bandwidth: Tensor, with_intervals: bool) -> _Distances:
