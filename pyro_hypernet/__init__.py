@@ -1,10 +1,18 @@
 """Bayesian hypernetworks for Pyro."""
 
 from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.calibration.sbc import sbc
+from pyro_hypernet.correction.metropolis import metropolis
+from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.compare import compare
+from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.diagnostics import khat
+from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.evaluation.restarts import fits_agree
+from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.infer import Posterior, infer
 from pyro_hypernet.inference.checkpoint import load, save
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import Fit, fit
@@ -16,20 +24,30 @@ from pyro_hypernet.priors import fan_in
 
 __all__ = [
     "AutoHypernet",
+    "Check",
+    "Diagnosis",
     "Fit",
     "Nuts",
+    "Posterior",
     "Refined",
     "VectorizedELBO",
     "bayesianize",
     "compare",
+    "diagnose",
     "fan_in",
     "fit",
+    "fits_agree",
+    "infer",
     "init_to_map",
     "khat",
     "load",
+    "loo",
+    "metropolis",
     "nuts",
     "predict",
     "refine",
+    "resample",
     "save",
+    "sbc",
     "to_arviz",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pyro_hypernet.budget import read_budget
 from pyro_hypernet.job import Options, run, write
 from pyro_hypernet.tabular import TASKS, Table, read_csv
 
@@ -69,6 +70,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     default = Options()
     command.add_argument("--out", type=Path, required=True, help="the folder for the results")
     command.add_argument("--steps", type=int, default=default.num_steps, help="of training (%(default)s)")
+    command.add_argument("--budget", default=default.budget, help="time to train, judge and mend (%(default)s)")
     command.add_argument("--hidden", type=int, default=default.hidden, help="hidden units (%(default)s)")
     command.add_argument("--nuts-draws", type=int, default=default.nuts_draws, help="in every chain (%(default)s)")
     command.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
@@ -78,6 +80,7 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("steps", "hidden"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(options, name)}.")
+    read_budget(options.budget)
     if options.nuts_draws < 10:
         raise ValueError(f"--nuts-draws must be at least 10; got {options.nuts_draws}.")
     if options.out.exists() and not options.out.is_dir():
@@ -94,7 +97,13 @@ def _run(table: Table, options: argparse.Namespace) -> int:
     matplotlib.use("Agg")
     torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
     print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
-    amount = Options(num_steps=options.steps, hidden=options.hidden, nuts_draws=options.nuts_draws, seed=options.seed)
+    amount = Options(
+        num_steps=options.steps,
+        budget=options.budget,
+        hidden=options.hidden,
+        nuts_draws=options.nuts_draws,
+        seed=options.seed,
+    )
     result = run(table, amount, say=lambda line: print(line, flush=True))
     paths = write(result, table, options.out)
     print(f"\n{result.to_string()}\n\nwrote {', '.join(str(path) for path in paths)}")

@@ -1,7 +1,8 @@
-"""The main job: a Bayesian network on a table, fitted by three guides and held against NUTS."""
+"""The main job: a Bayesian network on a table, by `infer` and by two of Pyro's guides, held against NUTS."""
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,10 @@ from pyro_hypernet.evaluation.compare import Comparison, compare
 from pyro_hypernet.evaluation.diagnostics import elbo, khat
 from pyro_hypernet.evaluation.metrics import calibration_bins, coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.infer import Posterior, infer
 from pyro_hypernet.inference.checkpoint import save
 from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.fit import fit
 from pyro_hypernet.inference.nuts import nuts
-from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band
 from pyro_hypernet.priors import fan_in
 from pyro_hypernet.tabular import Split, Table, split
@@ -39,6 +38,7 @@ class Options:
 
     Attributes:
         num_steps: Steps of every guide's training.
+        budget: Time for `infer`, which trains and mends the first guide; its training is `num_steps` all the same.
         num_particles: Draws in one estimate of the ELBO, the same for every guide.
         hidden: Hidden units of the network.
         nuts_draws: Draws kept in every chain of NUTS, after as many of warm-up.
@@ -47,6 +47,7 @@ class Options:
     """
 
     num_steps: int = 5000
+    budget: str | float = "90 seconds"
     num_particles: int = 32
     hidden: int = 10
     nuts_draws: int = 500
@@ -62,8 +63,9 @@ class Result:
         rows: One dict for every guide and for NUTS, the columns of the table in order.
         comparison: The distances from NUTS, by site too.
         model: The Pyro model.
-        posteriors: From the name of a row to the trained guide, or the result of `nuts`.
+        posteriors: From the name of a row to the trained guide, the mended draws, or the result of `nuts`.
         data: The standardised data.
+        posterior: What `infer` found.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -71,16 +73,18 @@ class Result:
     model: Model
     posteriors: dict[str, Any]
     data: Split
+    posterior: Posterior
 
     def to_string(self) -> str:
-        """The table, aligned."""
+        """The table, aligned, and the verdict under it."""
         columns = list(self.rows[0])
         cells = [columns] + [[_spell(row[column]) for column in columns] for row in self.rows]
         widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-        return "\n".join(
+        lines = [
             "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
             for line in cells
-        )
+        ]
+        return "\n".join([*lines, "", f"Verdict: {self.posterior.verdict}. {self.posterior.because}"])
 
 
 def make_model(table: Table, hidden: int) -> Model:
@@ -111,14 +115,17 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     data = split(table, seed=options.seed)
     model = make_model(table, options.hidden)
     args = (data.x_train, data.y_train)
-    posteriors, seconds = {}, {}
-    for name, train in _trainers(model, args, options, progress).items():
+    posterior = _infer(model, args, options, say, progress)
+    posteriors, seconds = {HYPERNET: posterior.guide}, {HYPERNET: posterior.fit.seconds if posterior.fit else math.nan}
+    if posterior.source != "guide":
+        mended = f"{HYPERNET}, {posterior.source}"
+        posteriors[mended], seconds[mended] = posterior, posterior.seconds
+    for name, train in _trainers(model, args, options).items():
         pyro.set_rng_seed(options.seed)
         start = time.perf_counter()
         posteriors[name] = train()
         seconds[name] = time.perf_counter() - start
         say(f"{name}: {options.num_steps} steps in {seconds[name]:.1f} s")
-    say(posteriors[HYPERNET].describe())
     pyro.set_rng_seed(options.seed)
     reference = nuts(
         model, *args, num_samples=options.nuts_draws, warmup_steps=options.nuts_draws, num_chains=options.nuts_chains
@@ -131,14 +138,16 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     )
     guides = {name: posterior for name, posterior in posteriors.items() if name != NUTS}
     comparison = compare(guides, reference, model, data.x_test, num_samples=_NUM_DRAWS)
-    rows = [_row(name, model, posterior, args, data, table, comparison) for name, posterior in posteriors.items()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The verdict on this guide", UserWarning)  # stands under the table
+        rows = [_row(name, model, posterior, args, data, table, comparison) for name, posterior in posteriors.items()]
     for row in rows:
         row["seconds"] = seconds[row["guide"]]
-    return Result(tuple(rows), comparison, model, posteriors, data)
+    return Result(tuple(rows), comparison, model, posteriors, data, posterior)
 
 
 def write(result: Result, table: Table, out: Path) -> list[Path]:
-    """Writes `posterior.nc`, `guide.safetensors`, `table.txt`, `predictive.png` and `posterior.png`.
+    """Writes `posterior.nc`, `guide.safetensors`, `table.txt`, `log.txt`, `predictive.png` and `posterior.png`.
 
     Args:
         result: What `run` returned.
@@ -149,27 +158,27 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
         The files.
     """
     out.mkdir(parents=True, exist_ok=True)
-    guide, data = result.posteriors[HYPERNET], result.data
-    idata = to_arviz(result.model, guide, data.x_train, data.y_train, num_samples=_NUM_DRAWS)
-    paths = [
-        out / name for name in ("posterior.nc", "guide.safetensors", "table.txt", "predictive.png", "posterior.png")
-    ]
-    idata.to_netcdf(str(paths[0]))
-    save(guide, paths[1])
+    names = ("posterior.nc", "guide.safetensors", "table.txt", "log.txt", "predictive.png", "posterior.png")
+    paths = [out / name for name in names]
+    result.posterior.idata.to_netcdf(str(paths[0]))
+    save(result.posterior.guide, paths[1])
     paths[2].write_text(result.to_string() + "\n\n" + result.comparison.to_string() + "\n")
-    _draw_predictions(result, table, paths[3])
-    _draw_posterior(result, paths[4])
+    paths[3].write_text(f"{result.posterior}\n\n{result.posterior.diagnosis}\n")
+    _draw_predictions(result, table, paths[4])
+    _draw_posterior(result, paths[5])
     return paths
 
 
-def _trainers(model: Model, args: tuple, options: Options, progress: bool) -> dict[str, Callable[[], Any]]:
-    def hypernet() -> AutoHypernet:
-        guide = AutoHypernet(model)
-        fit(model, guide, args, num_steps=options.num_steps, num_particles=options.num_particles, progress=progress)
-        return guide
+def _infer(model: Model, args: tuple, options: Options, say: Callable[[str], None], progress: bool) -> Posterior:
+    pyro.set_rng_seed(options.seed)
+    amounts = {"num_samples": _NUM_DRAWS, "num_steps": options.num_steps}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The verdict on this", UserWarning)  # stands under the table
+        return infer(model, *args, budget=options.budget, say=say, progress=progress, **amounts)
 
+
+def _trainers(model: Model, args: tuple, options: Options) -> dict[str, Callable[[], Any]]:
     return {
-        HYPERNET: hypernet,
         NORMAL: lambda: _train_by_svi(model, AutoNormal(model), args, options),
         MULTIVARIATE: lambda: _train_by_svi(model, AutoMultivariateNormal(model), args, options),
     }
@@ -194,7 +203,7 @@ def _row(
     name: str, model: Model, posterior: Any, args: tuple, data: Split, table: Table, comparison: Comparison
 ) -> dict[str, Any]:
     bound, reading = math.nan, math.nan
-    if name != NUTS:
+    if name in (HYPERNET, NORMAL, MULTIVARIATE):
         bound = elbo(model, posterior, *args, num_samples=_NUM_DRAWS)[0]
         reading = khat(model, posterior, *args)
     floor = comparison.row("noise floor")["w1_over_sd"]
@@ -235,8 +244,8 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
     line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
     grid = line.new_zeros(80, data.x_train.shape[1])
     grid[:, column] = line
-    for name in (HYPERNET, NUTS):
-        f = predict(result.model, result.posteriors[name], grid, num_samples=_NUM_DRAWS)["f"]
+    for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
+        f = predict(result.model, posterior, grid, num_samples=_NUM_DRAWS)["f"]
         output = f[..., 0] if f.shape[-1] == 1 else f.softmax(-1)[..., 0]
         predictive_band(line, output, ax=axes[0], levels=(_LEVEL,), label=f"{name}, 90 %")
     axes[0].set_xlabel(f"{table.features[column]} (standardised), the others at their means")
@@ -248,8 +257,9 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
 
 def _draw_calibration(result: Result, table: Table, ax: Any) -> None:
     data, levels = result.data, torch.linspace(0.1, 0.9, 9)
-    for name in (HYPERNET, NORMAL, NUTS):
-        draws = predict(result.model, result.posteriors[name], data.x_test, num_samples=_NUM_DRAWS)
+    chosen = {name: result.posteriors[name] for name in (NORMAL, NUTS)}
+    for name, posterior in {HYPERNET: result.posterior, **chosen}.items():
+        draws = predict(result.model, posterior, data.x_test, num_samples=_NUM_DRAWS)
         if table.classes:
             confidence, accuracy, _ = calibration_bins(_probabilities(draws["f"]), data.y_test, num_bins=8)
             calibration_curve(confidence, accuracy, ax=ax, label=name)
@@ -261,11 +271,11 @@ def _draw_calibration(result: Result, table: Table, ax: Any) -> None:
 
 
 def _draw_posterior(result: Result, path: Path) -> None:
-    """Marginals of a few weights under the guide, the mean field and NUTS."""
+    """Marginals of a few weights under what `infer` returned, and NUTS."""
     import matplotlib.pyplot as plt
 
-    draws = {HYPERNET: result.posteriors[HYPERNET].sample_posterior(_NUM_DRAWS), NUTS: result.posteriors[NUTS].samples}
-    layout = result.posteriors[HYPERNET].layout
+    draws = {HYPERNET: result.posterior.samples, NUTS: result.posteriors[NUTS].samples}
+    layout = result.posterior.guide.layout
     entries = [site.name + ("[" + ",".join("0" * len(site.shape)) + "]" if site.shape else "") for site in layout.sites]
     axes = marginals(draws, entries[:8])
     axes[0].figure.savefig(path, dpi=130)

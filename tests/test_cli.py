@@ -8,7 +8,7 @@ import pytest
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
 
-QUICK = ["--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
+QUICK = ["--budget", "5 seconds", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
 
 
 def write_csv(path, classes):
@@ -27,11 +27,27 @@ def test_fit_writes_its_files(tmp_path, classes, capsys):
     path = write_csv(tmp_path / "data.csv", classes)
     assert main(["fit", str(path), "--target", "y", "--out", str(tmp_path / "out"), *QUICK]) == 0
     printed = capsys.readouterr().out
-    for name in ("AutoHypernet", "AutoNormal", "AutoMultivariateNormal", "NUTS", "ELBO", "k-hat", "W1 over floor"):
+    for name in (
+        "AutoHypernet",
+        "AutoNormal",
+        "AutoMultivariateNormal",
+        "NUTS",
+        "ELBO",
+        "k-hat",
+        "W1 over floor",
+        "Verdict",
+    ):
         assert name in printed
     assert ("test RMSE" in printed) == (classes is None)
     files = {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
-    assert set(files) == {"posterior.nc", "guide.safetensors", "table.txt", "predictive.png", "posterior.png"}
+    assert set(files) == {
+        "posterior.nc",
+        "guide.safetensors",
+        "table.txt",
+        "log.txt",
+        "predictive.png",
+        "posterior.png",
+    }
     assert all(files.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,6 +87,7 @@ def test_bad_files_end_with_code_2(tmp_path, change, message, capsys):
     [
         (["fit", "nowhere.csv", "--target", "y", "--out", "o"], "There is no file nowhere.csv"),
         (["demo", "--out", "o", "--steps", "0"], "--steps must be at least 1"),
+        (["demo", "--out", "o", "--budget", "soon"], "budget must be a positive number of seconds"),
         (["demo", "--out", "o", "--nuts-draws", "2"], "--nuts-draws must be at least 10"),
     ],
 )

@@ -10,11 +10,12 @@ from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.elsewhere import Elsewhere
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
+from pyro_hypernet.inference.caution import MOST_RISE, rise_at_the_end
 
 RETRAIN = "Train longer, or use a richer guide; or refine(model, *args)."
 # Thresholds, chosen on the cases of benchmarks/thresholds_of_the_verdict.py.
 HOPELESS_KHAT = 1.0
-LEAST_ACCEPTANCE = 0.4
+LEAST_ACCEPTANCE, EXCUSING_ACCEPTANCE = 0.4, 0.8
 MOST_GAP = 0.5
 MOST_SHIFT, MOST_SPREAD = 0.25, 1.25
 MISSED_NATS = 5.0
@@ -25,13 +26,24 @@ UNMIXED_RHAT = 1.3
 _ERRORS = 4.0
 
 
-def check_khat(khat: float, num_draws: int) -> Check:
-    """The tail of the importance weights."""
+def check_khat(khat: float, num_draws: int, acceptance: float, *, is_alone: bool) -> Check:
+    """The tail of the importance weights.
+
+    Args:
+        khat: Its Pareto shape.
+        num_draws: Number of weights.
+        acceptance: Of a chain that the guide proposes to. k-hat speaks of tails alone: where nearly all draws would be
+            accepted, the guide is close to the posterior though its tails are too thin to weigh it by.
+        is_alone: Whether nothing is known from beyond the guide; then acceptance, blind there, excuses nothing.
+    """
     reading = f"k-hat of {num_draws} importance weights is {khat:.2f}: "
     if khat <= 0.5:
         return Check("k-hat", khat, GOOD, reading + "below 0.5, the draws cover the posterior's tails where they are.")
     if khat <= BELIEVABLE_KHAT:
         return Check("k-hat", khat, GOOD, reading + "below 0.7, importance weights can correct what is off.")
+    if acceptance >= EXCUSING_ACCEPTANCE and not is_alone:
+        text = f"its tails are too thin to weigh it by, but a chain would accept {acceptance:.0%} of its draws."
+        return Check("k-hat", khat, GOOD, reading + text)
     if khat <= HOPELESS_KHAT:
         text = "above 0.7, the guide is too narrow somewhere and its weights correct it only in part."
         return Check("k-hat", khat, DOUBTFUL, reading + text, RETRAIN)
@@ -122,9 +134,13 @@ def check_functions(values: Tensor, reference: Tensor, found: Elsewhere) -> Chec
     name = "functions"
     distance = float(wasserstein_over_sd(values, reference))
     floor = _noise_floor(reference, found.num_populations)
-    reading = f"Predictions lie {distance:.2f} sds from those of draws that owe nothing to the guide (noise {floor:.2f})."
+    reading = (
+        f"Predictions lie {distance:.2f} sds from those of draws that owe nothing to the guide (noise {floor:.2f})."
+    )
     if found.rhat > UNMIXED_RHAT:
-        return Check(name, distance, GOOD, f"Inconclusive: these draws have not mixed, R-hat {found.rhat:.2f}. {reading}")
+        return Check(
+            name, distance, GOOD, f"Inconclusive: these draws have not mixed, R-hat {found.rhat:.2f}. {reading}"
+        )
     if not distance > max(MOST_DISTANCE, DISTANCE_OVER_FLOOR * floor):
         return Check(name, distance, GOOD, reading)
     return Check(name, distance, BAD if distance > 3 * max(MOST_DISTANCE, floor) else DOUBTFUL, reading, RETRAIN)
@@ -134,19 +150,9 @@ def check_training(fit: Any) -> Check:
     """Whether the ELBO was still rising when training ended."""
     rise, error = rise_at_the_end(fit.losses)
     reading = f"The ELBO rose by {rise:.2f} nats over the last fifth of the {fit.num_steps} steps."
-    if rise - _ERRORS * error <= MOST_GAP:
+    if not rise - _ERRORS * error > MOST_RISE:
         return Check("training", rise, GOOD, reading)
     return Check("training", rise, DOUBTFUL, reading, f"Train longer: num_steps={4 * fit.num_steps}.")
-
-
-def rise_at_the_end(losses: Tensor) -> tuple[float, float]:
-    """How much the ELBO rose from the fourth fifth of training to the last, in nats, and the standard error of that."""
-    size = len(losses) // 5
-    before, after = (part[part.isfinite()].double() for part in (losses[-2 * size :][:size], losses[-size:]))
-    if min(len(before), len(after)) < 2:
-        return math.nan, math.nan
-    error = math.hypot(*(float(part.std()) / math.sqrt(len(part)) for part in (before, after)))
-    return float(before.mean() - after.mean()), error
 
 
 def check_range(w: Tensor, prior: Tensor) -> Check:

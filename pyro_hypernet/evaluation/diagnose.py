@@ -26,9 +26,10 @@ from pyro_hypernet.evaluation.evidence import Bracket, evidence_bracket
 from pyro_hypernet.evaluation.functions import function_values
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.symmetric import symmetries_of
-from pyro_hypernet.evaluation.verdict import Check, Diagnosis, diagnosis_of
+from pyro_hypernet.evaluation.verdict import USE, Check, Diagnosis, diagnosis_of
 from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, layout_of, weighted_draws
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.caution import remember
 from pyro_hypernet.vectorize import Model
 
 _PRIOR_DRAWS = 1000
@@ -127,13 +128,20 @@ def examine(
     bracket = evidence_bracket(log_weights, found.log_weights if usable else None)
     figures = _figures(log_weights, bracket)
     checks = [
-        *_inner_checks(model, proposals.samples, log_weights, figures, args, kwargs),
+        *_inner_checks(model, proposals.samples, log_weights, figures, found, args, kwargs),
         check_elsewhere(found, bracket.lower, is_one_copy=is_one_copy),
         *_function_checks(model, proposals, found, args, kwargs),
         *([] if fit is None else [check_training(fit)]),
     ]
-    seconds = time.perf_counter() - start
-    return Examination(diagnosis_of(tuple(checks), **figures, seconds=seconds), proposals, bracket, found)
+    diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
+    remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
+    return Examination(diagnosis, proposals, bracket, found)
+
+
+def _warning(diagnosis: Diagnosis) -> str:
+    """What `predict` says of a guide with this diagnosis."""
+    remedy = next((check.remedy for check in diagnosis.checks if check.remedy), "")
+    return f"The verdict on this guide is {diagnosis.verdict!r}. {diagnosis.because} {remedy}".rstrip()
 
 
 def _figures(log_weights: Tensor, bracket: Bracket) -> dict[str, Any]:
@@ -151,15 +159,21 @@ def _figures(log_weights: Tensor, bracket: Bracket) -> dict[str, Any]:
 
 
 def _inner_checks(
-    model: Model, samples: dict[str, Tensor], log_weights: Tensor, figures: dict, args: tuple, kwargs: dict
+    model: Model,
+    samples: dict[str, Tensor],
+    log_weights: Tensor,
+    figures: dict,
+    found: Elsewhere,
+    args: tuple,
+    kwargs: dict,
 ) -> list[Check]:
     """What the guide's own draws say."""
-    layout = guide_layout = layout_of(model, args, kwargs)
-    w = guide_layout.unconstrain(samples)[0]
+    layout = layout_of(model, args, kwargs)
+    w = layout.unconstrain(samples)[0]
     khat = figures["khat"]
     shares = log_weights.softmax(0) if khat == 0 else smoothed(log_weights)[0].exp().to(w.device)
     checks = [
-        check_khat(khat, len(log_weights)),
+        check_khat(khat, len(log_weights), figures["acceptance"], is_alone=found.how not in ("refine", "given")),
         check_moments(w, shares, khat),
         check_acceptance(figures["acceptance"]),
         check_gap(figures["evidence_lower"] - figures["elbo"], figures["elbo_error"]),

@@ -4,10 +4,9 @@ import functools
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 
@@ -19,10 +18,12 @@ from pyro_hypernet.modes import find_modes
 from pyro_hypernet.vectorize import Model
 
 NUM_POPULATIONS = 4
-_NUM_DRAWS, _NUM_MOVES, _NUM_LEAPFROGS = 512, 3, 12
+NUM_DRAWS, NUM_MOVES, NUM_LEAPFROGS = 512, 3, 12
 # Temperatures that a run from the prior may take, to guess its cost beforehand.
 _LIKELY_TEMPERATURES = 25
 _NUM_MODES, _MODE_STARTS, _MODE_STEPS = 8, 32, 150
+# Climbs that ended so many nats below the best have not arrived, or at nothing of weight.
+_MODE_DEPTH = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Elsewhere:
         rhat: Over the run's populations, the worst in function space; NaN else.
         num_populations: Populations that follow each other in the samples; 1 where they are one.
         seconds: Wall time.
+        likely_seconds: What a run from the prior was guessed to take; NaN where it was not guessed.
         note: Why nothing was done, or "".
     """
 
@@ -50,6 +52,7 @@ class Elsewhere:
     rhat: float = math.nan
     num_populations: int = 1
     seconds: float = 0.0
+    likely_seconds: float = math.nan
     note: str = ""
 
 
@@ -84,9 +87,10 @@ def look_elsewhere(
         log_weights,
         found.log_evidence,
         found.log_evidence_error,
-        _function_rhat(model, found, args),
+        function_rhat(model, found.samples, args, found.num_populations),
         found.num_populations,
         time.perf_counter() - start,
+        found.likely_seconds,
     )
 
 
@@ -99,40 +103,54 @@ def _given(draws: Any) -> Elsewhere:
 def _search(model: Model, args: tuple, max_seconds: float) -> Elsewhere:
     layout = layout_of(model, args, {})
     try:
-        starts = sample_prior(model, layout, _NUM_DRAWS, args)
+        starts = sample_prior(model, layout, NUM_DRAWS, args)
     except (NotImplementedError, RuntimeError) as error:
         return Elsewhere("nothing", note=f"the prior cannot be sampled ({type(error).__name__})")
     seconds = _seconds_per_gradient(LogJoint(model, layout), starts, args)
-    if seconds * _LIKELY_TEMPERATURES * _NUM_MOVES * 0.75 * _NUM_LEAPFROGS <= max_seconds:
-        return _short_run(model, args)
-    if seconds * _MODE_STEPS * _MODE_STARTS / _NUM_DRAWS <= max_seconds:
+    likely = seconds * _LIKELY_TEMPERATURES * NUM_MOVES * 0.75 * NUM_LEAPFROGS
+    if likely <= max_seconds:
+        return replace(_short_run(model, args), likely_seconds=likely)
+    if seconds * _MODE_STEPS * _MODE_STARTS / NUM_DRAWS <= max_seconds:
         options = {"num_modes": _NUM_MODES, "num_starts": _MODE_STARTS, "num_steps": _MODE_STEPS}
         w = find_modes(model, layout, args, **options)
-        return Elsewhere("modes", layout.constrain(w)[0])
-    return Elsewhere("nothing", note=f"one gradient of {_NUM_DRAWS} draws takes {seconds:.2g} s")
+        height = LogJoint(model, layout)(w, *args)
+        w = w[height >= height.max() - _MODE_DEPTH]
+        return Elsewhere("modes", layout.constrain(w)[0], likely_seconds=likely)
+    note = f"a short run of refine was guessed to take {likely:.0f} s, more than max_seconds={max_seconds:.3g}"
+    return Elsewhere("nothing", note=note, likely_seconds=likely)
 
 
 def _seconds_per_gradient(log_joint: LogJoint, w: Tensor, args: tuple) -> float:
-    for _ in range(2):  # the first captures the graph
+    seconds = []
+    for _ in range(5):  # the first captures the graph, the next ones let it be optimised
         start = time.perf_counter()
         log_joint.value_and_grad(w, *args)
-    return time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def _short_run(model: Model, args: tuple) -> Elsewhere:
-    sizes = {"num_samples": _NUM_DRAWS, "num_populations": NUM_POPULATIONS}
+    sizes = {"num_samples": NUM_DRAWS, "num_populations": NUM_POPULATIONS}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "refine", UserWarning)  # what it did not reach shows in R-hat
-        run = refine(model, *args, **sizes, num_moves=_NUM_MOVES, num_leapfrogs=_NUM_LEAPFROGS, progress=False)
+        run = refine(model, *args, **sizes, num_moves=NUM_MOVES, num_leapfrogs=NUM_LEAPFROGS, progress=False)
     return Elsewhere(
         "refine", run.samples, None, run.log_evidence, run.log_evidence_error, num_populations=NUM_POPULATIONS
     )
 
 
-def _function_rhat(model: Model, found: Elsewhere, args: tuple) -> float:
-    if found.num_populations < 2:
+def function_rhat(model: Model, samples: dict[str, Tensor], args: tuple, num_populations: int) -> float:
+    """The worst R-hat of populations that follow each other, in function space, or of the sites where there is none.
+
+    Args:
+        model: The Pyro model.
+        samples: A dict from site to draws of shape `(populations * n, *shape)`.
+        args: The model's arguments.
+        num_populations: How many there are; NaN for one.
+    """
+    if num_populations < 2:
         return math.nan
-    values = function_values(model, found.samples, *args)
-    values = flat_sites(found.samples) if values is None else values
-    rhat = gelman_rubin(values.unflatten(0, (found.num_populations, -1)))
+    values = function_values(model, samples, *args)
+    values = flat_sites(samples) if values is None else values
+    rhat = gelman_rubin(values.unflatten(0, (num_populations, -1)))
     return float(rhat[rhat.isfinite()].max()) if bool(rhat.isfinite().any()) else math.nan

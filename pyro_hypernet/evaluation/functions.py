@@ -40,7 +40,7 @@ def function_values(model: Model, samples: Mapping[str, Tensor], *args: Any, **k
     values = map_in_chunks(model, samples, args, kwargs, collect=collect)
     if not values:
         return None
-    flat = torch.cat([value.flatten(1) for value in values.values()], dim=1).double()
+    flat = torch.cat([value.reshape(len(value), -1) for value in values.values()], dim=1).double()
     step = -(-flat.shape[1] // _MOST)
     flat = flat[:, ::step]
     return flat[:, flat.isfinite().all(0)]
@@ -48,7 +48,9 @@ def function_values(model: Model, samples: Mapping[str, Tensor], *args: Any, **k
 
 def flat_sites(samples: Mapping[str, Tensor]) -> Tensor:
     """All sites of a dict of samples side by side, shape `(S, D)`, double precision."""
-    return torch.cat([value.flatten(1) if value.dim() > 1 else value[:, None] for value in samples.values()], 1).double()
+    return torch.cat(
+        [value.flatten(1) if value.dim() > 1 else value[:, None] for value in samples.values()], 1
+    ).double()
 
 
 def _mean(fn: Any) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.inference.caution import recall, warn_of_bad_numbers
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
 # Memory for one chunk's intermediate results.
@@ -64,6 +65,7 @@ def predict(
         >>> predicted["f"].shape, predicted["y"].shape
         (torch.Size([100, 20]), torch.Size([100, 20]))
     """
+    recall(posterior)
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
     wanted = None if return_sites is None else tuple(return_sites)
 
@@ -71,6 +73,7 @@ def predict(
         return _select(_predicted(trace, samples), samples, wanted)
 
     result = map_in_chunks(model, samples, args, kwargs, collect=collect, batch_size=batch_size, max_bytes=max_bytes)
+    warn_of_bad_numbers(result)
     return {**result, **{name: samples[name] for name in wanted or () if name in samples}}
 
 

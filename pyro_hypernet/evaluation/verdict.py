@@ -98,7 +98,7 @@ def judge(checks: tuple[Check, ...]) -> tuple[str, str]:
         checks: At least one.
 
     Returns:
-        "use it" where all are good, "do not trust it" where one is bad, else "refine it"; and the readings that decided.
+        "use it" where all are good, "do not trust it" where one is bad, else "refine it"; and what decided.
     """
     worst = max((check.level for check in checks), key=LEVELS.index)
     deciding = [check for check in checks if check.level == worst]

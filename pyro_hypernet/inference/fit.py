@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.caution import after_fit
 from pyro_hypernet.inference.elbo import Estimate, VectorizedELBO
 from pyro_hypernet.vectorize import Model
 
@@ -156,6 +157,7 @@ def fit(
     finally:
         bar.close()
         kept = run.finish()
+    after_fit(model, guide, args, first, run.losses)
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
         elbo=-kept,

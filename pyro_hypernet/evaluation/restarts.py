@@ -1,0 +1,109 @@
+"""Whether several fits agree: R-hat in function space over restarts, which finds modes that one fit missed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.functions import flat_sites, function_values
+from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
+from pyro_hypernet.vectorize import Model
+
+AGREED, DISAGREED = 1.05, 1.2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the fits of one model are from being one.
+
+    Attributes:
+        rhat: R-hat of every function value, the fits taken for chains: the larger of the usual one, which sees
+            different means, and that of distances from the median, which sees different spreads; shape `(F,)`.
+        space: "function", or "weights" for models without deterministic and observed sites.
+        num_fits: How many fits.
+        check: The reading.
+    """
+
+    rhat: Tensor = field(repr=False)
+    space: str
+    num_fits: int
+    check: Check
+
+    @property
+    def max_rhat(self) -> float:
+        """The worst R-hat."""
+        return float(self.rhat.max())
+
+    @property
+    def agree(self) -> bool:
+        """Whether the fits agree."""
+        return self.check.level == GOOD
+
+
+def fits_agree(
+    model: Model, posteriors: Sequence[Any], *args: Any, num_samples: int = 1000, **kwargs: Any
+) -> Agreement:
+    """Do k fits agree?
+
+    Fits from different starts that reached the posterior predict the same. Where they do not, some missed a mode, or
+    none was trained long enough; where they do, all may still have missed the same one.
+
+    Args:
+        model: The Pyro model.
+        posteriors: Two or more guides, results of `nuts` or `refine`, or dicts of samples.
+        args: The model's arguments, data included, or new inputs without data.
+        num_samples: Draws from every one.
+        kwargs: The model's keyword arguments.
+
+    Raises:
+        TypeError: If a posterior is of no known kind.
+        ValueError: If there are fewer than two.
+
+    Source: Gelman and Rubin 1992; of folded draws: Vehtari et al. 2021, section 3.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     pyro.deterministic("f", slope * x)
+        >>> up, down = {"slope": 1 + 0.1 * torch.randn(200)}, {"slope": -1 + 0.1 * torch.randn(200)}
+        >>> fits_agree(model, [up, down], torch.ones(3)).agree
+        False
+    """
+    if len(posteriors) < 2:
+        raise ValueError(f"fits_agree needs at least two posteriors; got {len(posteriors)}.")
+    values, space = [], "function"
+    for posterior in posteriors:
+        samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
+        functions = function_values(model, samples, *args, **kwargs)
+        if functions is None:
+            functions, space = flat_sites(samples), "weights"
+        values.append(functions)
+    size = min(len(value) for value in values)
+    chains = torch.stack([value[:size] for value in values])
+    folded = (chains - chains.flatten(0, 1).median(0).values).abs()
+    rhat = torch.maximum(_rhat(chains), _rhat(folded))
+    return Agreement(rhat, space, len(posteriors), _read(float(rhat.max()), len(posteriors), space))
+
+
+def _rhat(chains: Tensor) -> Tensor:
+    """R-hat of independent draws, shape `(k, S, F)`, without the split that chains need; 1 where all is still."""
+    size = chains.shape[1]
+    within = chains.var(1).mean(0)
+    between = chains.mean(1).var(0)
+    ratio = ((size - 1) / size * within + between) / within
+    return torch.where((within > 0) | (between > 0), ratio.sqrt(), 1.0).nan_to_num(nan=1.0, posinf=torch.inf)
+
+
+def _read(rhat: float, num_fits: int, space: str) -> Check:
+    where = "function space" if space == "function" else "the space of weights"
+    reading = f"R-hat of {num_fits} fits in {where} is {rhat:.2f}."
+    if rhat <= AGREED:
+        return Check("restarts", rhat, GOOD, reading)
+    level = DOUBTFUL if rhat <= DISAGREED else BAD
+    return Check(
+        "restarts", rhat, level, reading, "The fits found different posteriors: refine(model, *args) finds all."
+    )

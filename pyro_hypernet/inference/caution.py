@@ -1,0 +1,165 @@
+"""Never a silent wrong answer: what fits, guides and draws warn of, once each, with the figure and the remedy."""
+
+import math
+import warnings
+import weakref
+from collections.abc import Iterable, Sized
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_hypernet.vectorize import Model
+
+# Shorter fits are trials, of which nobody expects to have arrived.
+_LEAST_STEPS = 2000
+# A rise over the last fifth of training, in nats, below which nobody need train on.
+MOST_RISE = 1.0
+_STANDARD_ERRORS = 4.0
+
+# Verdicts that were not "use it", by guide, to be recalled where the guide is used.
+_verdicts: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
+def warn_once(subject: Any, kind: str, text: str, *, stacklevel: int = 3) -> None:
+    """Warns of something about a guide or a result, unless that has been done.
+
+    Args:
+        subject: What the warning is about; remembered weakly, and not at all where it cannot be.
+        kind: A word for the trouble, such as "k-hat".
+        text: The warning: the figure and the remedy.
+        stacklevel: As in `warnings.warn`.
+    """
+    try:
+        said = _said.setdefault(subject, set())
+    except TypeError:  # no weak references to this
+        said = set()
+    if kind not in said:
+        said.add(kind)
+        warnings.warn(text, UserWarning, stacklevel=stacklevel)
+
+
+def remember(guide: Any, text: str) -> None:
+    """Keeps a bad verdict on a guide, for `recall`.
+
+    Args:
+        guide: The guide.
+        text: The verdict with its figures and remedy; "" to forget an older one.
+    """
+    try:
+        _verdicts.pop(guide, None)
+        if text:
+            _verdicts[guide] = text
+        else:
+            _said.pop(guide, None)
+    except TypeError:  # no weak references to this
+        return
+
+
+def recall(posterior: Any, *, stacklevel: int = 3) -> None:
+    """Warns, once, where a posterior is a guide with a bad verdict on it that is used all the same.
+
+    Args:
+        posterior: Whatever is used.
+        stacklevel: As in `warnings.warn`.
+    """
+    try:
+        text = _verdicts.get(posterior)
+    except TypeError:  # not hashable, or no weak references
+        return
+    if text:
+        warn_once(posterior, "verdict", text, stacklevel=stacklevel + 1)
+
+
+def warn_of_bad_numbers(values: dict[str, Any], *, stacklevel: int = 3) -> None:
+    """Warns where predictions hold NaN or infinite numbers, naming the site and the share of the draws.
+
+    Args:
+        values: A dict from site to tensors of shape `(S, *shape)`.
+        stacklevel: As in `warnings.warn`.
+    """
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            bad = ~value.isfinite().reshape(len(value), -1).all(1)
+            if bool(bad.any()):
+                warnings.warn(
+                    f"{int(bad.sum())} of {len(bad)} draws predict values of {name!r} that are NaN or infinite: means "
+                    "and intervals of them are wrong. Bound the site's parameters, or look at the guide with diagnose.",
+                    stacklevel=stacklevel,
+                )
+
+
+def after_fit(model: Model, guide: Any, args: tuple | Iterable[tuple], batch: tuple, losses: list[float]) -> None:
+    """Warns where a fit ended while the ELBO was rising, or learnt from minibatches that were not scaled to all data.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide that was trained.
+        args: What `fit` was given.
+        batch: The first tuple of arguments of it.
+        losses: Minus the estimated bound at every step, in nats; NaN where skipped.
+    """
+    remember(guide, "")
+    if len(losses) >= _LEAST_STEPS:
+        rise, error = rise_at_the_end(torch.tensor(losses, dtype=torch.float64))
+        if rise - _STANDARD_ERRORS * error > MOST_RISE:
+            warn_once(
+                guide,
+                "still rising",
+                f"The ELBO was still rising when training ended: by {rise:.1f} nats over the last fifth of "
+                f"{len(losses)} steps. The guide is not what it can be: train it further, num_steps={4 * len(losses)}.",
+                stacklevel=4,
+            )
+    if not isinstance(args, tuple) and isinstance(args, Sized) and len(args) > 1:
+        names = unscaled_sites(model, batch)
+        if names:
+            warn_once(
+                guide,
+                "not scaled",
+                f"Training went over {len(args)} minibatches, but the likelihood of {', '.join(map(repr, names))} "
+                "counts every minibatch once (scale 1): the posterior is that of one minibatch, far too wide. Scale it "
+                "to all data: bayesianize(..., num_data=N), or pyro.plate(..., size=N, subsample_size=len(x)).",
+                stacklevel=4,
+            )
+
+
+def unscaled_sites(model: Model, args: tuple) -> list[str]:
+    """Observed sites of a model that count as often as they are given.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments, data included.
+    """
+    with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad():
+        trace: Trace = poutine.trace(model).get_trace(*args)
+    return [
+        name
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and node["is_observed"]
+        and not site_is_subsample(node)
+        and not node["infer"].get("_deterministic")
+        and _is_one(node["scale"])
+    ]
+
+
+def rise_at_the_end(losses: Tensor) -> tuple[float, float]:
+    """How much the ELBO rose from the fourth fifth of training to the last, in nats, and the standard error of that.
+
+    Args:
+        losses: Minus the estimated bound at every step, in nats, NaN where skipped, shape `(steps,)`.
+    """
+    size = len(losses) // 5
+    before, after = (part[part.isfinite()].double() for part in (losses[-2 * size :][:size], losses[-size:]))
+    if min(len(before), len(after)) < 2:
+        return math.nan, math.nan
+    error = math.hypot(*(float(part.std()) / math.sqrt(len(part)) for part in (before, after)))
+    return float(before.mean() - after.mean()), error
+
+
+def _is_one(scale: Any) -> bool:
+    return bool((torch.as_tensor(scale) == 1).all())
