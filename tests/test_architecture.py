@@ -38,6 +38,7 @@ ORDER = [
     "infer",
     "tabular",
     "job",
+    "job_report",
     "cli",
 ]
 FOLDER_ORDER = ["pyro_hypernet", "models", "tests"]

@@ -7,7 +7,7 @@ from importlib import resources
 from itertools import starmap
 
 from pyro_hypernet.evaluation.comparison import NOISE_FLOOR, Comparison
-from pyro_hypernet.evaluation.verdict import BAD, DO_NOT_TRUST, DOUBTFUL, GOOD, REFINE, USE, Check, Diagnosis
+from pyro_hypernet.evaluation.verdict import BAD, DO_NOT_TRUST, DOUBTFUL, GOOD, REFINE, USE, Check
 from pyro_hypernet.output.pictures import Picture
 from pyro_hypernet.output.record import Record, Table
 
@@ -36,8 +36,8 @@ def render(record: Record, pictures: Sequence[Picture], files: Sequence[str] = (
         f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>",
         f'<header>\n<h1>{title}</h1>\n<p class="soft">Report of pyro_hypernet, {escape(record.created)}</p>\n</header>',
         "<main>",
-        _verdict(record.diagnosis),
-        _checks(record.diagnosis.checks) if record.diagnosis else "",
+        _verdict(record),
+        _checks(record),
         _facts(record.facts),
         _tables([*record.tables, *_comparison_tables(record.comparison)]),
         _pictures(pictures),
@@ -49,25 +49,32 @@ def render(record: Record, pictures: Sequence[Picture], files: Sequence[str] = (
     return "\n".join(part for part in parts if part)
 
 
-def _verdict(diagnosis: Diagnosis | None) -> str:
-    if diagnosis is None:
+def _verdict(record: Record) -> str:
+    if not record.verdict:
         return (
             '<section class="verdict" aria-labelledby="verdict">\n<h2 id="verdict">No verdict</h2>\n'
             "<p>Stored draws have no density by which to judge them. Look at the chains' own diagnostics, and at the "
-            "comparison below where there is one.</p>\n</section>"
+            "distance from a reference where there is one.</p>\n</section>"
         )
-    level = _LEVEL_OF[diagnosis.verdict]
+    level = _LEVEL_OF[record.verdict]
     mark = f'<span aria-hidden="true">{_MARKS[level]} </span>'
     return (
         f'<section class="verdict {level}" aria-labelledby="verdict">\n'
-        f'<h2 id="verdict">{mark}{escape(_capitalised(diagnosis.verdict))}</h2>\n'
-        f"<p>{escape(diagnosis.because)}</p>\n</section>"
+        f'<h2 id="verdict">{mark}{escape(_capitalised(record.verdict))}</h2>\n'
+        f"<p>{escape(record.because)}</p>\n</section>"
     )
 
 
-def _checks(checks: Sequence[Check]) -> str:
-    items = "\n".join(_check(check) for check in checks)
-    return f'<section>\n<h2>What was looked at</h2>\n<ul class="checks">\n{items}\n</ul>\n</section>'
+def _checks(record: Record) -> str:
+    if record.diagnosis is None:
+        return ""
+    items = "\n".join(_check(check) for check in record.diagnosis.checks)
+    note = (
+        f'<p class="soft">These checks are of the guide as it was trained, on which the verdict was '
+        f"“{escape(record.diagnosis.verdict)}”. The draws of this report have been mended since.</p>\n"
+    )
+    note = note if record.diagnosis.verdict != record.verdict else ""
+    return f'<section>\n<h2>What was looked at</h2>\n{note}<ul class="checks">\n{items}\n</ul>\n</section>'
 
 
 def _check(check: Check) -> str:

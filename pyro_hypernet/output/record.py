@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_hypernet.evaluation.comparison import Comparison
-from pyro_hypernet.evaluation.verdict import Check, Diagnosis
+from pyro_hypernet.evaluation.verdict import VERDICTS, Check, Diagnosis
 from pyro_hypernet.output.figures import Figure
 
 FILE_NAME = "report.json"
@@ -43,7 +43,9 @@ class Record:
         title: Of the page.
         created: Date and time.
         facts: What was fitted: labels and texts.
-        diagnosis: The verdict, or None where the posterior has no density to judge it by.
+        verdict: "use it", "refine it" or "do not trust it"; "" where the posterior has no density to judge it by.
+        because: Why.
+        diagnosis: The checks of the guide, or None. Its verdict is another one where the draws have been mended since.
         comparison: The distances from a reference, or None.
         tables: Further tables.
         figures: From the name of a figure to its numbers; see `output.figures`.
@@ -53,6 +55,8 @@ class Record:
     title: str
     created: str
     facts: tuple[tuple[str, str], ...]
+    verdict: str = ""
+    because: str = ""
     diagnosis: Diagnosis | None = None
     comparison: Comparison | None = None
     tables: tuple[Table, ...] = ()
@@ -130,12 +134,20 @@ def _record(stored: dict[str, Any]) -> Record:
         title=str(stored["title"]),
         created=str(stored["created"]),
         facts=tuple((str(label), str(text)) for label, text in stored["facts"]),
+        verdict=_verdict(stored["verdict"]),
+        because=str(stored["because"]),
         diagnosis=None if stored["diagnosis"] is None else _diagnosis(stored["diagnosis"]),
         comparison=None if stored["comparison"] is None else _comparison(stored["comparison"]),
         tables=tuple(_table(table) for table in stored["tables"]),
         figures=dict(stored["figures"]),
         log=tuple(str(line) for line in stored["log"]),
     )
+
+
+def _verdict(text: str) -> str:
+    if text and text not in VERDICTS:
+        raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, or empty; got {text!r}")
+    return text
 
 
 def _diagnosis(stored: dict[str, Any]) -> Diagnosis:

@@ -16,7 +16,7 @@ from pyro_hypernet.evaluation.comparison import Comparison
 from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.diagnostics import importance_log_weights
 from pyro_hypernet.evaluation.draws import draws, is_guide
-from pyro_hypernet.evaluation.predict import observed_nodes, predict
+from pyro_hypernet.evaluation.predict import observed_nodes, predict, predictive_nodes
 from pyro_hypernet.evaluation.verdict import Diagnosis
 from pyro_hypernet.inference.fit import Fit
 from pyro_hypernet.output.figures import (
@@ -40,6 +40,8 @@ PAGE_NAME = "report.html"
 _PACKAGES = ("pyro-hypernet", "torch", "pyro-ppl", "arviz")
 _WEIGHT_DRAWS = 4000
 _MODEL_CHARACTERS = 300
+_SOURCES = {"guide": "as the guide draws them", "resampled": "resampled by importance weights"}
+_SOURCES["refined"] = "carried from the prior by refine"
 
 
 @torch.no_grad()
@@ -70,12 +72,12 @@ def report(
 
     Args:
         model: The Pyro model.
-        posterior: A guide, a result of `nuts` or `refine`, or whatever else `draws` knows.
+        posterior: What `infer` returned; a guide; a result of `nuts` or `refine`, or whatever else `draws` knows.
         args: The model's arguments, data included, as in training.
         out: The folder; made if need be.
         title: Of the page.
-        fit: What `fit` returned: steps, seconds and the trace of the bound.
-        diagnosis: What `diagnose` returned; None to diagnose a guide now, with `num_samples` draws or more.
+        fit: What `fit` returned: steps, seconds and the trace of the bound; None for that of `infer`.
+        diagnosis: What `diagnose` returned; None for that of `infer`, or to diagnose a guide now.
         comparison: What `compare` returned, with the reference, or None.
         name: The posterior's name in the pictures.
         beside: From a name to other posteriors to show beside this one, such as the reference.
@@ -84,7 +86,7 @@ def report(
         band: A line through input space along which to show the function.
         facts: Further lines under "What was fitted".
         tables: Further tables.
-        log: What was done, line by line.
+        log: What was done, line by line; none for that of `infer`.
         num_samples: Draws behind pictures and checks.
         kwargs: The model's keyword arguments.
 
@@ -111,8 +113,12 @@ def report(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder; {out} is a file.")
-    if diagnosis is None and is_guide(posterior):
-        diagnosis = diagnose(model, posterior, *args, fit=fit, **kwargs)
+    guide = getattr(posterior, "guide", posterior)
+    fit = getattr(posterior, "fit", None) if fit is None else fit
+    diagnosis = getattr(posterior, "diagnosis", None) if diagnosis is None else diagnosis
+    if diagnosis is None and is_guide(guide):
+        diagnosis = diagnose(model, guide, *args, fit=fit, **kwargs)
+    judge = posterior if hasattr(posterior, "verdict") else diagnosis
     named = {name: posterior, **(beside or {})}
     samples = {key: draws(value, *args, num_samples=num_samples, **kwargs) for key, value in named.items()}
     figures: dict[str, Figure] = {"marginals": marginals_figure(samples)}
@@ -121,19 +127,21 @@ def report(
         figures["trace"] = trace_figure(fit.losses)
     if band is not None:
         figures["band"] = band_figure(model, samples, band, num_samples=num_samples)
-    if diagnosis is not None and is_guide(posterior):
-        weights = importance_log_weights(model, posterior, *args, num_samples=_WEIGHT_DRAWS, **kwargs)
+    if diagnosis is not None and is_guide(guide):
+        weights = importance_log_weights(model, guide, *args, num_samples=_WEIGHT_DRAWS, **kwargs)
         figures["weights"] = weights_figure(weights, diagnosis.khat)
-    known = {**_facts(model, posterior, fit, diagnosis, name_arguments(model, args, kwargs)), **(facts or {})}
+    known = {**_facts(model, posterior, guide, fit, diagnosis), **_data_facts(model, args, kwargs), **(facts or {})}
     record = Record(
         title=title,
         created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
         facts=tuple({**known, "Versions": _versions()}.items()),
+        verdict="" if judge is None else judge.verdict,
+        because="" if judge is None else judge.because,
         diagnosis=diagnosis,
         comparison=comparison,
         tables=tuple(tables),
         figures=figures,
-        log=tuple(log),
+        log=tuple(log or getattr(posterior, "log", ())),
     )
     write_record(record, out)
     return _write_page(record, out)
@@ -191,35 +199,45 @@ def _data_figures(
 
 
 def _observed(model: Model, samples: Mapping[str, Tensor], args: tuple, kwargs: dict) -> tuple[str, Tensor] | None:
-    """Name and data of the first observed site that can be sampled."""
+    """Name and data of the first observed site that can be sampled anew."""
     trace = trace_one(model, {key: value[0] for key, value in samples.items()}, args, kwargs)
+    anew = predictive_nodes(trace, samples)
     for site, node in observed_nodes(trace, samples).items():
-        if getattr(node["fn"], "has_rsample", True) is not None and node["value"].numel():
+        if site in anew and node["value"].numel():
             return site, node["value"]
     return None
 
 
-def _facts(
-    model: Model, posterior: Any, fit: Fit | None, diagnosis: Diagnosis | None, arguments: Mapping[str, Any]
-) -> dict[str, str]:
-    described = posterior.describe() if hasattr(posterior, "describe") else type(posterior).__name__
+def _facts(model: Model, posterior: Any, guide: Any, fit: Fit | None, diagnosis: Diagnosis | None) -> dict[str, str]:
+    described = guide.describe() if hasattr(guide, "describe") else type(guide).__name__
     spelt = repr(model) if not hasattr(model, "__name__") else model.__name__
     facts = {"Posterior": described, "Model": spelt[:_MODEL_CHARACTERS]}
-    data = [f"{name}: {_shape(value)}" for name, value in arguments.items() if isinstance(value, Tensor)]
-    if data:
-        facts["Data"] = "; ".join(data)
     if fit is not None:
         skipped = f", {fit.num_skipped} skipped" if fit.num_skipped else ""
         facts["Training"] = f"{fit.num_steps} steps in {fit.seconds:.1f} s ({fit.stopped_because}{skipped})"
-    seconds = getattr(posterior, "seconds", None)
-    if seconds is not None:
-        facts["Sampling"] = f"{seconds:.1f} s"
     if diagnosis is not None:
         facts["Diagnosis"] = (
             f"ELBO {diagnosis.elbo:.2f} ± {diagnosis.elbo_error:.2f} nats, k-hat {diagnosis.khat:.2f}, effective "
             f"sample size {diagnosis.ess:.0f} of {diagnosis.num_draws} draws, in {diagnosis.seconds:.1f} s"
         )
+    if hasattr(posterior, "source"):
+        facts["Draws"] = f"{_size(posterior.samples)}, {_SOURCES.get(posterior.source, posterior.source)}"
+    if hasattr(posterior, "log_evidence"):
+        facts["Log evidence"] = f"{posterior.log_evidence:.2f} ± {posterior.log_evidence_error:.2f} nats"
+    if hasattr(posterior, "max_function_rhat"):
+        facts["Chains"] = (
+            f"{len(posterior.divergences)}; worst R-hat in function space {posterior.max_function_rhat:.3f}; "
+            f"{sum(posterior.divergences)} divergent transitions"
+        )
+    if hasattr(posterior, "seconds"):
+        facts["Time in all"] = f"{posterior.seconds:.1f} s"
     return facts
+
+
+def _data_facts(model: Model, args: tuple, kwargs: dict) -> dict[str, str]:
+    arguments = name_arguments(model, args, kwargs)
+    data = [f"{name}: {_shape(value)}" for name, value in arguments.items() if isinstance(value, Tensor)]
+    return {"Data": "; ".join(data)} if data else {}
 
 
 def _versions() -> str:
