@@ -11,6 +11,7 @@ _MOST_PLACES = 24
 # What a distance is where there is no difference.
 _SAME = {"w1_over_sd": 0.0, "sd_ratio": 1.0, "mmd_squared": 0.0, "agreement": 1.0, "total_variation": 0.0}
 _FLOOR_COLOR = "0.82"
+UP_TO_SYMMETRY = " (up to symmetry)"
 
 
 def forest(
@@ -50,7 +51,8 @@ def forest(
     chosen = {place: found[place] for place in (list(found)[:_MOST_PLACES] if places is None else places)}
     names = [name for name in comparison.names if name != NOISE_FLOOR]
     colors = {name: f"C{order}" for order, name in enumerate(names)} | dict(colors or {})
-    ax = new_axes(1, (5.2, 1.2 + 0.2 * len(chosen) * (1 + len(names))))[0] if ax is None else ax
+    is_own = ax is None
+    ax = new_axes(1, (5.2, 1.1 + 0.16 * len(chosen) * (1 + len(names))))[0] if is_own else ax
     for number, (_, rows) in enumerate(chosen.items()):
         _draw_floor(ax, number, rows.get(NOISE_FLOOR), quantity)
         for order, name in enumerate(names):
@@ -61,9 +63,7 @@ def forest(
     ax.set_yticks(range(len(chosen)), [_label(place) for place in chosen], parse_math=False)
     ax.set_ylim(len(chosen) - 0.5, -0.5)
     ax.set_xlabel(HEADINGS[quantity] + " from the reference")
-    legend = ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    for text in legend.get_texts():  # names are no formulas
-        text.set_parse_math(False)
+    _add_legend(ax, is_own=is_own)
     return ax
 
 
@@ -72,9 +72,13 @@ def _by_place(comparison: Comparison, quantity: str) -> dict[str, dict[str, dict
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in comparison.rows:
         if math.isfinite(row.get(quantity, math.nan)):
-            place = row["where"] + (" (up to symmetry)" if row.get("space") == CANONICAL_SPACE else "")
-            found.setdefault(place, {})[row["name"]] = row
+            found.setdefault(place_of(row), {})[row["name"]] = row
     return found
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    """The place of a row of a comparison, as `forest` names it."""
+    return row["where"] + (UP_TO_SYMMETRY if row.get("space") == CANONICAL_SPACE else "")
 
 
 def _draw_floor(ax: Any, number: int, row: dict[str, Any] | None, quantity: str) -> None:
@@ -94,6 +98,15 @@ def _interval(row: dict[str, Any], quantity: str) -> tuple[float, float]:
     value = row[quantity]
     low, high = row.get(f"{quantity}_low", math.nan), row.get(f"{quantity}_high", math.nan)
     return (value, value) if math.isnan(low) or math.isnan(high) else (low, high)
+
+
+def _add_legend(ax: Any, *, is_own: bool) -> None:
+    """Above the axes of a figure of our own, within axes that were given; names are no formulas."""
+    handles, labels = ax.get_legend_handles_labels()
+    options = {"loc": "outside upper center", "ncols": 2, "frameon": False}
+    legend = ax.figure.legend(handles, labels, **options) if is_own else ax.legend()
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _label(place: str) -> str:

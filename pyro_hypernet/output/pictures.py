@@ -9,10 +9,11 @@ from typing import Any
 
 from pyro_hypernet.evaluation.comparison import FUNCTION, HEADINGS, NOISE_FLOOR, Comparison
 from pyro_hypernet.output.figures import Figure
-from pyro_hypernet.output.forest import forest
+from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, place_of
 from pyro_hypernet.output.plots import new_axes
 
 _GOOD, _BAD = 0.5, 0.7
+_MOST_PLACES = 10
 _DATA_COLOR = "0.25"
 _Colors = dict[str, str]
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "pyro_hypernet"}
@@ -49,16 +50,15 @@ def draw_all(figures: Mapping[str, Figure], comparison: Comparison | None) -> li
         ImportError: If matplotlib is not installed.
         ValueError: If a figure lacks numbers.
     """
-    colors = _colors(figures, comparison)
     pictures = []
     for name, draw in _PICTURES.items():
         if figures.get(name):
             try:
-                pictures.append(draw(figures[name], colors))
-            except (KeyError, TypeError, IndexError) as error:
+                pictures.append(draw(figures[name], _colors(figures, comparison)))
+            except (KeyError, TypeError, IndexError, AttributeError) as error:
                 raise ValueError(f"The numbers of figure {name!r} are not complete: {error!r}.") from error
         if name == "check" and comparison is not None:
-            pictures.append(_forest(comparison, colors))
+            pictures.append(_forest(comparison, _colors(figures, comparison)))
     return pictures
 
 
@@ -214,7 +214,7 @@ def _loo(figure: Figure, colors: _Colors) -> Picture:
 
 def _forest(comparison: Comparison, colors: _Colors) -> Picture:
     with _matplotlib().rc_context(_STYLE):
-        ax = forest(comparison, colors=colors)
+        ax = forest(comparison, colors=colors, places=_places(comparison))
     names = [name for name in comparison.names if name != NOISE_FLOOR]
     spelt = ", ".join(f"{name} {comparison.row(name)['w1_over_sd']:.2f}" for name in names)
     floor = f"{comparison.row(NOISE_FLOOR, FUNCTION)['w1_over_sd']:.2f}"
@@ -225,6 +225,12 @@ def _forest(comparison: Comparison, colors: _Colors) -> Picture:
         "Points are distances in standard deviations, bars their bootstrap intervals. What reaches into the grey noise "
         "floor cannot be told from the reference. Judge networks in function space.",
     )
+
+
+def _places(comparison: Comparison) -> list[str]:
+    """Function space and the first sites, up to symmetry where that is known."""
+    found = list(dict.fromkeys(place_of(row) for row in comparison.rows if math.isfinite(row["w1_over_sd"])))
+    return [place for place in found if place + UP_TO_SYMMETRY not in found][:_MOST_PLACES]
 
 
 _PICTURES: dict[str, Callable[[Figure, _Colors], Picture]] = {
