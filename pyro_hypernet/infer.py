@@ -26,6 +26,8 @@ _TRAINING_SHARE, _LOOKING_SHARE = 0.5, 0.15
 _TRIAL_STEPS, _LEAST_STEPS, _MOST_STEPS = (5, 35), 50, 20_000
 _POPULATIONS = 4
 _LEAST_REFINED, _MOVES, _LEAPFROGS = 200, 4, 16
+# Checks whose trouble importance weights mend, k-hat allowing.
+_MENDED_BY_WEIGHTS = {"moments", "acceptance", "gap", "training", "functions"}
 # Populations of a refined cloud agree below this.
 _AGREED_RHAT = 1.1
 # Of the time that is left, refining is planned to take so much: its cost is a guess.
@@ -196,7 +198,7 @@ class _Work:
 
     def examine(self) -> None:
         """Diagnoses the guide."""
-        looking = max(1.0, _LOOKING_SHARE * self.clock.budget)
+        looking = max(0.0, min(_LOOKING_SHARE * self.clock.budget, self.clock.left))
         self.examination = examine(self.model, self.guide, self.args, fit=self.fit, max_seconds=looking)
         diagnosis, bracket = self.examination.diagnosis, self.examination.bracket
         self.evidence = bracket.lower, bracket.lower_error
@@ -210,7 +212,7 @@ class _Work:
         if diagnosis.verdict == USE:
             return
         bad = {check.name for check in diagnosis.checks if check.level != "good"}
-        if diagnosis.khat <= BELIEVABLE_KHAT and bad <= {"moments", "acceptance", "gap", "training"}:
+        if diagnosis.khat <= BELIEVABLE_KHAT and bad <= _MENDED_BY_WEIGHTS:
             self.resample()
         else:
             self.refine()

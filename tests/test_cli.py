@@ -8,7 +8,7 @@ import pytest
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
 
-QUICK = ["--budget", "5 seconds", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
+QUICK = ["--budget", "1 second", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
 
 
 def write_csv(path, classes):

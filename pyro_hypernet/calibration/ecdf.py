@@ -29,10 +29,11 @@ def ecdf_band(num_values: int, *, coverage: float = 0.95, num_points: int | None
     if num_values < 2 or not 0 < coverage < 1:
         raise ValueError(f"num_values must be at least 2 and coverage inside (0, 1); got {num_values} and {coverage}.")
     points = _points(num_values, num_points)
-    tail = float(torch.quantile(_null(num_values, len(points)), 1 - coverage)) / 2
+    # Tails are tied, for counts are whole; a hair less than the quantile keeps those that equal it inside.
+    tail = float(torch.quantile(_null(num_values, len(points)), 1 - coverage)) / 2 * (1 - 1e-9)
     cdf = _binomial_cdf(num_values, points)
-    lower = (cdf < tail).sum(-1) / num_values
-    upper = (cdf < 1 - tail).sum(-1) / num_values
+    lower = (cdf < tail).double().sum(-1) / num_values
+    upper = (cdf < 1 - tail).double().sum(-1) / num_values
     return points, lower, upper
 
 

@@ -167,7 +167,7 @@ class _Task:
         self.train = train
         self.num_draws = num_draws
         self.seed = seed
-        with poutine.block(), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad():
             trace = poutine.trace(model).get_trace(*args)
         self.layout = Layout.from_trace(trace)
         latent = dict.fromkeys(self.layout.names)

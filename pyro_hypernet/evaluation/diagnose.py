@@ -120,7 +120,7 @@ def examine(
     start = time.perf_counter()
     proposals = weighted_draws(model, guide, *args, num_samples=num_samples, **kwargs)
     log_weights = finite_log_weights(proposals.log_weights)
-    found = Elsewhere("nothing", note="max_seconds is 0")
+    found = Elsewhere("nothing", note="there was no time, max_seconds=0")
     if max_seconds > 0 or draws is not None:
         found = look_elsewhere(model, guide, *args, max_seconds=max_seconds, draws=draws, **kwargs)
     is_one_copy = found.log_weights is not None and _holds_some_copies(model, guide, args, kwargs)
@@ -128,7 +128,7 @@ def examine(
     bracket = evidence_bracket(log_weights, found.log_weights if usable else None)
     figures = _figures(log_weights, bracket)
     checks = [
-        *_inner_checks(model, proposals.samples, log_weights, figures, found, args, kwargs),
+        *_inner_checks(model, guide, proposals.samples, log_weights, figures, found, args, kwargs),
         check_elsewhere(found, bracket.lower, is_one_copy=is_one_copy),
         *_function_checks(model, proposals, found, args, kwargs),
         *([] if fit is None else [check_training(fit)]),
@@ -160,6 +160,7 @@ def _figures(log_weights: Tensor, bracket: Bracket) -> dict[str, Any]:
 
 def _inner_checks(
     model: Model,
+    guide: Any,
     samples: dict[str, Tensor],
     log_weights: Tensor,
     figures: dict,
@@ -168,7 +169,7 @@ def _inner_checks(
     kwargs: dict,
 ) -> list[Check]:
     """What the guide's own draws say."""
-    layout = layout_of(model, args, kwargs)
+    layout = layout_of(model, args, kwargs, guide)
     w = layout.unconstrain(samples)[0]
     khat = figures["khat"]
     shares = log_weights.softmax(0) if khat == 0 else smoothed(log_weights)[0].exp().to(w.device)

@@ -76,7 +76,7 @@ def look_elsewhere(
     start = time.perf_counter()
     if kwargs:
         model = functools.partial(model, **kwargs)
-    found = _given(draws) if draws is not None else _search(model, args, max_seconds)
+    found = _given(draws) if draws is not None else _search(model, guide, args, max_seconds)
     if found.how == "nothing":
         return found
     log_q = log_density_of(guide, found.samples, *args)
@@ -100,8 +100,8 @@ def _given(draws: Any) -> Elsewhere:
     return Elsewhere("given", dict(samples), None, *evidence)
 
 
-def _search(model: Model, args: tuple, max_seconds: float) -> Elsewhere:
-    layout = layout_of(model, args, {})
+def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewhere:
+    layout = layout_of(model, args, {}, guide)
     try:
         starts = sample_prior(model, layout, NUM_DRAWS, args)
     except (NotImplementedError, RuntimeError) as error:

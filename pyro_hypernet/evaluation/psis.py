@@ -3,7 +3,9 @@
 import importlib
 import warnings
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,11 +40,7 @@ def pareto_shape(log_weights: Tensor) -> float:
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, through ArviZ.
     """
-    values = log_weights.detach().double().cpu().numpy()
-    if arviz_is_split():
-        # ArviZ 1.x takes log likelihoods and turns their sign itself; 0.x takes log weights.
-        return float(import_module_quietly("arviz_stats.base").array_stats.psislw(-values)[1])
-    return float(import_module_quietly("arviz").psislw(values)[1])
+    return float(_psislw(log_weights.detach().double().cpu().numpy())[1])
 
 
 def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
@@ -58,10 +56,16 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
     Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, through ArviZ.
     """
     values = log_weights.detach().double().cpu().numpy()
-    if arviz_is_split():
-        log_w, k = import_module_quietly("arviz_stats.base").array_stats.psislw(-values)
-    else:
-        log_w, k = import_module_quietly("arviz").psislw(values)
+    log_w, k = _psislw(values)
     result = torch.as_tensor(log_w, dtype=torch.float64)
     result = result - result.logsumexp(-1, keepdim=True)
     return result, torch.as_tensor(k, dtype=torch.float64) if values.ndim > 1 else float(k)
+
+
+def _psislw(values: np.ndarray) -> tuple[Any, Any]:
+    """Smoothed log weights and k-hat, from whichever ArviZ there is."""
+    with np.errstate(over="ignore"):  # candidates of the tail's fit that are hopeless
+        if arviz_is_split():
+            # ArviZ 1.x takes log likelihoods and turns their sign itself; 0.x takes log weights.
+            return import_module_quietly("arviz_stats.base").array_stats.psislw(-values)
+        return import_module_quietly("arviz").psislw(values)

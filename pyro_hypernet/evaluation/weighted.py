@@ -66,7 +66,7 @@ def weighted_draws(
         ValueError: If the guide's sites are not the model's latent sites.
     """
     samples, log_q = draws_and_log_prob(guide, *args, num_samples=num_samples, **kwargs)
-    log_p = log_joint_of(model, samples, *args, max_bytes=max_bytes, **kwargs)
+    log_p = _log_joint(model, layout_of(model, args, kwargs, guide), samples, args, kwargs, max_bytes)
     return WeightedDraws(samples, log_p, log_q.double())
 
 
@@ -86,7 +86,12 @@ def log_joint_of(
     Returns:
         Log densities of the constrained values in nats, double precision, shape `(S,)`.
     """
-    layout = layout_of(model, args, kwargs)
+    return _log_joint(model, layout_of(model, args, kwargs), samples, args, kwargs, max_bytes)
+
+
+def _log_joint(
+    model: Model, layout: Layout, samples: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any], max_bytes: int
+) -> Tensor:
     w, log_det = layout.unconstrain(samples)
     log_joint = LogJoint(model, layout)
     size = max(1, int(max_bytes // max(1, count_bytes(lambda: log_joint.site_log_probs(w[0], *args, **kwargs)))))
@@ -138,8 +143,19 @@ def finite_log_weights(log_weights: Tensor) -> Tensor:
     return result
 
 
-def layout_of(model: Model, args: tuple, kwargs: Mapping[str, Any]) -> Layout:
-    """The model's latent sites, from one run of it."""
+def layout_of(model: Model, args: tuple, kwargs: Mapping[str, Any], guide: Any = None) -> Layout:
+    """The model's latent sites: those that a guide has noted, or those of one run of the model.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        guide: A guide for it; one that knows the sites spares the run, which an improper prior does not allow.
+    """
+    if isinstance(guide, AutoHypernet):
+        return guide.layout
+    if isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
+        return Layout.from_trace(guide.prototype_trace)
     with poutine.block(), torch.no_grad():
         return Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs))
 

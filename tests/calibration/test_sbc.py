@@ -1,0 +1,147 @@
+"""Simulation-based calibration of fits in closed form: uniform where exact, ∪ where narrow, ∩ where wide."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_hypernet.calibration import sbc as module
+from pyro_hypernet.calibration.sbc import LIKELIHOOD, sbc
+from pyro_hypernet.guide import AutoHypernet
+from tests.evaluation.conjugate import Y
+from tests.inference.conjugate import exact_posterior, make_data, regression
+from tests.small_models import one_weight
+
+ARGS = make_data()
+
+
+def closed_form(width=1.0, shift=0.0):
+    """The exact posterior given the simulated data, its spread and place changed."""
+
+    def train(model, x, y):
+        simulated = pyro.poutine.trace(model).get_trace(x, y).nodes["y"]["value"]
+        posterior = exact_posterior(x, simulated)
+        away = width * (posterior.sample((200,)) - posterior.loc) + shift * posterior.stddev
+        return {"weight": posterior.loc + away}
+
+    return train
+
+
+def run(train, **options):
+    return sbc(regression, *ARGS, train=train, **{"num_simulations": 60, "num_processes": 1, **options})
+
+
+@pytest.mark.usefixtures("double")
+def test_exact_posteriors_are_calibrated():
+    # alpha = .001: with other seeds a false alarm once in a thousand.
+    found = run(closed_form(), alpha=0.001)
+    assert found.is_calibrated, str(found)
+    assert set(found.ranks) == {"weight[0]", "weight[1]", "weight[2]", LIKELIHOOD}
+    assert all(float(u.min()) >= 0 and float(u.max()) <= 1 for u in found.ranks.values())
+    assert "look uniform" in str(found)
+    assert all(p > 0.001 for _, p in found.bias().values())
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("width, shape", [(0.5, "too narrow"), (2.0, "too wide")])
+def test_wrong_widths_are_told(width, shape):
+    found = run(closed_form(width))
+    assert {found.shapes[f"weight[{i}]"] for i in range(3)} == {shape}, str(found)
+    outside = torch.cat([(u - 0.5).abs() for name, u in found.ranks.items() if name != LIKELIHOOD]).mean()
+    assert (float(outside) > 0.3) == (width < 1)  # uniform ranks: .25, standard error .011
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("shift, shape", [(1.0, "too high"), (-1.0, "too low")])
+def test_shifts_are_told_by_vsbc_too(shift, shape):
+    found = run(closed_form(shift=shift))
+    assert {found.shapes[f"weight[{i}]"] for i in range(3)} == {shape}
+    for i in range(3):
+        mean, p_value = found.bias()[f"weight[{i}]"]
+        assert abs(mean) > 4
+        assert (mean < 0) == (shift > 0)
+        assert p_value < 0.001
+    assert not found.is_calibrated
+    assert found.p_value < 0.01
+    assert "not calibrated" in str(found)
+
+
+@pytest.mark.usefixtures("double")
+def test_processes_and_interruptions_change_nothing(tmp_path):
+    options = {"num_simulations": 6, "num_draws": 50}
+    whole = run(closed_form(), **options)
+    path = tmp_path / "sbc.jsonl"
+    run(closed_form(), path=path, **{**options, "num_simulations": 3})
+    resumed = run(closed_form(), path=path, num_processes=2, **options)
+    for name, u in whole.ranks.items():
+        torch.testing.assert_close(resumed.ranks[name], u, rtol=0, atol=1e-9)
+
+    def never(model, *args):
+        raise AssertionError("all is done already")
+
+    torch.testing.assert_close(run(never, path=path, **options).ranks, whole.ranks, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="made with other settings"):
+        run(never, path=path, **{**options, "num_draws": 51})
+
+
+def test_guides_are_trained_on_the_simulated_data():
+    def train(model, y):
+        guide = AutoHypernet(model, "identity", "full", init_scale=0.4).setup(y)
+        values = pyro.poutine.trace(model).get_trace(y).nodes["y"]["value"]
+        with torch.no_grad():
+            guide.bijection.bijections[-1].loc.fill_(float(values.sum()) / 5)
+            guide.bijection.bijections[-1].log_scale.fill_(-0.5 * torch.tensor(5.0).log())
+        return guide
+
+    found = sbc(one_weight, Y, train=train, num_simulations=60, alpha=0.001, num_processes=1)
+    assert found.is_calibrated, str(found)
+    assert set(found.ranks) == {"mean", LIKELIHOOD}
+
+
+def test_failed_fits_are_counted():
+    def train(model, y):
+        if float(torch.rand(())) < 0.5:
+            raise FloatingPointError("did not converge")
+        return {"mean": torch.randn(50)}
+
+    found = sbc(one_weight, Y, train=train, num_simulations=20, num_processes=1)
+    assert 0 < found.num_failed < 20
+    assert len(found.ranks["mean"]) == 20 - found.num_failed
+
+    def fail(model, y):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="All 2 fits failed; the first with: ValueError: no"):
+        sbc(one_weight, Y, train=fail, num_simulations=2, num_processes=1)
+
+
+def test_the_default_fit_runs(monkeypatch):
+    monkeypatch.setattr(module, "fit", lambda model, guide, args, **options: guide.setup(*args))
+    assert len(sbc(one_weight, Y, num_simulations=2, num_processes=1).ranks["mean"]) == 2
+
+
+def test_the_callers_generator_and_parameters_are_left_alone():
+    pyro.param("mine", torch.tensor(1.0))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    sbc(one_weight, Y, train=lambda model, y: {"mean": torch.randn(9)}, num_simulations=3, num_processes=1)
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+
+
+def test_models_that_make_no_data_are_refused():
+    def silent():
+        pyro.sample("w", dist.Normal(torch.zeros(()), 1.0))
+
+    def factored(y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(()), 1.0))
+        pyro.factor("f", -(w**2))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match="The model observes nothing"):
+        sbc(silent)
+    with pytest.raises(ValueError, match=r"pyro.factor sites \['f'\]"):
+        sbc(factored, torch.tensor(0.0))
+    with pytest.raises(ValueError, match="num_simulations and num_draws must be at least 2"):
+        sbc(one_weight, Y, num_simulations=1)

@@ -1,0 +1,90 @@
+"""Wrong answers are not given in silence, and nothing is said twice."""
+
+import gc
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.caution import after_fit, rise_at_the_end, unscaled_sites, warn_once
+from pyro_hypernet.inference.fit import fit
+from tests import small_models as m
+
+X, Y = m.linear_data(40)
+BATCHES = [(X[:20], Y[:20]), (X[20:], Y[20:])]
+
+
+class Subject:
+    """Something to warn of."""
+
+
+def test_once_for_every_subject_and_trouble():
+    first, second = Subject(), Subject()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for subject, kind in ((first, "a"), (first, "a"), (second, "a"), (first, "b")):
+            warn_once(subject, kind, "trouble")
+    assert len(caught) == 3
+
+
+def test_a_new_subject_in_an_old_place_is_warned_of():
+    for _ in range(3):
+        subject = Subject()
+        with pytest.warns(UserWarning, match="trouble"):
+            warn_once(subject, "a", "trouble")
+        del subject
+        gc.collect()
+
+
+def test_minibatches_that_are_not_scaled():
+    guide = AutoHypernet(m.linear)
+    text = r"Training went over 2 minibatches, but the likelihood of 'y' counts every minibatch once.*num_data=N"
+    with pytest.warns(UserWarning, match=text):
+        fit(m.linear, guide, BATCHES, num_steps=4, progress=False)
+    fit(m.linear, AutoHypernet(m.linear), (X, Y), num_steps=4, progress=False)  # warnings are errors
+    fit(m.linear, AutoHypernet(m.linear), [(X, Y)], num_steps=4, progress=False)
+
+
+def test_minibatches_that_are_scaled():
+    net = bayesianize(torch.nn.Linear(2, 1), num_data=40)
+    fit(net, AutoHypernet(net), BATCHES, num_steps=4, progress=False)
+    assert unscaled_sites(net, BATCHES[0]) == []
+    assert unscaled_sites(m.subsampled, (torch.randn(20),)) == []
+    assert unscaled_sites(m.linear, (X, Y)) == ["y"]
+
+
+def test_an_elbo_that_still_rises():
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    guide = AutoHypernet(m.linear)
+    with pytest.warns(
+        UserWarning, match=r"still rising when training ended: by 20\.\d nats .* 4000 steps.*num_steps=16000"
+    ):
+        after_fit(m.linear, guide, (X, Y), (X, Y), (noise + torch.linspace(100, 0, 4000)).tolist())
+    for losses in (noise, noise[:400] + torch.linspace(100, 0, 400)):  # flat; too short to have arrived
+        after_fit(m.linear, guide, (X, Y), (X, Y), losses.tolist())
+
+
+def test_the_rise_and_its_error():
+    losses = torch.cat([torch.full((600,), 9.0), torch.full((200,), 5.0), torch.full((200,), 3.0)])
+    losses[[650, 900]] = torch.nan
+    rise, error = rise_at_the_end(losses + torch.tensor([0.1, -0.1]).repeat(500))
+    assert rise == pytest.approx(2.0, abs=1e-3)
+    assert error == pytest.approx((2 * 0.01 / 200) ** 0.5, rel=0.05)
+
+
+def test_predictions_that_are_no_numbers():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(()), 1.0))
+        pyro.deterministic("f", torch.log(w) * x)
+
+    samples = {"w": torch.tensor([1.0, 2.0, -1.0, 0.0])}
+    with pytest.warns(UserWarning, match="2 of 4 draws predict values of 'f' that are NaN or infinite"):
+        predict(model, samples, torch.ones(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(model, {"w": torch.ones(4)}, torch.ones(3))
