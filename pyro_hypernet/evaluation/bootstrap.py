@@ -38,6 +38,12 @@ def resampled_counts(num_draws: int, num_replicates: int, *, block: int = 1) -> 
     return torch.zeros(num_replicates, num_draws, dtype=torch.long).scatter_add_(1, index, torch.ones_like(index))
 
 
+def shuffled_blocks(num_draws: int, block: int) -> Tensor:
+    """A random order of S draws that keeps blocks of neighbours together, shape `(S,)`; see `resampled_counts`."""
+    blocks = torch.arange(num_draws).split(block)
+    return torch.cat([blocks[i] for i in torch.randperm(len(blocks)).tolist()])
+
+
 class ResampledColumns:
     """Coordinates of one set of draws, sorted once; quantiles, spreads and means of every replicate from counts.
 

@@ -16,6 +16,7 @@ from pyro_hypernet.evaluation.bootstrap import (
     interval,
     mmd_replicates,
     resampled_counts,
+    shuffled_blocks,
 )
 from pyro_hypernet.evaluation.comparison import (
     CANONICAL_SPACE,
@@ -278,9 +279,9 @@ class _Bootstrap:
 
 
 def _noise_floor(target: _View, bandwidth: Tensor, with_intervals: bool) -> _Distances:
-    """Distances of one half of the reference from the other, averaged over random splits."""
+    """Distances of one half of the reference from the other, averaged over random splits that keep blocks whole."""
     half = target.num_draws // 2
-    orders = [torch.randperm(target.num_draws) for _ in range(_NUM_SPLITS)]
+    orders = [shuffled_blocks(target.num_draws, target.block) for _ in range(_NUM_SPLITS)]
     splits = [_distances(target.take(order[:half]), target.take(order[half : 2 * half])) for order in orders]
     first, second = (
         torch.zeros(_NUM_SPLITS, target.num_draws).scatter_(1, torch.stack([o[part] for o in orders]), 1.0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import log_likelihood, map_in_chunks, observed_nodes, predict
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import plate_names
 from pyro_hypernet.safeguards import name_arguments
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
@@ -28,6 +29,7 @@ def to_arviz(
     *args: Any,
     num_samples: int = 1000,
     num_prior_samples: int = 500,
+    guide: AutoHypernet | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     **kwargs: Any,
@@ -44,6 +46,7 @@ def to_arviz(
         args: The model's arguments, data included. Without data there are no log_likelihood, observed_data and lp.
         num_samples: Number of draws from a guide, and at most from stored samples.
         num_prior_samples: Draws of the prior; 0 for none.
+        guide: An AutoHypernet whose log q of stored draws is to stand in sample_stats.
         coords: From the name of a dimension, such as a plate's, to its labels.
         dims: From a site, or an argument of the model, to the names of all its axes, instead of the plates' names.
         kwargs: The model's keyword arguments.
@@ -51,10 +54,10 @@ def to_arviz(
     Returns:
         An `arviz.InferenceData`, with ArviZ 1.x an `xarray.DataTree`, with the groups posterior (dims chain, draw and
         the site's own); posterior_predictive (the observed sites sampled anew, and the deterministic ones);
-        log_likelihood (nats); sample_stats: "lp", log p(data, sites), for guides with a density "log_q" of the same
-        draws and "log_weight", their difference, in nats and for the constrained values, for Markov chains
-        "diverging"; prior and prior_predictive, where the prior can be sampled; observed_data; constant_data, the
-        model's tensor arguments that are not observed.
+        log_likelihood (nats); sample_stats; prior and prior_predictive, where the prior can be sampled; observed_data;
+        constant_data, the model's tensor arguments that are not observed. In sample_stats, in nats and for the
+        constrained values: "lp", log p(data, sites); "log_q", and for draws of a guide "log_weight", lp − log q; for
+        Markov chains "diverging".
 
     Raises:
         TypeError: If the posterior is of no known kind.
@@ -82,7 +85,10 @@ def to_arviz(
         likelihood = log_likelihood(model, samples, *args, num_samples=total, **kwargs)
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
-    groups["sample_stats"] = _by_chain(_densities(model, samples, log_q, trace, args, kwargs), num_chains)
+    stats = _densities(model, samples, log_q, trace, args, kwargs)
+    if log_q is None and guide is not None:
+        stats["log_q"] = guide.log_prob(samples)
+    groups["sample_stats"] = _by_chain(stats, num_chains)
     diverging = getattr(posterior, "diverging", None)
     if isinstance(diverging, Tensor):
         groups["sample_stats"]["diverging"] = diverging.cpu().numpy()

@@ -10,6 +10,7 @@ from pyro_hypernet.evaluation.bootstrap import (
     interval,
     mmd_replicates,
     resampled_counts,
+    shuffled_blocks,
 )
 from pyro_hypernet.evaluation.distances import mmd_squared, sd_ratio, wasserstein_over_sd
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
@@ -31,6 +32,13 @@ def test_counts_sum_to_the_draws_and_blocks_hold_neighbours():
     block_means = torch.stack([values[(start + torch.arange(10)) % 100].mean() for start in range(100)])
     means = resampled_counts(100, 2000, block=10).double() @ values / 100
     assert float(means.std()) == pytest.approx(float(block_means.std(correction=0)) / 10**0.5, rel=0.08)
+
+
+def test_a_shuffle_keeps_every_draw_and_the_blocks():
+    order = shuffled_blocks(23, 5)
+    assert sorted(order.tolist()) == list(range(23))
+    assert int((order.diff() == 1).sum()) >= 18
+    assert sorted(shuffled_blocks(23, 1).tolist()) == list(range(23))
 
 
 def test_replicates_are_the_distances_of_repeated_draws(double):

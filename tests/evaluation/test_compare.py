@@ -163,6 +163,11 @@ def test_chains_are_resampled_in_blocks():
     table = compare({"chain": chain, "independent": samples}, reference, line, X)
     width = {name: table.row(name)["w1_over_sd_high"] - table.row(name)["w1_over_sd_low"] for name in table.names}
     assert 2 < width["chain"] / width["independent"] < 6
+    floor = {
+        name: compare({"a": samples}, r, line, X, num_bootstrap=0).row(NOISE_FLOOR)["w1_over_sd"]
+        for name, r in {"chain": chain, "independent": samples}.items()
+    }
+    assert floor["chain"] > 2 * floor["independent"]
 
 
 def test_weights_up_to_symmetry_are_told_from_weights():

@@ -201,6 +201,15 @@ def test_densities_of_the_draws_stand_beside_them(double):
     )
 
 
+def test_stored_draws_may_stand_beside_the_log_q_of_a_guide(double):
+    x, y = (value.double() for value in linear_data())
+    guide = AutoHypernet(linear, "linear", "full").setup(x, y)
+    samples = guide.sample_posterior(7)
+    stats = to_arviz(linear, samples, x, y, guide=guide).sample_stats
+    assert set(stats.data_vars) == {"lp", "log_q"}
+    np.testing.assert_allclose(stats["log_q"].values[0], guide.log_prob(samples).detach().numpy())
+
+
 def test_prior_draws_follow_the_prior_and_predict():
     x, y = linear_data()
     data = to_arviz(linear, trained(linear, x, y), x, y, num_samples=5, num_prior_samples=4000)
