@@ -28,6 +28,7 @@ def write_report(result: Result, table: Table, out: Path) -> Path:
     """
     data = result.data
     cells = [tuple(line) for line in result.cells()]
+    source = result.posterior.source
     return report(
         result.model,
         result.posterior,
@@ -36,7 +37,7 @@ def write_report(result: Result, table: Table, out: Path) -> Path:
         out=out,
         title=f"{table.target}: a Bayesian network and how far to trust it",
         comparison=result.comparison,
-        name=HYPERNET,
+        name=HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
         beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
         held_out=(data.x_test, data.y_test),
         band=_band(result, table),
