@@ -69,13 +69,13 @@ def trained(*guide_args: Any, num_steps: int) -> Callable[..., Any]:
 
 CASES = [
     ("exact", True, "conjugate-regression", closed_form()),
-    ("default, 500 steps", True, "conjugate-regression", trained(num_steps=500)),
+    ("default, 200 steps", True, "conjugate-regression", trained(num_steps=200)),
     ("both modes", True, "two-modes", both_modes),
     ("too narrow by 2", False, "conjugate-regression", closed_form(width=0.5)),
     ("too wide by 2", False, "conjugate-regression", closed_form(width=2.0)),
     ("1 sd off", False, "conjugate-regression", closed_form(shift=1.0)),
     ("one mode of two", False, "two-modes", one_mode),
-    ("mean field", False, "conjugate-regression", trained(identity, "full", num_steps=500)),
+    ("mean field", False, "conjugate-regression", trained(identity, "full", num_steps=400)),
     ("almost a point", False, "conjugate-regression", closed_form(width=0.01)),
 ]
 
@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-simulations", type=int, default=100)
     parser.add_argument("--processes", type=int)
+    parser.add_argument("--journals", type=Path, help="a folder for finished fits, to go on from")
     parser.add_argument("--out", type=Path, default=RESULTS / "sbc.md")
     parser.add_argument("--quick", action="store_true", help="20 simulations, nothing trained; to a file of its own")
     options = parser.parse_args()
@@ -98,7 +99,8 @@ def main() -> None:
         problem = two_modes() if problem_name == "two-modes" else PROBLEMS[problem_name]()
         start = time.perf_counter()
         amounts = {"num_simulations": options.num_simulations, "num_processes": options.processes, "alpha": ALPHA}
-        found = sbc(problem.model, *problem.args, train=train, **amounts)
+        path = options.journals and options.journals / f"{name.replace(' ', '-')}-{problem_name}.jsonl"
+        found = sbc(problem.model, *problem.args, train=train, path=path, **amounts)
         shapes = sorted({shape for shape in found.shapes.values() if shape != "uniform"})
         flagged = "no" if found.is_calibrated else "yes"
         cells = [name, "good" if is_good else "bad", problem_name, flagged, f"{found.p_value:.3g}", ", ".join(shapes)]

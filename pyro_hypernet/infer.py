@@ -13,7 +13,7 @@ from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
 from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
-from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, NUM_LEAPFROGS, NUM_MOVES, function_rhat
+from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.fit import Fit, fit
@@ -25,7 +25,8 @@ from pyro_hypernet.vectorize import Model
 _TRAINING_SHARE, _LOOKING_SHARE = 0.5, 0.15
 _TRIAL_STEPS, _LEAST_STEPS, _MOST_STEPS = (5, 35), 50, 20_000
 _POPULATIONS = 4
-_LEAST_REFINED, _MOVES, _LEAPFROGS = 200, 4, 16
+# Fewer refined draws are not worth their time; one of a long run costs so much more than one of a short run.
+_LEAST_REFINED, _LONG_OVER_SHORT = 200, 4.0
 # Checks whose trouble importance weights mend, k-hat allowing.
 _MENDED_BY_WEIGHTS = {"moments", "acceptance", "gap", "training", "functions"}
 # Populations of a refined cloud agree below this.
@@ -232,7 +233,7 @@ class _Work:
         """Draws carried from the prior, as many as there is time for."""
         assert self.examination is not None
         found = self.examination.elsewhere
-        # A long run takes as many temperatures as the short one of the diagnosis, more draws, moves and leapfrogs.
+        # A long run takes about as many temperatures as the short one of the diagnosis, with more draws and moves.
         seconds = found.seconds if found.how == "refine" else found.likely_seconds
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
@@ -242,15 +243,15 @@ class _Work:
             enough = f"{self.clock.left:.0f} s are left, enough for {num_samples} draws; {_LEAST_REFINED} are the least"
             self.note("refine", f"left out: {enough}")
             return
-        self.refined = refine(
-            self.model,
-            *self.args,
-            num_samples=num_samples,
-            num_populations=_POPULATIONS,
-            num_moves=_MOVES,
-            num_leapfrogs=_LEAPFROGS,
-            progress=self.progress,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*refine", UserWarning)  # part of the verdict
+            self.refined = refine(
+                self.model,
+                *self.args,
+                num_samples=num_samples,
+                num_populations=_POPULATIONS,
+                progress=self.progress,
+            )
         self._judge_refined(self.refined)
 
     def _judge_refined(self, refined: Refined) -> None:
@@ -268,8 +269,7 @@ class _Work:
         self.because = f"The guide was replaced by refined draws: {figures}, so populations {agree}."
 
     def _affordable_draws(self, seconds: float) -> int:
-        work = _MOVES * _LEAPFROGS / (NUM_MOVES * NUM_LEAPFROGS)
-        per_draw = seconds * work / NUM_DRAWS
+        per_draw = _LONG_OVER_SHORT * seconds / NUM_DRAWS
         affordable = int(_CAUTION * self.clock.left / per_draw) if self.clock.left > 0 else 0
         wanted = min(max(self.num_samples, _LEAST_REFINED), affordable)
         return wanted - wanted % _POPULATIONS

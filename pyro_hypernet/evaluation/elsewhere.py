@@ -109,7 +109,10 @@ def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewh
     seconds = _seconds_per_gradient(LogJoint(model, layout), starts, args)
     likely = seconds * _LIKELY_TEMPERATURES * NUM_MOVES * 0.75 * NUM_LEAPFROGS
     if likely <= max_seconds:
-        return replace(_short_run(model, args), likely_seconds=likely)
+        try:
+            return replace(_short_run(model, args), likely_seconds=likely)
+        except ValueError as error:  # a model that draws minibatches, or whose likelihood is nowhere finite
+            return Elsewhere("nothing", note=str(error).rstrip("."))
     if seconds * _MODE_STEPS * _MODE_STARTS / NUM_DRAWS <= max_seconds:
         options = {"num_modes": _NUM_MODES, "num_starts": _MODE_STARTS, "num_steps": _MODE_STEPS}
         w = find_modes(model, layout, args, **options)
@@ -132,7 +135,7 @@ def _seconds_per_gradient(log_joint: LogJoint, w: Tensor, args: tuple) -> float:
 def _short_run(model: Model, args: tuple) -> Elsewhere:
     sizes = {"num_samples": NUM_DRAWS, "num_populations": NUM_POPULATIONS}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "refine", UserWarning)  # what it did not reach shows in R-hat
+        warnings.filterwarnings("ignore", ".*refine", UserWarning)  # what it did not reach shows in R-hat
         run = refine(model, *args, **sizes, num_moves=NUM_MOVES, num_leapfrogs=NUM_LEAPFROGS, progress=False)
     return Elsewhere(
         "refine", run.samples, None, run.log_evidence, run.log_evidence_error, num_populations=NUM_POPULATIONS
