@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_PATIENCE = 120
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -42,6 +44,7 @@ class Browser:
         self._screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._dark = dark
         self._number = 0
+        self._seen: set[str] = set()
         self._buffer = b""
 
     def __enter__(self) -> "Browser":
@@ -111,17 +114,20 @@ class Browser:
                 return answer["result"]
 
     def _wait_for(self, event: str) -> None:
-        while self._next().get("method") != event:
-            pass
+        while event not in self._seen:
+            self._next()
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            if not select.select([self._read], [], [], _PATIENCE)[0]:
+                raise TimeoutError(f"Chromium has said nothing for {_PATIENCE} s.")
             chunk = os.read(self._read, 1 << 20)
             if not chunk:
                 raise RuntimeError("Chromium has gone.")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(line)
+        self._seen.add(message.get("method", ""))
         if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
             self.messages.append(json.dumps(message["params"]))
         return message
