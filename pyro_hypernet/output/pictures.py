@@ -129,7 +129,7 @@ def _check(figure: Figure, colors: _Colors) -> Picture:
         f"Histogram of {figure['site']} with the counts of data sampled anew; {outside} of {len(middles)} bins of "
         "the data lie outside of their 90 % range.",
         f"Points and bars give median and 90 % range of the counts in replicated data. {outside} of {len(middles)} "
-        f"bins of the data lie outside; about {0.1 * len(middles):.0f} or fewer would be usual.",
+        f"bins of the data lie outside; one in ten or fewer would be usual.",
     )
 
 
