@@ -139,7 +139,7 @@ def test_what_is_far_off_is_not_within_the_floor():
     reference = torch.randn(400)
     posteriors = {"same": {"slope": torch.randn(400)}, "off": {"slope": torch.randn(400) + 1}}
     table = compare(posteriors, {"slope": reference}, line, X)
-    # In 300 seeds "same" was within the floor in all, "off" in none.
+    # In 200 seeds "same" was within the floor in all, "off" in none.
     assert table.row("same")["within_floor"]
     assert not table.row("off")["within_floor"]
 
