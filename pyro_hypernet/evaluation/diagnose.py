@@ -34,6 +34,8 @@ from pyro_hypernet.vectorize import Model
 
 _PRIOR_DRAWS = 1000
 _FUNCTION_DRAWS = 2000
+# The most numbers that all draws together may hold: of larger models fewer draws are taken.
+_MOST_NUMBERS = 2**25
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def diagnose(
         guide: A trained guide with a density.
         args: The model's arguments, data included.
         fit: What `fit` returned, to look at how training went.
-        num_samples: Number of draws of the guide.
+        num_samples: Number of draws of the guide; fewer where these have more than 2²⁵ weights together.
         max_seconds: What to spend, about, on looking beyond the guide; 0 for not at all.
         draws: A result of `refine`, or a dict of samples of the posterior, to look beyond the guide with.
         kwargs: The model's keyword arguments.
@@ -118,6 +120,7 @@ def examine(
     """`diagnose`, with everything that was drawn. Arguments as there."""
     kwargs = kwargs or {}
     start = time.perf_counter()
+    num_samples = _at_most(num_samples, layout_of(model, args, kwargs, guide).dim)
     proposals = weighted_draws(model, guide, *args, num_samples=num_samples, **kwargs)
     log_weights = finite_log_weights(proposals.log_weights)
     found = Elsewhere("nothing", note="there was no time, max_seconds=0")
@@ -136,6 +139,10 @@ def examine(
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
     remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
     return Examination(diagnosis, proposals, bracket, found)
+
+
+def _at_most(num_draws: int, dim: int) -> int:
+    return max(2, min(num_draws, _MOST_NUMBERS // max(1, dim)))
 
 
 def _warning(diagnosis: Diagnosis) -> str:
@@ -180,7 +187,7 @@ def _inner_checks(
         check_gap(figures["evidence_lower"] - figures["elbo"], figures["elbo_error"]),
     ]
     try:
-        prior = sample_prior(model, layout, _PRIOR_DRAWS, args, kwargs)
+        prior = sample_prior(model, layout, _at_most(_PRIOR_DRAWS, layout.dim), args, kwargs)
     except (NotImplementedError, RuntimeError):  # an improper prior has no range
         return checks
     return [*checks, check_range(w, prior)]

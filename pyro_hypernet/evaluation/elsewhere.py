@@ -18,6 +18,8 @@ from pyro_hypernet.modes import find_modes
 from pyro_hypernet.vectorize import Model
 
 NUM_POPULATIONS = 4
+# With more weights nothing started at the prior arrives in a few seconds.
+_MOST_WEIGHTS = 20_000
 NUM_DRAWS, NUM_MOVES, NUM_LEAPFROGS = 512, 3, 12
 # Temperatures that a run from the prior may take, to guess its cost beforehand.
 _LIKELY_TEMPERATURES = 25
@@ -102,6 +104,8 @@ def _given(draws: Any) -> Elsewhere:
 
 def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewhere:
     layout = layout_of(model, args, {}, guide)
+    if layout.dim > _MOST_WEIGHTS:
+        return Elsewhere("nothing", note=f"the model has {layout.dim} weights, more than {_MOST_WEIGHTS}")
     try:
         starts = sample_prior(model, layout, NUM_DRAWS, args)
     except (NotImplementedError, RuntimeError) as error:

@@ -132,3 +132,14 @@ def test_functions_of_draws_that_have_not_mixed_prove_nothing():
     assert (mixed.level, unmixed.level) == ("bad", "good")
     assert "Inconclusive" in unmixed.reading
     assert math.isfinite(unmixed.value)
+
+
+def test_large_models_take_fewer_draws():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(30_000), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(w[:3], 1.0).to_event(1), obs=y)
+
+    guide = AutoHypernet(model, "identity", "full").setup(torch.zeros(3))
+    diagnosis = diagnose(model, guide, torch.zeros(3))
+    assert diagnosis.num_draws == 2**25 // 30_000
+    assert "30000 weights" in diagnosis.check("mass elsewhere").reading
