@@ -20,6 +20,8 @@ from pyro_hypernet.inference.nuts import Nuts, nuts
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.modes import init_to_map
 from pyro_hypernet.output.arviz import to_arviz
+from pyro_hypernet.output.forest import forest
+from pyro_hypernet.output.report import report
 from pyro_hypernet.priors import fan_in
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "fan_in",
     "fit",
     "fits_agree",
+    "forest",
     "infer",
     "init_to_map",
     "khat",
@@ -46,6 +49,7 @@ __all__ = [
     "nuts",
     "predict",
     "refine",
+    "report",
     "resample",
     "save",
     "sbc",

@@ -1,4 +1,4 @@
-"""The command line: `pyro-hypernet demo` and `pyro-hypernet fit`."""
+"""The command line: `pyro-hypernet demo`, `pyro-hypernet fit` and `pyro-hypernet report`."""
 
 import argparse
 import importlib.util
@@ -10,6 +10,8 @@ import torch
 
 from pyro_hypernet.budget import read_budget
 from pyro_hypernet.job import Options, run, write
+from pyro_hypernet.job_report import write_report
+from pyro_hypernet.output.report import report_from
 from pyro_hypernet.tabular import TASKS, Table, read_csv
 
 _NEEDED = {"matplotlib": "plot", "sklearn": "cli"}
@@ -26,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        table = options.read(options)
-        _check(options)
-        return _run(table, options)
+        return options.do(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"pyro-hypernet: {error}", file=sys.stderr)
         return 2
@@ -55,15 +55,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="fit scikit-learn's diabetes data and hold the posterior against NUTS")
-    demo.set_defaults(read=lambda _: read_diabetes())
+    demo.set_defaults(do=_do_job, read=lambda _: read_diabetes())
     table = commands.add_parser("fit", help="the same on a CSV file of your own")
     table.add_argument("csv", type=Path, help="a file with a header and numeric columns")
     table.add_argument("--target", required=True, help="the column to predict")
     table.add_argument("--task", choices=TASKS, help="judged by the target if not given")
-    table.set_defaults(read=lambda options: read_csv(options.csv, options.target, options.task))
+    table.set_defaults(do=_do_job, read=lambda options: read_csv(options.csv, options.target, options.task))
     for command in (demo, table):
         _add_options(command)
+    page = commands.add_parser("report", help="make report.html again from a folder that demo or fit has written")
+    page.add_argument("folder", type=Path, metavar="DIR", help="the folder given to --out")
+    page.set_defaults(do=_do_report)
     return parser
+
+
+def _do_job(options: argparse.Namespace) -> int:
+    table = options.read(options)
+    _check(options)
+    return _run(table, options)
+
+
+def _do_report(options: argparse.Namespace) -> int:
+    _draw_without_a_screen()
+    print(f"wrote {report_from(options.folder)}")
+    return 0
+
+
+def _draw_without_a_screen() -> None:
+    if importlib.util.find_spec("matplotlib") is not None:
+        import matplotlib
+
+        matplotlib.use("Agg")
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -92,9 +114,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(table: Table, options: argparse.Namespace) -> int:
-    import matplotlib
-
-    matplotlib.use("Agg")
+    _draw_without_a_screen()
     torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
     print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
     amount = Options(
@@ -105,7 +125,7 @@ def _run(table: Table, options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     result = run(table, amount, say=lambda line: print(line, flush=True))
-    paths = write(result, table, options.out)
+    paths = [*write(result, table, options.out), write_report(result, table, options.out)]
     print(f"\n{result.to_string()}\n\nwrote {', '.join(str(path) for path in paths)}")
     return 0
 

@@ -75,11 +75,14 @@ class Result:
     data: Split
     posterior: Posterior
 
+    def cells(self) -> list[list[str]]:
+        """The table as text, the headings first."""
+        return [list(self.rows[0]), *([_spell(value) for value in row.values()] for row in self.rows)]
+
     def to_string(self) -> str:
         """The table, aligned, and the verdict under it."""
-        columns = list(self.rows[0])
-        cells = [columns] + [[_spell(row[column]) for column in columns] for row in self.rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        cells = self.cells()
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
         lines = [
             "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
             for line in cells
@@ -137,7 +140,7 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
         f"divergences {sum(reference.divergences)}"
     )
     guides = {name: posterior for name, posterior in posteriors.items() if name != NUTS}
-    comparison = compare(guides, reference, model, data.x_test, num_samples=_NUM_DRAWS)
+    comparison = compare(guides, reference, model, data.x_test, train_args=args, num_samples=_NUM_DRAWS, canonical=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The verdict on this guide", UserWarning)  # stands under the table
         rows = [_row(name, model, posterior, args, data, table, comparison) for name, posterior in posteriors.items()]
@@ -233,23 +236,37 @@ def _probabilities(f: Tensor) -> Tensor:
     return f.softmax(-1).mean(0)
 
 
+def line_through_inputs(data: Split) -> tuple[int, Tensor, Tensor]:
+    """The input that tells most of the target by itself, 80 places along it, and the inputs there.
+
+    Args:
+        data: The standardised data.
+
+    Returns:
+        The column, positions of shape `(80,)`, and inputs of shape `(80, d)`, the others at their means.
+    """
+    slopes = [abs(float(torch.corrcoef(torch.stack([x, data.y_train.to(x.dtype)]))[0, 1])) for x in data.x_train.T]
+    column = max(range(len(slopes)), key=slopes.__getitem__)
+    line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
+    grid = line.new_zeros(80, data.x_train.shape[1])
+    grid[:, column] = line
+    return column, line, grid
+
+
 def _draw_predictions(result: Result, table: Table, path: Path) -> None:
     """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     data = result.data
-    slopes = [abs(float(torch.corrcoef(torch.stack([x, data.y_train.to(x.dtype)]))[0, 1])) for x in data.x_train.T]
-    column = max(range(len(slopes)), key=slopes.__getitem__)
-    line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
-    grid = line.new_zeros(80, data.x_train.shape[1])
-    grid[:, column] = line
+    column, line, grid = line_through_inputs(data)
     for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
         f = predict(result.model, posterior, grid, num_samples=_NUM_DRAWS)["f"]
-        output = f[..., 0] if f.shape[-1] == 1 else f.softmax(-1)[..., 0]
+        output = f[..., 0] if f.shape[-1] == 1 else f.softmax(-1)[..., -1]
         predictive_band(line, output, ax=axes[0], levels=(_LEVEL,), label=f"{name}, 90 %")
-    axes[0].set_xlabel(f"{table.features[column]} (standardised), the others at their means")
-    axes[0].set_ylabel(f"network output for {table.target}" if not table.classes else f"score of {table.classes[-1]!r}")
+    label = f"network output for {table.target}" if not table.classes else f"score of {table.classes[-1]!r}"
+    axes[0].set_xlabel(f"{table.features[column]} (standardised), the others at their means", parse_math=False)
+    axes[0].set_ylabel(label, parse_math=False)
     _draw_calibration(result, table, axes[1])
     figure.savefig(path, dpi=130)
     plt.close(figure)

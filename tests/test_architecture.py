@@ -39,6 +39,7 @@ ORDER = [
     "infer",
     "tabular",
     "job",
+    "job_report",
     "cli",
 ]
 FOLDER_ORDER = ["pyro_hypernet", "models", "tests"]

@@ -21,7 +21,9 @@ def write_csv(path, classes):
     return path
 
 
-@pytest.mark.filterwarnings("ignore:NUTS has not mixed")
+pytestmark = pytest.mark.filterwarnings("ignore:NUTS has not mixed")
+
+
 @pytest.mark.parametrize("classes", [None, ["no", "yes"], ["low", "mid", "high"]], ids=["regression", "two", "three"])
 def test_fit_writes_its_files(tmp_path, classes, capsys):
     path = write_csv(tmp_path / "data.csv", classes)
@@ -47,12 +49,51 @@ def test_fit_writes_its_files(tmp_path, classes, capsys):
         "log.txt",
         "predictive.png",
         "posterior.png",
+        "report.html",
+        "report.json",
     }
     assert all(files.values())
+    _check_report(tmp_path / "out", classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         groups = set(import_module_quietly("arviz").from_netcdf(str(tmp_path / "out" / "posterior.nc")).groups())
     assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data"} <= groups
+
+
+def _check_report(out, classes):
+    """The page says what was fitted, and the folder alone makes it again."""
+    page = (out / "report.html").read_text()
+    for text in (
+        "60 rows, 45 to fit and 15 held out",
+        "AutoMultivariateNormal",
+        "NUTS",
+        "noise floor",
+        "up to symmetry",
+    ):
+        assert text in page
+    assert page.count("<img ") == 8
+    assert ("Reliability" in page) == (classes is not None)
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_text() == page
+
+
+def test_report_of_a_bad_folder_ends_with_code_2(tmp_path, capsys):
+    for folder, message in ((tmp_path, "holds no report.json"), (tmp_path / "nowhere", "There is no folder")):
+        assert main(["report", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_columns_with_bad_names_are_fitted_and_shown(tmp_path):
+    path = write_csv(tmp_path / "data.csv", ["$no_{", "<b>yes</b>"])
+    path.write_text(path.read_text().replace("a,b,y\n", "$cost_{ & <i>,b,<script>\n"))
+    assert main(["fit", str(path), "--target", "<script>", "--out", str(tmp_path / "out"), *QUICK]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "<i>" not in page
 
 
 def test_the_demo_has_its_data():

@@ -10,94 +10,39 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_hypernet.evaluation.bootstrap import (
+    ResampledTarget,
+    class_replicates,
+    interval,
+    mmd_replicates,
+    resampled_counts,
+    shuffled_blocks,
+)
+from pyro_hypernet.evaluation.comparison import (
+    CANONICAL_SPACE,
+    FUNCTION,
+    FUNCTION_SPACE,
+    NOISE_FLOOR,
+    WEIGHT_SPACE,
+    Comparison,
+)
 from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.evaluation.distances import median_bandwidth, mmd_squared, sd_ratio, wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
 from pyro_hypernet.evaluation.predict import deterministic_nodes, map_in_chunks, predictive_nodes
+from pyro_hypernet.evaluation.symmetric import symmetries_of
+from pyro_hypernet.layout import Layout
+from pyro_hypernet.symmetries import Symmetries
 from pyro_hypernet.vectorize import Model
 
-NOISE_FLOOR = "noise floor"
-FUNCTION = "function"
-_NUM_SPLITS = 10
+_NUM_SPLITS = 40
+_LEVEL = 0.95
 _WRAPPERS = (
     torch.distributions.Independent,
     pyro.distributions.MaskedDistribution,
     pyro.distributions.ExpandedDistribution,
 )
-
-_HEADINGS = {
-    "name": "",
-    "elbo": "ELBO",
-    "elbo_error": "± se",
-    "w1_over_sd": "W1/sd",
-    "sd_ratio": "sd ratio",
-    "mmd_squared": "MMD²",
-    "agreement": "agreement",
-    "total_variation": "TV",
-    "seconds": "seconds",
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Distances of posteriors from a reference, and the reference's distance from itself.
-
-    Attributes:
-        rows: Dicts, one for every posterior and every `where`: "function", or the name of a latent site; the rows named
-            "noise floor" hold one half of the reference against the other, averaged over random splits: nothing can be
-            told apart below them. The keys are "name"; "where"; "w1_over_sd", Wasserstein distance of the marginals in
-            sds of the reference; "sd_ratio", below 1 for too narrow. In the function rows also "mmd_squared";
-            for classifiers "agreement" and "total_variation" of the class probabilities; for guides "elbo" and
-            "elbo_error" in nats; "seconds" where they were given.
-    """
-
-    rows: tuple[dict[str, Any], ...]
-
-    def row(self, name: str, where: str = FUNCTION) -> dict[str, Any]:
-        """The row of one posterior.
-
-        Args:
-            name: Its name, or "noise floor".
-            where: "function" or a site's name.
-
-        Raises:
-            KeyError: If there is none.
-        """
-        for row in self.rows:
-            if (row["name"], row["where"]) == (name, where):
-                return row
-        known = sorted({(row["name"], row["where"]) for row in self.rows})
-        raise KeyError(f"No row for {name!r} in {where!r}; there are {known}.")
-
-    def to_string(self) -> str:
-        """Two aligned tables: function space with all columns, then W1/sd of every latent site."""
-        in_functions = [row for row in self.rows if row["where"] == FUNCTION]
-        columns = [key for key in _HEADINGS if any(key in row for row in in_functions)]
-        table = [
-            [_HEADINGS[key] for key in columns],
-            *([_spell(row.get(key)) for key in columns] for row in in_functions),
-        ]
-        names = [row["name"] for row in in_functions]
-        sites = list(dict.fromkeys(row["where"] for row in self.rows if row["where"] != FUNCTION))
-        values = [[_spell(self.row(name, site)["w1_over_sd"]) for site in sites] for name in names]
-        by_site = [["W1/sd by site", *sites], *([name, *row] for name, row in zip(names, values, strict=True))]
-        return _align(table) + ("\n\n" + _align(by_site) if sites else "")
-
-    def __str__(self) -> str:
-        return self.to_string()
-
-    def to_dataframe(self) -> Any:
-        """The rows as a pandas DataFrame.
-
-        Raises:
-            ImportError: If pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_dataframe needs pandas: pip install pandas, or use .rows.") from error
-        return pandas.DataFrame(list(self.rows))
 
 
 @torch.no_grad()
@@ -110,31 +55,38 @@ def compare(
     num_samples: int = 1000,
     function_site: str = "f",
     seconds: Mapping[str, float] | None = None,
+    canonical: bool = False,
+    num_bootstrap: int = 200,
     **kwargs: Any,
 ) -> Comparison:
     """Holds posteriors against reference draws, each beside the reference's own noise floor.
 
-    Judge networks by the function rows: weights of equal networks differ by permutations and signs of hidden units.
+    Judge networks by the function rows: weights of equal networks differ by permutations and signs of hidden units,
+    which `canonical=True` takes out. Every distance has a 95 % bootstrap interval, draws of Markov chains resampled in
+    blocks as long as their autocorrelation.
 
     Args:
-        posteriors: From a name to a guide, a result of `nuts`, or a dict of samples.
-        reference: A result of `nuts` or a dict of samples.
+        posteriors: From a name to a guide, a result of `nuts` or `refine`, a Pyro or NumPyro `MCMC`, ArviZ's
+            InferenceData, or a dict from site to draws `(S, *shape)`, torch, NumPy or JAX.
+        reference: Any of these.
         model: The Pyro model.
         args: Its arguments at the inputs to compare at, without observations: `x_new`.
-        train_args: All arguments as in training, for the ELBO of guides; None for no ELBO.
+        train_args: All arguments as in training, for the ELBO of guides and for `canonical`; None for no ELBO.
         num_samples: Number of draws from every posterior and, at most, from the reference.
         function_site: The `pyro.deterministic` site to compare. In a model without it, the mean of its observed site;
             class probabilities of a classifier.
         seconds: From a name to what its fit took, to stand in the table.
+        canonical: Whether to compare the weights also up to the network's symmetries: every draw's hidden units sorted.
+        num_bootstrap: Replicates behind the intervals; 0 for no intervals.
         kwargs: The model's keyword arguments at the inputs to compare at.
 
     Returns:
-        The table, as rows.
+        The table, as rows; `to_dataframe()` for pandas, `output.forest.forest` for a picture.
 
     Raises:
         TypeError: If a posterior is of no known kind.
         ValueError: If there is nothing to compare, the samples do not fit the model, a name in `seconds` is unknown,
-            or the reference has fewer than four draws.
+            `canonical` lacks `train_args`, or the reference has fewer than four draws.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -146,44 +98,80 @@ def compare(
         >>> table.row("narrow")["w1_over_sd"] > 5 * table.row("noise floor")["w1_over_sd"]
         True
     """
+    _check(posteriors, seconds, canonical, train_args, num_bootstrap)
+    symmetries = symmetries_of(model, *train_args) if canonical else None
+    options = (model, args, kwargs, num_samples, function_site, symmetries)
+    target = _view(reference, *options)
+    if target.num_draws < 4:
+        raise ValueError(f"The reference must have at least four draws, to be split; got {target.num_draws}.")
+    bandwidth = median_bandwidth(target.function)
+    floor = _noise_floor(target, bandwidth, num_bootstrap > 0)
+    bootstrap = _Bootstrap(target, bandwidth, floor, num_bootstrap) if num_bootstrap else None
+    rows = []
+    for name, posterior in posteriors.items():
+        view = _view(posterior, *options)
+        own = _distances(view, target)
+        own[FUNCTION_SPACE, FUNCTION]["mmd_squared"] = float(
+            mmd_squared(view.function, target.function, bandwidth=bandwidth)
+        )
+        if bootstrap is not None:
+            bootstrap.add_intervals(own, view)
+        own[FUNCTION_SPACE, FUNCTION].update(_costs(name, posterior, model, train_args, seconds or {}))
+        rows += [{"name": name, "space": space, "where": where, **values} for (space, where), values in own.items()]
+    rows += [{"name": NOISE_FLOOR, "space": s, "where": where, **values} for (s, where), values in floor.items()]
+    return Comparison(tuple(rows), _LEVEL if num_bootstrap else 0.0)
+
+
+def _check(
+    posteriors: Mapping[str, Any], seconds: Mapping | None, canonical: bool, train_args: tuple | None, num: int
+) -> None:
     if not posteriors or NOISE_FLOOR in posteriors:
         raise ValueError(f"posteriors must name at least one posterior, none {NOISE_FLOOR!r}; got {list(posteriors)}.")
     unknown = set(seconds or ()) - set(posteriors)
     if unknown:
         raise ValueError(f"seconds names {sorted(unknown)}; the posteriors are {list(posteriors)}.")
-    target = _view(reference, model, args, kwargs, num_samples, function_site)
-    if target.num_draws < 4:
-        raise ValueError(f"The reference must have at least four draws, to be split; got {target.num_draws}.")
-    bandwidth = median_bandwidth(target.function)
-    rows = []
-    for name, posterior in posteriors.items():
-        view = _view(posterior, model, args, kwargs, num_samples, function_site)
-        own = _distances(view, target, bandwidth)
-        own[FUNCTION].update(_costs(name, posterior, model, train_args, seconds or {}))
-        rows += [{"name": name, "where": where, **values} for where, values in own.items()]
-    rows += [{"name": NOISE_FLOOR, "where": w, **values} for w, values in _noise_floor(target, bandwidth).items()]
-    return Comparison(tuple(rows))
+    if canonical and train_args is None:
+        raise ValueError("canonical=True needs the model's arguments with data, to try its symmetries: train_args=.")
+    if num < 0:
+        raise ValueError(f"num_bootstrap must be 0 or more; got {num}.")
+
+
+_Distances = dict[tuple[str, str], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class _View:
-    """One posterior as draws: of the sites, of the function, of the class probabilities where there are classes."""
+    """One posterior as draws: of the sites by space, of the function, of the class probabilities where there are any.
 
-    sites: dict[str, Tensor]
+    Attributes:
+        block: Neighbouring draws to be resampled together: 1 for independent ones.
+    """
+
+    sites: dict[tuple[str, str], Tensor]
     function: Tensor
     probabilities: Tensor | None
+    block: int
 
     @property
     def num_draws(self) -> int:
         return self.function.shape[0]
 
     def take(self, index: Tensor) -> "_View":
-        sites = {name: value[index.to(value.device)] for name, value in self.sites.items()}
+        sites = {key: value[index.to(value.device)] for key, value in self.sites.items()}
         index = index.to(self.function.device)
-        return _View(sites, self.function[index], None if self.probabilities is None else self.probabilities[index])
+        probabilities = None if self.probabilities is None else self.probabilities[index]
+        return _View(sites, self.function[index], probabilities, self.block)
 
 
-def _view(posterior: Any, model: Model, args: tuple, kwargs: dict, num_samples: int, function_site: str) -> _View:
+def _view(
+    posterior: Any,
+    model: Model,
+    args: tuple,
+    kwargs: dict,
+    num_samples: int,
+    function_site: str,
+    symmetries: tuple[Symmetries, Layout] | None,
+) -> _View:
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
 
     def collect(trace: Trace) -> dict[str, Tensor]:
@@ -191,7 +179,25 @@ def _view(posterior: Any, model: Model, args: tuple, kwargs: dict, num_samples: 
 
     values = map_in_chunks(model, samples, args, kwargs, collect=collect)
     probabilities = values.get("probabilities")
-    return _View(samples, values.get("function", probabilities), probabilities)
+    sites = {(WEIGHT_SPACE, name): value for name, value in samples.items()}
+    if symmetries is not None and symmetries[0].groups:
+        group, layout = symmetries
+        w = group.to(next(iter(samples.values())).device).canonicalise(layout.unconstrain(samples)[0])[0]
+        moved = {name for units in group.groups for name, _ in units.axes}
+        sites |= {(CANONICAL_SPACE, n): value for n, value in layout.constrain(w)[0].items() if n in moved}
+    function = values.get("function", probabilities)
+    return _View(sites, function, probabilities, _block(posterior, len(function)))
+
+
+def _block(posterior: Any, kept: int) -> int:
+    """Draws in one block of the bootstrap: those of a chain that count for one."""
+    sizes = getattr(posterior, "function_ess", None) or getattr(posterior, "ess", None)
+    if not isinstance(sizes, Mapping):
+        return 1
+    finite = torch.cat([value.flatten() for value in sizes.values()])
+    finite = finite[finite.isfinite()]
+    smallest = float(finite.median()) if len(finite) else kept
+    return int(min(max(1.0, math.ceil(kept / max(smallest, 1.0))), max(1, kept // 4)))
 
 
 def _function_values(trace: Trace, samples: Mapping[str, Tensor], function_site: str) -> dict[str, Tensor]:
@@ -222,18 +228,16 @@ def _class_probabilities(fn: Any) -> Tensor | None:
     return None
 
 
-def _distances(view: _View, target: _View, bandwidth: Tensor) -> dict[str, dict[str, float]]:
-    """From "function" and every site to its distances."""
-    function = {
-        **_marginal_distances(view.function, target.function),
-        "mmd_squared": float(mmd_squared(view.function, target.function, bandwidth=bandwidth)),
-    }
+def _distances(view: _View, target: _View) -> _Distances:
+    """From (space, "function" or a site) to its distances, but for MMD²."""
+    function = _marginal_distances(view.function, target.function)
     if view.probabilities is not None and target.probabilities is not None:
         ours, theirs = view.probabilities.mean(0), target.probabilities.mean(0)
         function["agreement"] = float(agreement(ours, theirs))
         function["total_variation"] = float(total_variation(ours, theirs))
-    shared = [name for name in target.sites if name in view.sites]
-    return {FUNCTION: function, **{n: _marginal_distances(view.sites[n], target.sites[n]) for n in shared}}
+    shared = [key for key in target.sites if key in view.sites]
+    by_site = {key: _marginal_distances(view.sites[key], target.sites[key]) for key in shared}
+    return {(FUNCTION_SPACE, FUNCTION): function, **by_site}
 
 
 def _marginal_distances(values: Tensor, target: Tensor) -> dict[str, float]:
@@ -243,17 +247,58 @@ def _marginal_distances(values: Tensor, target: Tensor) -> dict[str, float]:
     }
 
 
-def _noise_floor(target: _View, bandwidth: Tensor) -> dict[str, dict[str, float]]:
-    """Distances of one half of the reference from the other, averaged over random splits."""
+class _Bootstrap:
+    """Intervals of all distances, the reference resampled once for all posteriors."""
+
+    def __init__(self, target: _View, bandwidth: Tensor, floor: _Distances, num_replicates: int) -> None:
+        self._target = target
+        self._bandwidth = bandwidth
+        self._floor = floor
+        self._counts = resampled_counts(target.num_draws, num_replicates, block=target.block)
+        values = {(FUNCTION_SPACE, FUNCTION): target.function, **target.sites}
+        self._marginals = {key: ResampledTarget(value, self._counts) for key, value in values.items()}
+
+    def add_intervals(self, found: _Distances, view: _View) -> None:
+        """Puts the interval of every distance of one posterior beside it."""
+        counts = resampled_counts(view.num_draws, len(self._counts), block=view.block)
+        for key, values in found.items():
+            ours = view.function if key[1] == FUNCTION else view.sites[key]
+            replicates = self._marginals[key].replicates(ours, counts)
+            if key[1] == FUNCTION:
+                replicates |= self._function_replicates(view, counts, "agreement" in values)
+            for quantity, spread in replicates.items():
+                ends = interval(quantity, values[quantity], spread, level=_LEVEL)
+                values[f"{quantity}_low"], values[f"{quantity}_high"] = ends
+            values["within_floor"] = values["w1_over_sd_low"] <= self._floor[key]["w1_over_sd_high"]
+
+    def _function_replicates(self, view: _View, counts: Tensor, has_classes: bool) -> dict[str, Tensor]:
+        target, given = self._target, (counts, self._counts)
+        distances = mmd_replicates(view.function, target.function, *given, bandwidth=self._bandwidth)
+        classes = class_replicates(view.probabilities, target.probabilities, *given) if has_classes else {}
+        return {"mmd_squared": distances, **classes}
+
+
+def _noise_floor(target: _View, bandwidth: Tensor, with_intervals: bool) -> _Distances:
+    """Distances of one half of the reference from the other, averaged over random splits that keep blocks whole."""
     half = target.num_draws // 2
-    splits = []
-    for _ in range(_NUM_SPLITS):
-        order = torch.randperm(target.num_draws)
-        splits.append(_distances(target.take(order[:half]), target.take(order[half : 2 * half]), bandwidth))
-    return {
-        where: {key: math.fsum(split[where][key] for split in splits) / _NUM_SPLITS for key in first}
-        for where, first in splits[0].items()
-    }
+    orders = [shuffled_blocks(target.num_draws, target.block) for _ in range(_NUM_SPLITS)]
+    splits = [_distances(target.take(order[:half]), target.take(order[half : 2 * half])) for order in orders]
+    first, second = (
+        torch.zeros(_NUM_SPLITS, target.num_draws).scatter_(1, torch.stack([o[part] for o in orders]), 1.0)
+        for part in (slice(half), slice(half, 2 * half))
+    )
+    apart = mmd_replicates(target.function, target.function, first, second, bandwidth=bandwidth)
+    for split, distance in zip(splits, apart.tolist(), strict=True):
+        split[FUNCTION_SPACE, FUNCTION]["mmd_squared"] = distance
+    floor = {}
+    for where, first in splits[0].items():
+        values = {key: torch.tensor([split[where][key] for split in splits], dtype=torch.float64) for key in first}
+        floor[where] = {key: float(value.mean()) for key, value in values.items()}
+        if with_intervals:
+            for key, value in values.items():
+                low, high = ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
+                floor[where] |= {f"{key}_low": float(value.quantile(low)), f"{key}_high": float(value.quantile(high))}
+    return floor
 
 
 def _costs(
@@ -266,19 +311,3 @@ def _costs(
     if name in seconds:
         costs["seconds"] = float(seconds[name])
     return costs
-
-
-def _spell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def _align(table: list[list[str]]) -> str:
-    """Joins cells into lines, the first column to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in table)
-    ]
-    return "\n".join(line.rstrip() for line in lines)

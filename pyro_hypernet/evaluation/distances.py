@@ -5,7 +5,8 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.metrics import quantiles
 
-_NUM_QUANTILES = 100
+# Of every marginal, at .005 to .995.
+NUM_QUANTILES = 100
 
 
 def wasserstein_over_sd(draws: Tensor, reference: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def wasserstein_over_sd(draws: Tensor, reference: Tensor) -> Tensor:
     Source: the metric "W1/sd" of the project's reference posteriors.
     """
     draws, reference, sd = _comparable(draws, reference)
-    levels = torch.linspace(0.005, 0.995, _NUM_QUANTILES, dtype=draws.dtype, device=draws.device)
+    levels = torch.linspace(0.005, 0.995, NUM_QUANTILES, dtype=draws.dtype, device=draws.device)
     distance = (quantiles(draws, levels) - quantiles(reference, levels)).abs().mean(0)
     return (distance / sd).mean()
 
@@ -60,7 +61,7 @@ def median_bandwidth(reference: Tensor) -> Tensor:
 
     Source: Gretton et al. 2012, section 8.
     """
-    y = _matrix(reference)
+    y = matrix(reference)
     upper = torch.triu_indices(len(y), len(y), 1, device=y.device)
     return torch.cdist(y, y)[upper[0], upper[1]].median()
 
@@ -82,7 +83,7 @@ def mmd_squared(draws: Tensor, reference: Tensor, *, bandwidth: Tensor | None = 
     Source: Gretton et al. 2012, equation 3.
     """
     _check(draws, reference)
-    x, y = _matrix(draws), _matrix(reference)
+    x, y = matrix(draws), matrix(reference)
     x, y = x - y.mean(0), y - y.mean(0)  # distances of centred points lose fewer digits
     scale = median_bandwidth(reference) if bandwidth is None else bandwidth
 
@@ -98,13 +99,13 @@ def mmd_squared(draws: Tensor, reference: Tensor, *, bandwidth: Tensor | None = 
 def _comparable(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Both as matrices in double precision, without the coordinates in which the reference is constant; its sd."""
     _check(draws, reference)
-    x, y = _matrix(draws), _matrix(reference)
+    x, y = matrix(draws), matrix(reference)
     varies = y.max(0).values > y.min(0).values
     return x[:, varies], y[:, varies], y[:, varies].std(0)
 
 
-def _matrix(draws: Tensor) -> Tensor:
-    """Shape `(S, size)`, double precision."""
+def matrix(draws: Tensor) -> Tensor:
+    """Draws of shape `(S, *shape)` as rows, shape `(S, size)`, in double precision."""
     return draws.reshape(draws.shape[0], -1).double()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -22,8 +23,8 @@ def draws(posterior: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) ->
 
     Args:
         posterior: An AutoHypernet, any other Pyro guide (an AutoGuide in one vectorised pass where Pyro can, others run
-            once per draw), a result of `nuts` or anything else with `.samples`, a Pyro `MCMC` object, or a dict from
-            site to samples of shape `(S, *shape)`.
+            once per draw), a result of `nuts` or anything else with `.samples`, a Pyro or NumPyro `MCMC` object,
+            ArviZ's InferenceData, or a dict from site to samples of shape `(S, *shape)`, tensors or other arrays.
         args: The model's arguments; only guides that are functions of them look at these.
         num_samples: Number of draws S. Of stored samples at most this many are taken, at random and without
             replacement, in their order; all where there are fewer.
@@ -103,23 +104,40 @@ def is_guide(posterior: Any) -> bool:
 
 def _stored(posterior: Any) -> dict[str, Tensor] | None:
     """The samples that a posterior holds, or None where it is a guide."""
-    if isinstance(posterior, Mapping):
+    if isinstance(posterior, Mapping) and not _is_arviz(posterior):
         samples = posterior
     elif isinstance(getattr(posterior, "samples", None), Mapping):
         samples = posterior.samples
     elif callable(getattr(posterior, "get_samples", None)):
         samples = posterior.get_samples()
+    elif _is_arviz(posterior):
+        group = posterior.posterior
+        samples = {name: group[name].values for name in group.data_vars}
+        samples = {name: value.reshape((-1, *value.shape[2:])) for name, value in samples.items()}
     else:
         return None
     if not samples:
         raise ValueError("A dict of samples must hold at least one site; got an empty one.")
-    for name, value in samples.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"Samples of site {name!r} must be a torch.Tensor; got {type(value).__name__}.")
+    samples = {name: _as_tensor(name, value) for name, value in samples.items()}
     sizes = {name: tuple(value.shape[:1]) for name, value in samples.items()}
     if len(set(sizes.values())) > 1 or () in sizes.values() or (0,) in sizes.values():
         raise ValueError(f"Samples of all sites must share a first axis, the draws; got lengths {sizes}.")
     return dict(samples)
+
+
+def _is_arviz(posterior: Any) -> bool:
+    """Whether this is ArviZ's InferenceData or DataTree: something with a group of posterior variables."""
+    return hasattr(getattr(posterior, "posterior", None), "data_vars")
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """Draws of one site; floats of other libraries, NumPy's and JAX's, come in torch's default precision."""
+    if isinstance(value, Tensor):
+        return value
+    if not hasattr(value, "__array__"):
+        raise TypeError(f"Samples of site {name!r} must be a torch.Tensor or an array; got {type(value).__name__}.")
+    tensor = torch.from_numpy(np.array(value))
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def _subset(samples: dict[str, Tensor], num_samples: int) -> dict[str, Tensor]:

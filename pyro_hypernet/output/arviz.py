@@ -1,5 +1,6 @@
 """A posterior and all that belongs to it as ArviZ's InferenceData (0.x) or DataTree (1.x)."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,13 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.evaluation.predict import log_likelihood, observed_nodes, predict
+from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
+from pyro_hypernet.evaluation.predict import log_likelihood, map_in_chunks, observed_nodes, predict
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import plate_names
-from pyro_hypernet.vectorize import Model, trace_one
+from pyro_hypernet.safeguards import name_arguments
+from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
 Groups = dict[str, dict[str, np.ndarray]]
 
@@ -25,51 +28,157 @@ def to_arviz(
     posterior: Any,
     *args: Any,
     num_samples: int = 1000,
+    num_prior_samples: int = 500,
+    guide: AutoHypernet | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Gathers a posterior, its predictions and the data for ArviZ.
+    """Gathers a posterior, its predictions, the prior's, and the data for ArviZ.
 
     Axes are named after the plates that they belong to. Draws of a guide are independent: one chain, for which R-hat
     and ESS say nothing; judge a guide by `khat` and `compare`.
 
     Args:
         model: The Pyro model.
-        posterior: A guide, a result of `nuts`, whose chains and all of whose draws are kept, or a dict of samples.
-        args: The model's arguments, data included. Without data there are no log_likelihood and observed_data.
-        num_samples: Number of draws from a guide, and at most from a dict.
+        posterior: A guide; a result of `nuts`, whose chains and all of whose draws are kept; a result of `refine`; or
+            whatever else `draws` knows.
+        args: The model's arguments, data included. Without data there are no log_likelihood, observed_data and lp.
+        num_samples: Number of draws from a guide, and at most from stored samples.
+        num_prior_samples: Draws of the prior; 0 for none.
+        guide: An AutoHypernet whose log q of stored draws is to stand in sample_stats.
         coords: From the name of a dimension, such as a plate's, to its labels.
-        dims: From a site to the names of all its axes, instead of the plates' names.
+        dims: From a site, or an argument of the model, to the names of all its axes, instead of the plates' names.
         kwargs: The model's keyword arguments.
 
     Returns:
         An `arviz.InferenceData`, with ArviZ 1.x an `xarray.DataTree`, with the groups posterior (dims chain, draw and
-        the site's own), posterior_predictive (the observed sites sampled anew, and the deterministic ones),
-        log_likelihood (nats), observed_data, and, where the chains tell, sample_stats.
+        the site's own); posterior_predictive (the observed sites sampled anew, and the deterministic ones);
+        log_likelihood (nats); sample_stats; prior and prior_predictive, where the prior can be sampled; observed_data;
+        constant_data, the model's tensor arguments that are not observed. In sample_stats, in nats and for the
+        constrained values: "lp", log p(data, sites); "log_q", and for draws of a guide "log_weight", lp − log q; for
+        Markov chains "diverging".
 
     Raises:
         TypeError: If the posterior is of no known kind.
-        ValueError: If the samples do not fit the model.
+        ValueError: If the samples do not fit the model, or a number of draws is out of range.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> data = to_arviz(model, {"slope": torch.randn(100)}, torch.ones(3), torch.ones(3))
+        >>> data["log_likelihood"]["y"].dims
+        ('chain', 'draw', 'data')
     """
-    chains = getattr(posterior, "samples_by_chain", None)
-    samples = posterior.samples if chains else draws(posterior, *args, num_samples=num_samples, **kwargs)
-    num_chains = next(iter(chains.values())).shape[0] if chains else 1
-    total = next(iter(samples.values())).shape[0]
-    first = {name: value[0] for name, value in samples.items()}
-    trace = trace_one(model, first, args, kwargs)
-    predicted = predict(poutine.uncondition(model), samples, *args, num_samples=total, **kwargs)
-    predicted.pop("_RETURN", None)
+    if num_prior_samples < 0:
+        raise ValueError(f"num_prior_samples must be 0 or more; got {num_prior_samples}.")
+    samples, log_q, num_chains = _draws(posterior, args, kwargs, num_samples)
+    trace = trace_one(model, {name: value[0] for name, value in samples.items()}, args, kwargs)
+    predicted = _predict_anew(model, samples, args, kwargs)
     groups = {"posterior": _by_chain(samples, num_chains), "posterior_predictive": _by_chain(predicted, num_chains)}
     observed = {name: node for name, node in observed_nodes(trace, samples).items() if name in predicted}
     if observed:
+        total = next(iter(samples.values())).shape[0]
         likelihood = log_likelihood(model, samples, *args, num_samples=total, **kwargs)
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
-    groups.update(_sample_stats(posterior))
-    return _convert(
-        {name: group for name, group in groups.items() if group}, coords, {**_plates(trace), **(dims or {})}
-    )
+    stats = _densities(model, samples, log_q, trace, args, kwargs)
+    if log_q is None and guide is not None:
+        stats["log_q"] = guide.log_prob(samples)
+    groups["sample_stats"] = _by_chain(stats, num_chains)
+    diverging = getattr(posterior, "diverging", None)
+    if isinstance(diverging, Tensor):
+        groups["sample_stats"]["diverging"] = diverging.cpu().numpy()
+    prior = _sample_prior(model, samples, args, kwargs, num_prior_samples)
+    if prior:
+        groups["prior"] = _by_chain(prior, 1)
+        groups["prior_predictive"] = _by_chain(_predict_anew(model, prior, args, kwargs), 1)
+    constants = _constants(model, trace, args, kwargs)
+    groups["constant_data"] = {name: _to_numpy(value) for name, value in constants.items()}
+    names = {**_plates(trace), **_axes_of_constants(constants, trace), **(dims or {})}
+    return _convert({name: group for name, group in groups.items() if group}, coords, names)
+
+
+def _draws(posterior: Any, args: tuple, kwargs: dict, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
+    """Draws of shape `(S, *shape)`, log q of them where they come from a guide with a density, and the chains."""
+    chains = getattr(posterior, "samples_by_chain", None)
+    if chains:
+        return posterior.samples, None, next(iter(chains.values())).shape[0]
+    if is_guide(posterior):
+        try:
+            return (*draws_and_log_prob(posterior, *args, num_samples=num_samples, **kwargs), 1)
+        except TypeError:  # a point estimate, which has no density; anything else fails again below
+            pass
+    return draws(posterior, *args, num_samples=num_samples, **kwargs), None, 1
+
+
+def _predict_anew(model: Model, samples: dict[str, Tensor], args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    """The observed sites sampled again and the deterministic ones, `(S, *shape)`."""
+    total = next(iter(samples.values())).shape[0]
+    predicted = predict(poutine.uncondition(model), samples, *args, num_samples=total, **kwargs)
+    predicted.pop("_RETURN", None)
+    return predicted
+
+
+def _densities(
+    model: Model, samples: dict[str, Tensor], log_q: Tensor | None, trace: Trace, args: tuple, kwargs: dict
+) -> dict[str, Tensor]:
+    """log p, log q and their difference for every draw, shape `(S,)`, as far as they are known."""
+    known = {} if log_q is None else {"log_q": log_q}
+    if any(name not in samples and not site_is_subsample(node) for name, node in trace.iter_stochastic_nodes()):
+        return known  # some site is neither drawn nor observed: this run of the model has no density of the draws
+
+    def collect(one: Trace) -> Tensor:
+        one.compute_log_prob()
+        return torch.stack([node["log_prob_sum"] for node in one.nodes.values() if "log_prob_sum" in node]).sum()
+
+    known["lp"] = map_in_chunks(model, samples, args, kwargs, collect=collect)
+    return {**known, "log_weight": known["lp"] - log_q} if log_q is not None else known
+
+
+def _sample_prior(
+    model: Model, samples: dict[str, Tensor], args: tuple, kwargs: dict, num_samples: int
+) -> dict[str, Tensor]:
+    """Draws of the same sites from the prior; none where it is improper."""
+
+    def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return {name: trace.nodes[name]["value"] for name in samples}
+
+    if not num_samples:
+        return {}
+    with poutine.block(), warnings.catch_warnings():
+        # Dirichlets and their like are drawn one by one, which once is no harm.
+        warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
+        try:
+            return Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
+        except NotImplementedError:
+            return {}
+
+
+def _constants(model: Model, trace: Trace, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    """The model's tensor arguments that no site observes, by name."""
+    observed = [node["value"] for node in trace.nodes.values() if node["type"] == "sample"]
+    constants = {}
+    for name, value in name_arguments(model, args, kwargs).items():
+        is_observed = name in trace.nodes and trace.nodes[name]["type"] == "sample"
+        if isinstance(value, Tensor) and not is_observed and not any(value is other for other in observed):
+            constants[name.replace("number ", "argument_")] = value
+    return constants
+
+
+def _axes_of_constants(constants: Mapping[str, Tensor], trace: Trace) -> dict[str, list[str]]:
+    """The first axis is a plate's where just one plate has its length."""
+    frames = {frame.name: frame.size for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())}
+    names = {}
+    for name, value in constants.items():
+        plates = [plate for plate, size in frames.items() if value.dim() and size == value.shape[0]]
+        rest = [f"{name}_dim_{axis}" for axis in range(value.dim())]
+        names[name] = [*plates, *rest[1:]] if len(plates) == 1 else rest
+    return names
 
 
 def _convert(groups: Groups, coords: Mapping[str, Any] | None, dims: Mapping[str, Any]) -> Any:
@@ -90,12 +199,6 @@ def _to_numpy(value: Tensor) -> np.ndarray:
     if value.dtype in (torch.bfloat16, torch.float16):
         value = value.float()
     return value.to(torch.int64).numpy() if value.dtype == torch.bool else value.numpy()
-
-
-def _sample_stats(posterior: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Which draws diverged, where a sampler says so for every draw, shape `(chains, draws)`."""
-    diverging = getattr(posterior, "diverging", None)
-    return {"sample_stats": {"diverging": diverging.cpu().numpy()}} if isinstance(diverging, Tensor) else {}
 
 
 def _plates(trace: Trace) -> dict[str, list[str]]:

@@ -46,7 +46,7 @@ def predictive_band(
             "predictive_band draws one input against one output: x must have shape (N,) and draws (S, N); got "
             f"{tuple(x.shape)} and {tuple(draws.shape)}."
         )
-    ax = _new_axes(1)[0] if ax is None else ax
+    ax = new_axes(1)[0] if ax is None else ax
     order = x.flatten().argsort()
     at, values = _numpy(x.flatten()[order]), draws.reshape(-1, size)[:, order]
     (line,) = ax.plot(at, _numpy(quantiles(values, [0.5])[0]), color=color, label=label)
@@ -84,7 +84,7 @@ def marginals(
     """
     columns = {name: _coordinates(samples, sites) for name, samples in draws.items()}
     labels = list(next(iter(columns.values())))
-    axes = _new_axes(len(labels)) if axes is None else _enough_axes(axes, len(labels))
+    axes = new_axes(len(labels)) if axes is None else _enough_axes(axes, len(labels))
     for ax, label in zip(axes, labels, strict=False):
         pooled = torch.cat([values[label] for values in columns.values()])
         bounds = (float(pooled.min()), float(pooled.max()))
@@ -155,7 +155,7 @@ def elbo_trace(losses: Mapping[str, Sequence[float]] | Sequence[float], *, ax: A
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    ax = _new_axes(1)[0] if ax is None else ax
+    ax = new_axes(1)[0] if ax is None else ax
     named = losses if isinstance(losses, Mapping) else {None: losses}
     shown = []
     for name, values in named.items():
@@ -198,7 +198,7 @@ def calibration_curve(
         raise ValueError(
             f"expected and observed must both have shape (B,); got {tuple(expected.shape)} and {tuple(observed.shape)}."
         )
-    ax = _new_axes(1)[0] if ax is None else ax
+    ax = new_axes(1)[0] if ax is None else ax
     ax.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
     ax.plot(_numpy(expected), _numpy(observed), "o-", label=label, color=color)
     ax.set_xlabel("expected")
@@ -233,10 +233,23 @@ def _coordinates(samples: Mapping[str, Tensor], sites: Sequence[str] | None) -> 
     return chosen
 
 
-def _new_axes(count: int) -> Any:
-    columns = min(count, 4)
+def new_axes(count: int, size: tuple[float, float] | None = None, *, most_columns: int = 4) -> Any:
+    """Axes of a new figure.
+
+    Args:
+        count: Number of axes.
+        size: Width and height of the figure in inches; None for what suits the count.
+        most_columns: Axes in a row.
+
+    Returns:
+        An array of matplotlib axes, shape `(count,)`.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    columns = min(count, most_columns)
     rows = -(-count // columns)
-    size = (6.0, 4.0) if count == 1 else (2.6 * columns, 2.2 * rows)
+    size = size or ((6.0, 4.0) if count == 1 else (2.6 * columns, 2.2 * rows))
     figure, axes = _pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for unused in axes.flat[count:]:
         figure.delaxes(unused)

@@ -1,19 +1,44 @@
-"""Every group of an InferenceData, with its dims, and ArviZ's own functions on it."""
+"""Every group of an InferenceData, with its dims, and ArviZ's own functions on it: written for ArviZ 0.x and 1.x."""
 
 import sys
 from types import ModuleType, SimpleNamespace
 
 import arviz
+import matplotlib
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from pyro_hypernet.evaluation.diagnostics import importance_log_weights
+from pyro_hypernet.evaluation.psis import arviz_is_split
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.nuts import nuts
+from pyro_hypernet.inference.refine import refine
 from pyro_hypernet.output.arviz import to_arviz
 from tests.small_models import Network, linear, linear_data, nested_plates, subsampled
+
+ALL = {
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "observed_data",
+    "constant_data",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+}
+
+
+def groups(data):
+    """Names of the groups of an InferenceData or a DataTree."""
+    return {name.strip("/") for name in (data.groups if arviz_is_split() else data.groups())} - {""}
 
 
 def trained(model, *args):
@@ -25,7 +50,7 @@ def trained(model, *args):
 def test_groups_of_a_regression():
     x, y = linear_data()
     data = to_arviz(linear, trained(linear, x, y), x, y, num_samples=50)
-    assert set(data.groups()) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert groups(data) == ALL
     assert data.posterior["slope"].dims == ("chain", "draw", "slope_dim_0")
     assert data.posterior["slope"].shape == (1, 50, 2)
     assert data.posterior["noise"].dims == ("chain", "draw")
@@ -65,7 +90,8 @@ def test_chains_are_kept():
     data = to_arviz(linear, result, x, y, num_samples=5)
     np.testing.assert_allclose(data.posterior["slope"], chains["slope"].numpy())
     assert data.log_likelihood["y"].shape == data.posterior_predictive["y"].shape == (3, 40, 30)
-    assert "sample_stats" not in data.groups()
+    assert set(data.sample_stats.data_vars) == {"lp"}
+    assert data.sample_stats["lp"].shape == (3, 40)
     summary = arviz.summary(data, var_names=["slope"])
     assert float(summary["r_hat"].iloc[0]) < 1.5
     result.diverging = torch.zeros(3, 40, dtype=torch.bool)
@@ -106,7 +132,10 @@ def test_coords_and_dims_of_the_user():
 def test_without_data_there_is_nothing_observed():
     x, y = linear_data()
     data = to_arviz(linear, trained(linear, x, y), x[:4], num_samples=5)
-    assert set(data.groups()) == {"posterior", "posterior_predictive"}
+    assert groups(data) == {"posterior", "posterior_predictive", "sample_stats", "prior", "prior_predictive"} | {
+        "constant_data"
+    }
+    assert set(data.sample_stats.data_vars) == {"log_q"}
     assert data.posterior_predictive["y"].shape == (1, 5, 4)
 
 
@@ -137,7 +166,7 @@ def test_a_subsampled_plate_keeps_its_index():
 
 
 def test_arviz_one_gets_a_dict_of_groups(monkeypatch):
-    """A stand-in with the interface of ArviZ 1.x, which needs Python 3.12."""
+    """A stand-in with the interface of ArviZ 1.x, which needs Python 3.12; there this file runs on the real one."""
     stand_in, base = ModuleType("arviz"), ModuleType("arviz_base")
     stand_in.__version__ = "1.3.0"
     base.from_dict = lambda data, *, sample_dims, coords, dims: SimpleNamespace(**locals())
@@ -145,11 +174,129 @@ def test_arviz_one_gets_a_dict_of_groups(monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz_base", base)
     x, y = linear_data()
     found = to_arviz(linear, trained(linear, x, y), x, y, num_samples=5, coords={"data": list(range(30))})
-    assert set(found.data) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert set(found.data) == ALL
     assert found.data["posterior"]["slope"].shape == (1, 5, 2)
     assert found.sample_dims == ["chain", "draw"]
     assert found.dims["y"] == ["data"]
     assert found.coords == {"data": list(range(30))}
+
+
+def test_densities_of_the_draws_stand_beside_them(double):
+    x, y = (value.double() for value in linear_data())
+    guide = AutoHypernet(linear, "linear", "full").setup(x, y)
+    data = to_arviz(linear, guide, x, y, num_samples=20)
+    samples = {name: torch.tensor(data.posterior[name].values[0]) for name in ("slope", "noise")}
+    stats = {name: torch.tensor(data.sample_stats[name].values[0]) for name in ("lp", "log_q", "log_weight")}
+    torch.testing.assert_close(stats["log_q"], guide.log_prob(samples))
+    for s in range(20):
+        values = {name: value[s] for name, value in samples.items()}
+        trace = pyro.poutine.trace(pyro.poutine.condition(linear, data=values)).get_trace(x, y)
+        torch.testing.assert_close(stats["lp"][s], trace.log_prob_sum())
+    torch.testing.assert_close(stats["log_weight"], stats["lp"] - stats["log_q"])
+    pyro.set_rng_seed(3)
+    weights = importance_log_weights(linear, guide, x, y, num_samples=20)
+    pyro.set_rng_seed(3)
+    torch.testing.assert_close(
+        torch.tensor(to_arviz(linear, guide, x, y, num_samples=20).sample_stats["log_weight"].values[0]), weights
+    )
+
+
+def test_stored_draws_may_stand_beside_the_log_q_of_a_guide(double):
+    x, y = (value.double() for value in linear_data())
+    guide = AutoHypernet(linear, "linear", "full").setup(x, y)
+    samples = guide.sample_posterior(7)
+    stats = to_arviz(linear, samples, x, y, guide=guide).sample_stats
+    assert set(stats.data_vars) == {"lp", "log_q"}
+    np.testing.assert_allclose(stats["log_q"].values[0], guide.log_prob(samples).detach().numpy())
+
+
+def test_prior_draws_follow_the_prior_and_predict():
+    x, y = linear_data()
+    data = to_arviz(linear, trained(linear, x, y), x, y, num_samples=5, num_prior_samples=4000)
+    slope, noise = data.prior["slope"].values[0], data.prior["noise"].values[0]
+    assert slope.shape == (4000, 2)
+    # Five standard errors each: a false alarm once in a million runs.
+    assert abs(slope.mean()) < 5 / 8000**0.5
+    assert abs(slope.std() - 1) < 5 / 16000**0.5
+    assert abs(np.log(noise).std() - 0.5) < 5 * 0.5 / 8000**0.5
+    residual = (data.prior_predictive["y"].values[0] - slope @ x.numpy().T) / noise[:, None]
+    assert abs(residual.std() - 1) < 5 / (2 * residual.size) ** 0.5
+    assert "prior" not in groups(to_arviz(linear, trained(linear, x, y), x, y, num_prior_samples=0))
+
+
+def test_an_improper_prior_has_no_draws():
+    def model(y):
+        mean = pyro.sample("mean", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    found = groups(to_arviz(model, {"mean": torch.randn(30)}, torch.ones(3)))
+    assert {"prior", "prior_predictive"}.isdisjoint(found)
+    assert "log_likelihood" in found
+
+
+def test_arguments_that_nobody_observes_are_constants():
+    x, y = linear_data()
+    data = to_arviz(
+        linear,
+        trained(linear, x, y),
+        x,
+        y,
+        num_samples=5,
+        coords={"feature": ["a", "b"]},
+        dims={"slope": ["feature"], "x": ["data", "feature"]},
+    )
+    assert set(data.constant_data.data_vars) == {"x"}
+    assert data.constant_data["x"].dims == ("data", "feature")
+    np.testing.assert_allclose(data.constant_data["x"], x.numpy())
+    assert to_arviz(linear, {"slope": torch.zeros(5, 2), "noise": torch.ones(5)}, x, y).constant_data["x"].dims == (
+        "data",
+        "x_dim_1",
+    )
+
+
+def test_refined_draws_and_point_estimates():
+    x, y = linear_data()
+    refined = refine(linear, x, y, num_samples=40, num_populations=2, progress=False)
+    data = to_arviz(linear, refined, x, y)
+    assert data.posterior["slope"].shape == (1, 40, 2)
+    assert set(data.sample_stats.data_vars) == {"lp"}
+    point = AutoDelta(linear)
+    point(x, y)
+    assert set(to_arviz(linear, point, x, y, num_samples=3).sample_stats.data_vars) == {"lp"}
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Two posteriors of one model: chains, and a guide whose widths are wrong."""
+    pyro.set_rng_seed(0)
+    x, y = linear_data()
+    chains = nuts(linear, x, y, num_samples=100, warmup_steps=100, num_chains=2, num_processes=1)
+    names = {"coords": {"feature": ["a", "b"]}, "dims": {"slope": ["feature"]}}
+    return {
+        "nuts": to_arviz(linear, chains, x, y, **names),
+        "guide": to_arviz(linear, trained(linear, x, y), x, y, num_samples=200, **names),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto distribution:UserWarning")
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # pandas 3.1 on ArviZ 0.23
+def test_loo_and_compare_of_arviz_run_on_it(two):
+    loo = {name: arviz.loo(data, pointwise=True) for name, data in two.items()}
+    assert all(len(result.pareto_k) == 30 for result in loo.values())
+    assert set(arviz.compare(two).index) == {"nuts", "guide"}
+    assert {"slope[a]", "slope[b]", "noise"} == set(arviz.summary(two["nuts"]).index)
+
+
+@pytest.mark.filterwarnings("ignore")  # of ArviZ's and matplotlib's own
+@pytest.mark.parametrize("name", ["nuts", "guide"])
+@pytest.mark.parametrize("plot", ["plot_trace", "plot_pair", "plot_ppc", "plot_khat"])
+def test_plots_of_arviz_run_on_it(two, name, plot):
+    data = two[name]
+    draw = getattr(arviz, "plot_ppc_dist" if plot == "plot_ppc" and arviz_is_split() else plot)
+    assert draw(arviz.loo(data, pointwise=True) if plot == "plot_khat" else data) is not None
+    assert plt.get_fignums()
+    plt.close("all")
 
 
 def test_errors_come_from_the_draws():
