@@ -47,7 +47,7 @@ DEFAULT_SCALE = 0.1
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 # Shares of proposals to keep, of which `reject` chooses, how near the log evidence it wants to come, in nats, and the
 # proposals that it looks at.
-REJECTION_RATES, REJECTION_GAP, _NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05, 0.02), 0.1, 2**14
+REJECTION_RATES, REJECTION_GAP, _NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05, 0.02), 0.2, 2**14
 
 
 class AutoHypernet(AutoContinuous):
@@ -232,7 +232,7 @@ class AutoHypernet(AutoContinuous):
 
         Proposals are kept with probability `min(1, W / c)`, W their importance weight: where the guide has too much
         mass it gives some up. A draw then costs `1 / rate` forward passes and densities. The greatest rate is taken
-        that brings the bound within a tenth of a nat of the log evidence, as far as the weights show that; if keeping
+        that brings the bound within a fifth of a nat of the log evidence, as far as the weights show that; if keeping
         every draw does so already, none is rejected. It holds until the parameters change; `fit` calls this at its end.
 
         Args:

@@ -29,6 +29,7 @@ ORDER = [
     "bnn",
     "safeguards",
     "mixture",
+    "rejection",
     "guide",
     "inference",
     "evaluation",

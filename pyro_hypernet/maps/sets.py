@@ -52,10 +52,10 @@ class SetCoupling(Bijection):
             self._index(f"moved_{number}", group.moved)
         self._index("passed", passed)
         self._index("moved", moved)
-        self.own = nn.ModuleList(nn.Linear(max(1, group.passed.shape[1]), hidden) for group in groups)
+        self.own = nn.ModuleList(_first(group.passed.shape[1], hidden) for group in groups)
         self.deep = nn.ModuleList(nn.Linear(hidden, hidden) for _ in groups)
         self.pooled = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in groups)
-        self.fixed = nn.Linear(max(1, len(passed)), hidden)
+        self.fixed = _first(len(passed), hidden)
         self.shared = nn.ModuleList(nn.Linear(hidden, hidden) for _ in groups)
         self.out = nn.ModuleList(_zeros(hidden, 2 * group.moved.shape[1]) for group in groups)
         self.out_fixed = _zeros(hidden, 2 * len(moved))
@@ -76,9 +76,9 @@ class SetCoupling(Bijection):
 
     def _params(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Log scales and shifts of what moves, with its flat coordinates, group by group."""
-        features, context = [], self.fixed(self._take(x, self.passed_at))
+        features, context = [], self.fixed(x[..., self.passed_at])
         for number, flips in enumerate(self.flips):
-            own = self._take(x, getattr(self, f"passed_{number}_at"))
+            own = x[..., getattr(self, f"passed_{number}_at")]
             own = torch.stack([own, -own]) if flips else own[None]
             feature = self.own[number](own)
             # Mean over both signs and over all units.
@@ -100,13 +100,6 @@ class SetCoupling(Bijection):
         return params
 
     @staticmethod
-    def _take(x: Tensor, at: Tensor) -> Tensor:
-        """`x` at some coordinates, on the last axes; a zero where there are none."""
-        if at.shape[-1] == 0:
-            return x.new_zeros((*x.shape[:-1], *at.shape[:-1], 1))
-        return x[..., at]
-
-    @staticmethod
     def _move(x: Tensor, params: Sequence[tuple[Tensor, Tensor, Tensor]], *, inverse: bool) -> tuple[Tensor, Tensor]:
         if not params:
             return x, x.new_zeros(x.shape[:-1])
@@ -125,23 +118,31 @@ class SharedAffine(Bijection):
         loc: The shift of every class, shape `(C,)`.
         scale: Its scale, positive, shape `(C,)`.
         centred: Classes that are not shifted, for their signs may flip; boolean, shape `(C,)`.
+        unscaled: Classes whose scale is not learnt; boolean, shape `(C,)`.
     """
 
-    def __init__(self, classes: Tensor, loc: Tensor, scale: Tensor, centred: Tensor) -> None:
+    def __init__(self, classes: Tensor, loc: Tensor, scale: Tensor, centred: Tensor, unscaled: Tensor) -> None:
         super().__init__()
         device = torch.empty(0).device
         self.register_buffer("classes", classes.to(device), persistent=False)
         self.register_buffer("free", (~centred).to(loc), persistent=False)
+        self.register_buffer("stretches", (~unscaled).to(loc), persistent=False)
+        self.register_buffer("start", scale.log())
         self.loc = nn.Parameter(loc * self.free)
-        self.log_scale = nn.Parameter(scale.log())
+        self.log_stretch = nn.Parameter(torch.zeros_like(scale))
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale[self.classes]
-        return (self.loc * self.free)[self.classes] + log_scale.exp() * x, log_scale.sum().expand(x.shape[:-1])
+        loc, log_scale = self._spread()
+        return loc + log_scale.exp() * x, log_scale.sum().expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale[self.classes]
-        return (y - (self.loc * self.free)[self.classes]) * (-log_scale).exp(), -log_scale.sum().expand(y.shape[:-1])
+        loc, log_scale = self._spread()
+        return (y - loc) * (-log_scale).exp(), -log_scale.sum().expand(y.shape[:-1])
+
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """Shift and log scale of every coordinate, both of shape `(D,)`."""
+        log_scale = self.start + self.log_stretch * self.stretches
+        return (self.loc * self.free)[self.classes], log_scale[self.classes]
 
 
 def split(count: int, number: int) -> tuple[Tensor, Tensor]:
@@ -153,6 +154,21 @@ def split(count: int, number: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(count, generator=generator, device="cpu")
     first, second = order[: count // 2], order[count // 2 :]
     return (first, second) if number % 2 else (second, first)
+
+
+class _Constant(nn.Module):
+    """What a linear layer of no inputs gives."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bias.expand(*x.shape[:-1], -1)
+
+
+def _first(num_inputs: int, num_outputs: int) -> nn.Module:
+    return nn.Linear(num_inputs, num_outputs) if num_inputs else _Constant(num_outputs)
 
 
 def _zeros(num_inputs: int, num_outputs: int) -> nn.Module:

@@ -148,7 +148,10 @@ def informed(
         scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
         loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
     if hypernet is HYPERNETS["auto"] and any(len(units.index) > 1 for units in symmetries.groups):
-        flow = set_couplings(layout, loc, scale, symmetries, none_of=response.index if response else None)
+        block = response.index if response else None
+        flow = set_couplings(
+            layout, loc, scale, symmetries, none_of=block, is_exact=bool(response and response.is_exact)
+        )
         return Chain(flow, *conditional).to(loc)
     loc, scale = symmetries.canonicalise(loc[None])[0][0] if not loc.is_meta else loc, scale.clone()
     for units in symmetries.groups:
@@ -168,6 +171,7 @@ def set_couplings(
     symmetries: Symmetries,
     *,
     none_of: Tensor | None = None,
+    is_exact: bool = False,
     num_layers: int = 8,
     hidden: int = 32,
 ) -> Bijection:
@@ -180,7 +184,8 @@ def set_couplings(
         loc: Centre at the start, shape `(D,)`; zero is taken where signs may flip.
         scale: Standard deviations at the start, shape `(D,)`; their mean over a layer's units is taken.
         symmetries: The layers of units.
-        none_of: Coordinates to leave alone, shape `(k,)`.
+        none_of: Coordinates that no coupling moves, shape `(k,)`.
+        is_exact: Whether they are not even shifted and scaled.
         num_layers: Number of couplings.
         hidden: Width of their networks.
     """
@@ -203,10 +208,10 @@ def set_couplings(
         ]
         passed, moved = split(len(free), number)
         couplings.append(SetCoupling(groups, free[passed], free[moved], hidden=hidden))
-    return Chain(*couplings, _shared_affine(layout, loc, scale, symmetries))
+    return Chain(*couplings, _shared_affine(layout, loc, scale, symmetries, left if is_exact else ~left & left))
 
 
-def _shared_affine(layout: Layout, loc: Tensor, scale: Tensor, symmetries: Symmetries) -> SharedAffine:
+def _shared_affine(layout: Layout, loc: Tensor, scale: Tensor, symmetries: Symmetries, fixed: Tensor) -> SharedAffine:
     """One class for what permutations carry into each other."""
     classes = torch.arange(layout.dim, device="cpu")
     flipped = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
@@ -221,7 +226,8 @@ def _shared_affine(layout: Layout, loc: Tensor, scale: Tensor, symmetries: Symme
     mean = scale.new_zeros(len(kinds)).index_add(0, at, scale) / scale.new_zeros(len(kinds)).index_add(
         0, at, torch.ones_like(scale)
     )
-    return SharedAffine(classes, loc[first], mean, flipped[kinds].to(loc.device))
+    still = fixed[kinds].to(loc.device)
+    return SharedAffine(classes, loc[first], mean, flipped[kinds].to(loc.device) | still, still)
 
 
 def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:

@@ -19,11 +19,16 @@ from pyro_hypernet.maps.coupling import Additive, Coupling, Elementwise, Scaling
 from pyro_hypernet.maps.foreign import foreign
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, iaf, linear
 from pyro_hypernet.maps.linear import Affine, Identity, LowRank, Permute, UnitTriangular
+from pyro_hypernet.maps.sets import SetCoupling, SharedAffine, Slots
 from pyro_hypernet.maps.structures import STRUCTURES, last_layer, low_rank, multiplicative, weight_norm
 from tests.small_models import Network, linear_data
 
 DIM = 6
 pytestmark = pytest.mark.usefixtures("double")
+
+
+# Two units of two weights each; weights 4 and 5 belong to none.
+PAIRS, NO_AT, LAST = torch.tensor([[0, 1], [2, 3]]), torch.empty(0, dtype=torch.long), torch.tensor([4, 5])
 
 
 def zuko_flow(dim):
@@ -57,6 +62,15 @@ BIJECTIONS = {
     "Pyro spline coupling": lambda: foreign(partial(transforms.spline_coupling, hidden_dims=[8]))(DIM),
     "Pyro autoregressive": lambda: foreign(partial(transforms.affine_autoregressive, hidden_dims=[8]))(DIM),
     "zuko": lambda: foreign(zuko_flow)(DIM),
+    "set coupling": lambda: SetCoupling([Slots(PAIRS[:, :1], PAIRS[:, 1:], True)], NO_AT, torch.tensor([5]), hidden=8),
+    "set coupling, one slot": lambda: SetCoupling([Slots(PAIRS[:, :0], PAIRS[:, :1], False)], LAST, NO_AT, hidden=8),
+    "shared affine": lambda: SharedAffine(
+        torch.tensor([0, 0, 1, 1, 2, 2]),
+        torch.randn(3),
+        torch.rand(3) + 0.5,
+        torch.tensor([True, False, False]),
+        torch.tensor([False, False, True]),
+    ),
 }
 BIJECTIONS |= {f"hypernet {name}": partial(make, DIM) for name, make in HYPERNETS.items()}
 BIJECTIONS |= {f"hypernet {name}, odd": partial(make, 5) for name, make in HYPERNETS.items()}
