@@ -50,15 +50,19 @@ def draw_all(figures: Mapping[str, Figure], comparison: Comparison | None) -> li
         ImportError: If matplotlib is not installed.
         ValueError: If a figure lacks numbers.
     """
-    pictures = []
-    for name, draw in _PICTURES.items():
-        if figures.get(name):
-            try:
+    pyplot = _matplotlib().pyplot
+    pictures, open_before = [], set(pyplot.get_fignums())
+    try:
+        for name, draw in _PICTURES.items():
+            if figures.get(name):
                 pictures.append(draw(figures[name], _colors(figures, comparison)))
-            except (KeyError, TypeError, IndexError, AttributeError) as error:
-                raise ValueError(f"The numbers of figure {name!r} are not complete: {error!r}.") from error
-        if name == "check" and comparison is not None:
-            pictures.append(_forest(comparison, _colors(figures, comparison)))
+            if name == "check" and comparison is not None:
+                pictures.append(_forest(comparison, _colors(figures, comparison)))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"The numbers of figure {name!r} are not complete: {error!r}.") from error
+    finally:
+        for number in set(pyplot.get_fignums()) - open_before:  # what was begun when an error came
+            pyplot.close(number)
     return pictures
 
 

@@ -45,3 +45,4 @@ def test_what_is_not_there_is_not_drawn():
 def test_missing_numbers_are_named(name):
     with pytest.raises(ValueError, match=f"The numbers of figure '{name}' are not complete"):
         draw_all({name: {"nothing": 0}}, None)
+    assert not plt.get_fignums()
