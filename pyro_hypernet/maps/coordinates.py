@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, widened
 
 
 class Coordinates(nn.Module):
@@ -169,7 +169,7 @@ class GroupNorms(Coordinates):
 
     def log_det(self, old: Tensor, new: Tensor) -> Tensor:
         growth = ((new - old) * self.spread)[..., : self.num_groups]
-        return (growth * self.sizes).sum(-1)
+        return (widened(growth) * self.sizes).sum(-1)
 
     def _sum_by_group(self, values: Tensor) -> Tensor:
         zeros = values.new_zeros((*values.shape[:-1], self.num_groups))
