@@ -18,8 +18,8 @@ def widened(x: Tensor) -> Tensor:
 class Bijection(TransformModule):
     """A bijection of R^D. A subclass writes the two methods below, and so is a Pyro transform.
 
-    Points have shape `(..., D)`, log determinants `(...)`, in nats, in float32 where points are narrower. The last pair
-    of points and its log determinant are kept, as with every Pyro transform, so that scoring a fresh draw costs nothing.
+    Points have shape `(..., D)`, log determinants `(...)`, in nats; in float32 where points are narrower. The last pair
+    of points and its log determinant are kept, as with every Pyro transform: scoring a fresh draw costs nothing.
     """
 
     domain = constraints.real_vector
