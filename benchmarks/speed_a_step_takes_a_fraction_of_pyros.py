@@ -120,7 +120,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--particles", type=int, default=8)
-    parser.add_argument("--compile", nargs="*", default=["off", "graph", "inductor"])
+    parser.add_argument("--compile", nargs="*", default=["off", "graph"], help="inductor too: a minute for each task")
+    parser.add_argument("--out", default="speed_step", help="name of the results")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--quick", action="store_true", help="toy-gap, no compilation, three repeats")
     options = parser.parse_args()
@@ -149,7 +150,7 @@ def main() -> None:
         f"AutoNormalizingFlow, median of {repeats} [least, greatest]. Made by "
         "speed_a_step_takes_a_fraction_of_pyros.py.\n\n" + table(["task", "D", "who", "ms", "ratio"], rows)
     )
-    keep("speed_step", records, text, quick=options.quick)
+    keep(options.out, records, text, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ class Vectorized:
         return run
 
     def _evaluate(self, draws: Any, args: tuple, kwargs: dict) -> Any:
-        if self.mode != "graph" or not all(isinstance(handler, _TRANSPARENT) for handler in _PYRO_STACK):
+        if self.mode != "graph" or not all(isinstance(handler, TRANSPARENT) for handler in _PYRO_STACK):
             return self._run(draws, args, kwargs)
         leaves, spec = pytree.tree_flatten((draws, args, kwargs))
         key = describe_shapes((draws, args, kwargs))
@@ -304,7 +304,7 @@ class _Unvalidated(Messenger):
 
 
 # Handlers that only watch: a graph captured without them means the same under them.
-_TRANSPARENT = (TraceMessenger, BlockMessenger)
+TRANSPARENT = (TraceMessenger, BlockMessenger)
 
 
 def _unvalidated(fn: Any) -> Any:

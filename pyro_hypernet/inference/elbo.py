@@ -2,23 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_struct import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.capture import Captured
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import MODES, Model
+from pyro_hypernet.vectorize import MODES, TRANSPARENT, Model, describe_shapes, outside_of_pyro
 
 GRADIENTS = ("auto", "path", "total")
 BOUNDS = ("elbo", "importance_weighted")
+# Steps of the same shapes before the whole of one is captured; and how many shapes are.
+_CAPTURE_AFTER, _MAX_GRAPHS = 30, 4
 VectorizedGuide = AutoContinuous | AutoNormal
 
 
@@ -91,6 +97,9 @@ class VectorizedELBO(ELBO):
         self._log_joint: LogJoint | None = None
         self._prototype: Trace | None = None
         self._params: dict[str, Tensor] = {}
+        self._may_capture = mode == "graph"
+        self._counts: dict[Any, int] = {}
+        self._steps: dict[Any, Captured] = {}
 
     def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
         """Estimates the bound and a surrogate for its gradient.
@@ -127,9 +136,57 @@ class VectorizedELBO(ELBO):
 
     def loss_and_grads(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> float:
         """Minus the estimated bound in nats; adds the gradient to every parameter's `.grad`."""
+        self._prepare(model, guide, args, kwargs)
+        captured = None if kwargs else self._captured(guide, args)
+        if captured is not None:
+            return self._replay(captured, guide, args)
         estimate = self.estimate(model, guide, *args, **kwargs)
         estimate.surrogate.backward(retain_graph=self.retain_graph)
         loss = estimate.loss.item()
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def _captured(self, guide: VectorizedGuide, args: tuple) -> Captured | None:
+        """The whole estimate with its gradient as one graph, once there were many steps of the same shapes."""
+        if not self._may_capture or not isinstance(guide, AutoHypernet) or self._log_joint.mode != "graph":
+            return None
+        key = describe_shapes(args)
+        if key is None or not all(isinstance(handler, TRANSPARENT) for handler in _PYRO_STACK):
+            return None
+        if key not in self._steps:
+            self._counts[key] = self._counts.get(key, 0) + 1
+            if self._counts[key] <= _CAPTURE_AFTER or len(self._steps) >= _MAX_GRAPHS:
+                return None
+            leaves = [*guide.parameters(), *self._params.values()]
+            function = partial(self._numbers_and_gradients, self._log_joint.model, guide, leaves)
+            try:
+                with outside_of_pyro():
+                    step = Captured(function, leaves, args, is_fixed=False, num_gradients=len(leaves))
+            except RuntimeError:
+                self._may_capture = False
+                return None
+            self._steps[key] = step
+        step = self._steps[key]
+        in_place = all(leaf.data_ptr() == view.data_ptr() for leaf, view in zip(step.leaves, step.views, strict=True))
+        return step if in_place else None
+
+    def _numbers_and_gradients(self, model: Model, guide: VectorizedGuide, leaves: list, *args: Any) -> tuple:
+        estimate = self.estimate(model, guide, *args)
+        gradients = torch.autograd.grad(estimate.surrogate, leaves, allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
+        norm = torch.stack([gradient.norm().double() for gradient in filled]).norm()
+        return torch.stack([estimate.loss.double(), norm]), *filled
+
+    def _replay(self, captured: Captured, guide: AutoHypernet, args: tuple) -> float:
+        """A step of the graph, its gradients added to the parameters', which are announced to who listens."""
+        guide.get_transform()
+        for name in self._params if _PYRO_STACK else ():
+            pyro.param(name)
+        numbers, *gradients = captured(args)
+        for leaf, gradient in zip(captured.leaves, gradients, strict=True):
+            gradient = gradient.clone() if gradient.is_cuda else gradient  # a CUDA graph writes over its results
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        loss = float(numbers[0])
         warn_if_nan(loss, "loss")
         return loss
 
@@ -154,6 +211,7 @@ class VectorizedELBO(ELBO):
             layout = guide.layout if isinstance(guide, AutoHypernet) else Layout.from_trace(guide.prototype_trace)
             self._log_joint = LogJoint(model, layout, mode=self.mode)
             self._prototype = guide.prototype_trace
+            self._counts, self._steps = {}, {}
             self._params = self._log_joint.params(_densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)
         return self._log_joint
 

@@ -2,21 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_cuda_graph, as_inductor, as_script, has_compiler, simplify
+from pyro_hypernet.graphs import as_cuda_graph, as_inductor, has_compiler
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.capture import Captured, same_random_numbers
 from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.vectorize import Model, describe_shapes, inlined
+from pyro_hypernet.vectorize import Model, describe_shapes
 
 COMPILES = ("auto", "graph", "inductor", "off")
 # Shapes of batches that are captured; others, such as what is left at an epoch's end, run as they are.
@@ -24,11 +21,10 @@ _MAX_GRAPHS = 4
 # Steps timed before anything is decided; the first are slower, for they warm up.
 _WARM_UP, _TIMED = 3, 5
 # What a captured step took of one that is not, and a compiled of a captured one, where Python and launches dominate:
-# see benchmarks/results/speed_steps.md. The decision only has to be right by a factor of two or so.
+# see benchmarks/results/speed_step.md. The decision only has to be right by a factor of two or so.
 _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
 # Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation.
 _CAPTURE_FACTOR, _COMPILE_SECONDS = 3.0, 0.05
-_TOLERANCE = 1e-3
 # Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
 _ALONE = 2**15
 
@@ -120,7 +116,7 @@ class Stepper:
         self.parameters = parameters
         self.is_fixed = is_fixed
         self.reason = "as asked for"
-        self._graphs: dict[Any, _Captured] = {}
+        self._graphs: dict[Any, Captured] = {}
         self._seen: set[Any] = set()
         self._plan = _Plan(compile, num_steps)
         if elbo.mode != "graph":
@@ -159,7 +155,7 @@ class Stepper:
         stats, *gradients, w, log_p, log_q = outputs
         return Step(*stats.tolist(), gradients, (w, log_p, log_q))
 
-    def _captured(self, batch: tuple) -> "_Captured | None":
+    def _captured(self, batch: tuple) -> Captured | None:
         if self.is_fixed and self._graphs:
             return next(iter(self._graphs.values()))
         key = describe_shapes(batch)
@@ -192,17 +188,13 @@ class Stepper:
         if goal == "inductor" and self._graphs:
             self._compile(batch)
 
-    def _capture(self, key: Any, batch: tuple) -> "_Captured | None":
-        """Captures the step for batches of these shapes and holds it against the step as it stands."""
+    def _capture(self, key: Any, batch: tuple) -> Captured | None:
+        """Captures the step for batches of these shapes."""
         try:
-            captured = _Captured(self._run, self.parameters, batch, self.is_fixed)
-            difference = self._difference(captured, batch)
-        except Exception as error:
-            return self._fall_back(f"the step could not be captured: {_first_line(error)}")
-        if difference > _TOLERANCE:
-            return self._fall_back(
-                f"captured, the step differs by {difference:.2g}: the model or the guide draws its own"
-            )
+            count, leaves = len(self.parameters.vectors), self.parameters.leaves
+            captured = Captured(self._run, leaves, batch, is_fixed=self.is_fixed, num_gradients=count)
+        except RuntimeError as error:
+            return self._fall_back(str(error))
         self._graphs[key] = captured
         return captured
 
@@ -210,23 +202,6 @@ class Stepper:
         self._plan.settle("off")
         self._graphs.clear()
         self.reason = reason
-
-    def _difference(self, captured: "_Captured", batch: tuple) -> float:
-        """Greatest relative difference of loss and gradient with the same random numbers; 0 where both are NaN."""
-        results = []
-        for run in (self._run, lambda *batch: captured(batch)):
-            with _same_random_numbers(self.parameters.leaves):
-                stats, *gradients, _, _, _ = run(*batch)
-            results.append((stats.tolist(), gradients))
-        (ours, gradients), (theirs, others) = results
-        if not all(map(math.isfinite, ours)):
-            return 0.0 if not all(map(math.isfinite, theirs)) else math.inf
-        pairs = zip(ours, theirs, strict=True)
-        differences = [abs(a - b) / max(1.0, abs(a)) for a, b in pairs]
-        least = _TOLERANCE * (1 + abs(ours[0]))  # at the posterior itself all that is left of a gradient is rounding
-        parts = [float((gradient - other).norm()) for gradient, other in zip(gradients, others, strict=True)]
-        differences.append(math.hypot(*parts) / max(least, ours[1]))
-        return max(math.inf if math.isnan(d) else d for d in differences)
 
     def _compile(self, batch: tuple) -> None:
         """Compiles what was captured, if there is a compiler, and keeps it if it is faster."""
@@ -244,16 +219,15 @@ class Stepper:
             if not on_cpu and all(tensor.is_cuda for tensor in inputs):
                 compiled = as_cuda_graph(compiled, inputs, len(captured.views))
             captured.run = compiled
-            if self._difference(captured, batch) > _TOLERANCE:
-                raise RuntimeError("the compiled step differs")
+            captured.check(batch)
         except RuntimeError as error:
             captured.run = before
             self._plan.settle("graph")
-            self.reason = _first_line(error)
+            self.reason = str(error)
             return
         self._plan.stage = "inductor"
         if self._plan.is_auto:
-            with _same_random_numbers(self.parameters.leaves):
+            with same_random_numbers(self.parameters.leaves):
                 seconds = [_time(captured, batch, run) for run in (before, compiled)]
             if seconds[1] > seconds[0]:
                 captured.run = before
@@ -261,48 +235,6 @@ class Stepper:
                 self.reason = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
                 return
         self._plan.settle("inductor")
-
-
-class _Captured:
-    """A step for batches of one shape."""
-
-    def __init__(self, function: Callable[..., Any], parameters: FlatParameters, batch: tuple, is_fixed: bool) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
-
-        self.views = [leaf.detach() for leaf in parameters.leaves]
-        self.is_fixed = is_fixed
-        values, spec = pytree.tree_flatten(batch)
-        num_parameters = len(self.views)
-
-        def traced(*tensors: Tensor) -> Any:
-            if is_fixed:
-                return function(*batch)
-            remaining = iter(tensors[num_parameters:])
-            merged = [next(remaining) if isinstance(value, Tensor) else value for value in values]
-            return function(*pytree.tree_unflatten(merged, spec))
-
-        inputs = [*parameters.leaves, *self._tensors(batch)]
-        with _same_random_numbers(parameters.leaves), poutine.block(), pyro.validation_enabled(False), inlined():
-            module = make_fx(traced)(*inputs)
-        self.module = simplify(module, constants=True)
-        example = self.inputs(batch)
-        self.run: Callable[..., Any] = as_script(self.module, example)
-        with _same_random_numbers(parameters.leaves), torch.no_grad():
-            for _ in range(2):  # TorchScript optimises at its first two calls
-                self.run(*example)
-            if all(tensor.is_cuda for tensor in example):
-                self.run = as_cuda_graph(self.run, example, num_parameters)
-
-    def inputs(self, batch: tuple) -> list[Tensor]:
-        """What the graph takes: the parameters, and the batch where it may change."""
-        return self.views if self.is_fixed else [*self.views, *self._tensors(batch)]
-
-    def _tensors(self, batch: tuple) -> list[Tensor]:
-        return [] if self.is_fixed else [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-    def __call__(self, batch: tuple) -> Any:
-        with torch.no_grad():
-            return self.run(*self.inputs(batch))
 
 
 class _Plan:
@@ -354,15 +286,7 @@ class _Plan:
         return stage, why.replace("would take", "was to take").replace("and save", "and to save")
 
 
-@contextmanager
-def _same_random_numbers(leaves: Sequence[Tensor]) -> Iterator[None]:
-    """Leaves torch's generators as they were, so that what runs inside is not seen outside."""
-    devices = list({leaf.device.index or 0 for leaf in leaves if leaf.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-def _time(captured: _Captured, batch: tuple, run: Callable[..., Any]) -> float:
+def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:
     """Seconds of the fastest of a few runs."""
     seconds = []
     inputs = captured.inputs(batch)
@@ -372,8 +296,3 @@ def _time(captured: _Captured, batch: tuple, run: Callable[..., Any]) -> float:
             run(*inputs)[0].tolist()
             seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

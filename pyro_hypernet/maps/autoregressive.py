@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, widened
 from pyro_hypernet.maps.coupling import soft_bound
 
 
@@ -42,7 +42,7 @@ class InverseAutoregressive(Bijection):
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._steer(x)
-        return x * log_scale.exp() + shift, log_scale.sum(-1)
+        return x * log_scale.exp() + shift, widened(log_scale).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.zeros_like(y)
@@ -50,7 +50,7 @@ class InverseAutoregressive(Bijection):
             log_scale, shift = self._steer(x)
             x = (y - shift) * (-log_scale).exp()
         log_scale, _ = self._steer(x)
-        return x, -log_scale.sum(-1)
+        return x, -widened(log_scale).sum(-1)
 
     def _steer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         inner = functional.silu(functional.linear(x, self.first.weight * self.first_mask, self.first.bias))

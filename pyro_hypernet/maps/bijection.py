@@ -10,11 +10,16 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
 
+def widened(x: Tensor) -> Tensor:
+    """In float32 where the dtype is narrower: sums over many weights would drown in bfloat16's eight bits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class Bijection(TransformModule):
     """A bijection of R^D. A subclass writes the two methods below, and so is a Pyro transform.
 
-    Points have shape `(..., D)`, log determinants `(...)`, in nats. The last pair of points and its log determinant are
-    kept, as with every Pyro transform, so that scoring a fresh draw costs nothing.
+    Points have shape `(..., D)`, log determinants `(...)`, in nats; in float32 where points are narrower. The last pair
+    of points and its log determinant are kept, as with every Pyro transform: scoring a fresh draw costs nothing.
     """
 
     domain = constraints.real_vector

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, widened
 
 
 class Coordinates(nn.Module):
@@ -13,6 +13,10 @@ class Coordinates(nn.Module):
 
     For every point `read(write(u, read(u), new)) == new`, and writing what was read changes nothing.
     """
+
+    def prepared(self) -> "Coordinates":
+        """The same coordinates, with what `read` and `write` share worked out."""
+        return self
 
     @abstractmethod
     def read(self, u: Tensor) -> Tensor:
@@ -64,8 +68,8 @@ class Subset(Coordinates):
 class Subspace(Coordinates):
     """The components along r learnt orthonormal directions: `read(u) = Qᵀu`, in O(D r).
 
-    The directions U are made orthonormal by the Cholesky factor of `UᵀU = L Lᵀ`: `Q = U L⁻ᵀ` is never formed, and no
-    more than U itself is read, where a QR of D rows costs ten times as much.
+    The directions U are made orthonormal by the Cholesky factor of `UᵀU = L Lᵀ`: `Q = U L⁻ᵀ` is never formed, and
+    nothing larger than U itself is made.
 
     Args:
         dim: D.
@@ -81,21 +85,46 @@ class Subspace(Coordinates):
             raise ValueError(f"rank must be between 1 and the number of weights, {dim}; got {rank}.")
         self.directions = nn.Parameter(torch.randn(dim, rank) / dim**0.5)
 
+    def prepared(self) -> Coordinates:
+        return _Along(self.directions, self._inverse_factor())
+
     def read(self, u: Tensor) -> Tensor:
-        return u @ self.directions @ self._inverse_factor().mT
+        return self.prepared().read(u)
 
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
-        return u + (new - old) @ self._inverse_factor() @ self.directions.mT
+        return self.prepared().write(u, old, new)
 
     def log_det(self, old: Tensor, new: Tensor) -> Tensor:
         return new.new_zeros(new.shape[:-1])
 
     def _inverse_factor(self) -> Tensor:
-        """`L⁻¹`, shape `(r, r)`; in float64, for it squares the condition of the directions."""
-        gram = (self.directions.mT @ self.directions).double()
+        """`L⁻¹`, shape `(r, r)`; in float64, for UᵀU squares the condition of the directions."""
+        fixed = self.directions.detach()
+        half = fixed.mT @ self.directions
+        # UᵀU in value, and in its first derivative too, which is then one product with D rows instead of two.
+        gram = (half + half.mT - half.detach()).double()
         factor = torch.linalg.cholesky_ex(gram).L
         one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         return torch.linalg.solve_triangular(factor, one, upper=False).to(self.directions)
+
+
+class _Along(Coordinates):
+    """Components along `Q = U L⁻ᵀ`, its factors given."""
+
+    def __init__(self, directions: Tensor, inverse_factor: Tensor) -> None:
+        super().__init__()
+        self._factors = directions, inverse_factor  # a tuple, lest the module takes the parameter for its own
+
+    def read(self, u: Tensor) -> Tensor:
+        directions, inverse_factor = self._factors
+        return u @ directions @ inverse_factor.mT
+
+    def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        directions, inverse_factor = self._factors
+        return u + (new - old) @ inverse_factor @ directions.mT
+
+    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
+        return new.new_zeros(new.shape[:-1])
 
 
 class GroupNorms(Coordinates):
@@ -140,7 +169,7 @@ class GroupNorms(Coordinates):
 
     def log_det(self, old: Tensor, new: Tensor) -> Tensor:
         growth = ((new - old) * self.spread)[..., : self.num_groups]
-        return (growth * self.sizes).sum(-1)
+        return (widened(growth) * self.sizes).sum(-1)
 
     def _sum_by_group(self, values: Tensor) -> Tensor:
         zeros = values.new_zeros((*values.shape[:-1], self.num_groups))
@@ -161,11 +190,13 @@ class Steer(Bijection):
         self.hypernet = hypernet
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        old = self.coordinates.read(x)
+        coordinates = self.coordinates.prepared()
+        old = coordinates.read(x)
         new, log_det = self.hypernet.forward_and_log_det(old)
-        return self.coordinates.write(x, old, new), log_det + self.coordinates.log_det(old, new)
+        return coordinates.write(x, old, new), log_det + coordinates.log_det(old, new)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        new = self.coordinates.read(y)
+        coordinates = self.coordinates.prepared()
+        new = coordinates.read(y)
         old, log_det = self.hypernet.inverse_and_log_det(new)
-        return self.coordinates.write(y, new, old), log_det + self.coordinates.log_det(new, old)
+        return coordinates.write(y, new, old), log_det + coordinates.log_det(new, old)

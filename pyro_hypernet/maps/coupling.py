@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, widened
 
 # A log scale stays within ± this bound, softly: no layer can blow up or crush a coordinate in one step.
 LOG_SCALE_BOUND = 2.0
@@ -193,12 +193,12 @@ class Coupling(Bijection):
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         passed, moved = x[..., : self.num_passed], x[..., self.num_passed :]
         moved, log_slopes = self.transformer.forward_and_log_det(moved, self._params(passed))
-        return torch.cat([passed, moved], dim=-1), log_slopes.sum(-1)
+        return torch.cat([passed, moved], dim=-1), widened(log_slopes).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         passed, moved = y[..., : self.num_passed], y[..., self.num_passed :]
         moved, log_slopes = self.transformer.inverse_and_log_det(moved, self._params(passed))
-        return torch.cat([passed, moved], dim=-1), log_slopes.sum(-1)
+        return torch.cat([passed, moved], dim=-1), widened(log_slopes).sum(-1)
 
     def _params(self, passed: Tensor) -> Tensor:
         return self.network(passed).unflatten(-1, (self.transformer.num_params, -1)).movedim(-2, -1)
@@ -223,8 +223,8 @@ class Elementwise(Bijection):
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_slopes = self.transformer.forward_and_log_det(x, self.params.expand((*x.shape, -1)))
-        return y, log_slopes.sum(-1)
+        return y, widened(log_slopes).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slopes = self.transformer.inverse_and_log_det(y, self.params.expand((*y.shape, -1)))
-        return x, log_slopes.sum(-1)
+        return x, widened(log_slopes).sum(-1)

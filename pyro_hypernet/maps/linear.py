@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, widened
 
 
 class Identity(Bijection):
@@ -37,10 +37,10 @@ class Affine(Bijection):
         self.log_scale = nn.Parameter(scale.log())
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.loc + self.log_scale.exp() * x, self.log_scale.sum().expand(x.shape[:-1])
+        return self.loc + self.log_scale.exp() * x, widened(self.log_scale).sum().expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (y - self.loc) * (-self.log_scale).exp(), -self.log_scale.sum().expand(y.shape[:-1])
+        return (y - self.loc) * (-self.log_scale).exp(), -widened(self.log_scale).sum().expand(y.shape[:-1])
 
 
 class UnitTriangular(Bijection):
@@ -60,8 +60,8 @@ class UnitTriangular(Bijection):
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         columns = y.reshape(-1, y.shape[-1]).mT
         lower = self.weight.tril(-1)  # the unit diagonal is understood
-        x = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-        return x.mT.reshape(y.shape), y.new_zeros(y.shape[:-1])
+        x = torch.linalg.solve_triangular(widened(lower), widened(columns), upper=False, unitriangular=True)
+        return x.mT.reshape(y.shape).to(y), y.new_zeros(y.shape[:-1])
 
 
 class LowRank(Bijection):
@@ -93,11 +93,12 @@ class LowRank(Bijection):
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         inner = (y @ self.v).reshape(-1, self.v.shape[1])
-        solved = torch.linalg.solve(self._capacitance(), inner.mT).mT.reshape((*y.shape[:-1], -1))
+        solved = torch.linalg.solve(self._capacitance(), widened(inner).mT).mT.reshape((*y.shape[:-1], -1)).to(y)
         return y - solved @ self.u.mT, -self._log_det().expand(y.shape[:-1])
 
     def _capacitance(self) -> Tensor:
-        return torch.eye(self.u.shape[1], dtype=self.u.dtype, device=self.u.device) + self.v.mT @ self.u
+        product = widened(self.v.mT @ self.u)
+        return torch.eye(len(product), dtype=product.dtype, device=product.device) + product
 
     def _log_det(self) -> Tensor:
         return torch.linalg.slogdet(self._capacitance()).logabsdet

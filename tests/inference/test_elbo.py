@@ -8,6 +8,7 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuideList, AutoMultivariateNormal, AutoNormal
 
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference import elbo as elbo_module
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from tests import small_models as m
 from tests.inference.conjugate import (
@@ -231,3 +232,23 @@ def test_guides_of_other_kinds():
     for guide in (plain, guides):
         with pytest.raises(TypeError, match="^VectorizedELBO needs an AutoHypernet or another AutoContinuous guide"):
             VectorizedELBO().loss(regression, guide, X, Y)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("case", ["guide alone", "with a parameter of the model's own"])
+def test_many_steps_of_svi_are_captured_and_go_on_the_same(monkeypatch, case):
+    monkeypatch.setattr(elbo_module, "_CAPTURE_AFTER", 4)
+    model, args = (regression, (X, Y)) if case == "guide alone" else (m.with_param, (Y[:6].view(3, 2),))
+    losses, captured = [], []
+    for may_capture in (False, True):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        elbo = VectorizedELBO(4)
+        elbo._may_capture = may_capture
+        svi = SVI(model, AutoHypernet(model, "coupling", "full"), pyro.optim.Adam({"lr": 0.02}), elbo)
+        losses.append([svi.step(*args) for _ in range(15)])
+        captured.append(len(elbo._steps))
+        if case != "guide alone":
+            assert abs(float(pyro.param("noise").detach()) - 2.0) > 0.05
+    assert captured == [0, 1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-8)
