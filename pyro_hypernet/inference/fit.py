@@ -70,7 +70,7 @@ def fit(
     guide: AutoHypernet,
     args: tuple | Iterable[tuple],
     *,
-    num_steps: int = 5000,
+    num_steps: int = 3000,
     num_particles: int = 32,
     learning_rate: float = 5e-3,
     warmup: float = 0.02,
