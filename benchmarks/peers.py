@@ -18,6 +18,7 @@ Peer = Callable[..., Outcome]
 # What differs from AutoHypernet(model) and fit(model, guide, args): options of the guide, options of fit.
 OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
+    "no rejection": ({}, {"rejection": None}),
     "8 couplings": ({"hypernet": partial(coupling, num_layers=8)}, {}),
     "4 IAF": ({"hypernet": iaf}, {}),
     "linear": ({"hypernet": "linear"}, {}),
