@@ -43,6 +43,11 @@ def judge(case: Case, seed: int) -> tuple[dict, list[dict]]:
     return row, checks
 
 
+def _read(path: Path) -> dict[tuple[str, int], dict]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(row["guide"], row["seed"]): row for row in map(json.loads, lines)}
+
+
 def main() -> None:
     """Runs all cases and writes a table, and a line of JSON for every case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,6 +55,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="cases whose name holds this word")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the .jsonl file holds already")
     parser.add_argument("--quick", action="store_true", help="cases without training alone; to a file of its own")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -59,13 +65,16 @@ def main() -> None:
     out = options.out or RESULTS / f"verdicts-{options.set}{'-quick' if options.quick else ''}.md"
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     wrong = {"good": 0, "bad": 0}
-    with out.with_suffix(".jsonl").open("w") as log:
+    done = _read(out.with_suffix(".jsonl")) if options.resume else {}
+    with out.with_suffix(".jsonl").open("a" if options.resume else "w") as log:
         for case in cases:
             for seed in range(options.seeds):
-                row, checks = judge(case, seed)
+                row = done.get((case.name, seed))
+                if row is None:
+                    row, checks = judge(case, seed)
+                    log.write(json.dumps({**row, "checks": checks}) + "\n")
+                    log.flush()
                 wrong[row["is"]] += not row["right"]
-                log.write(json.dumps({**row, "checks": checks}) + "\n")
-                log.flush()
                 lines.append(f"| {' | '.join(str(row[column]) for column in COLUMNS)} |")
                 print(lines[-1], flush=True)
     summary = f"Bad guides called good: {wrong['bad']}. Good guides not called good: {wrong['good']}. One thread, CPU."
