@@ -293,11 +293,14 @@ def _noise_floor(target: _View, bandwidth: Tensor, with_intervals: bool) -> _Dis
     floor = {}
     for where, first in splits[0].items():
         values = {key: torch.tensor([split[where][key] for split in splits], dtype=torch.float64) for key in first}
-        floor[where] = {key: float(value.mean()) for key, value in values.items()}
+        floor[where] = {key: float(value.nanmean()) for key, value in values.items()}
         if with_intervals:
             for key, value in values.items():
                 low, high = ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
-                floor[where] |= {f"{key}_low": float(value.quantile(low)), f"{key}_high": float(value.quantile(high))}
+                floor[where] |= {
+                    f"{key}_low": float(value.nanquantile(low)),
+                    f"{key}_high": float(value.nanquantile(high)),
+                }
     return floor
 
 

@@ -47,7 +47,7 @@ def sd_ratio(draws: Tensor, reference: Tensor) -> Tensor:
         ValueError: If the shapes do not fit.
     """
     draws, reference, sd = _comparable(draws, reference)
-    return (draws.std(0) / sd).mean()
+    return (_sd(draws) / sd).mean()
 
 
 def median_bandwidth(reference: Tensor) -> Tensor:
@@ -101,7 +101,12 @@ def _comparable(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tenso
     _check(draws, reference)
     x, y = matrix(draws), matrix(reference)
     varies = y.max(0).values > y.min(0).values
-    return x[:, varies], y[:, varies], y[:, varies].std(0)
+    return x[:, varies], y[:, varies], _sd(y[:, varies])
+
+
+def _sd(columns: Tensor) -> Tensor:
+    """Standard deviations of columns; torch warns where there are none."""
+    return columns.std(0) if columns.shape[1] else columns.new_zeros(0)
 
 
 def matrix(draws: Tensor) -> Tensor:

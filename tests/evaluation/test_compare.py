@@ -1,5 +1,6 @@
 """The comparison with a reference: known distances, the noise floor, and the table."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -168,6 +169,17 @@ def test_chains_are_resampled_in_blocks():
         for name, r in {"chain": chain, "independent": samples}.items()
     }
     assert floor["chain"] > 2 * floor["independent"]
+
+
+def test_a_reference_that_never_moved_is_no_error():
+    stuck = {"slope": torch.full((40,), 0.3)}
+    table = compare({"moving": {"slope": torch.randn(40)}}, stuck, line, X)
+    assert math.isnan(table.row("moving")["w1_over_sd"])
+    assert math.isnan(table.row(NOISE_FLOOR)["w1_over_sd"])
+    assert "nan" in table.to_string(intervals=True)
+    half = {"slope": torch.cat([torch.full((20,), 0.3), torch.randn(20)])}
+    chain = SimpleNamespace(samples=half, ess={"slope": torch.tensor(4.0)})
+    assert compare({"moving": {"slope": torch.randn(40)}}, chain, line, X).row(NOISE_FLOOR)["w1_over_sd"] > 0
 
 
 def test_weights_up_to_symmetry_are_told_from_weights():
