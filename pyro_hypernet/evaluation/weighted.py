@@ -93,7 +93,7 @@ def _log_joint(
     model: Model, layout: Layout, samples: Mapping[str, Tensor], args: tuple, kwargs: Mapping[str, Any], max_bytes: int
 ) -> Tensor:
     w, log_det = layout.unconstrain(samples)
-    log_joint = LogJoint(model, layout)
+    log_joint = LogJoint(model, layout, mode="eager")  # run a few times: a capture would not pay
     size = max(1, int(max_bytes // max(1, count_bytes(lambda: log_joint.site_log_probs(w[0], *args, **kwargs)))))
     with poutine.block(), pyro.validation_enabled(False):
         log_p = torch.cat([log_joint(chunk, *args, **kwargs) for chunk in w.split(min(size, _CHUNK))])
