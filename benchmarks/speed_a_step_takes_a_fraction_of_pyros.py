@@ -96,7 +96,7 @@ def _ours(model: Any) -> AutoHypernet:
 
 def _svi(model: Any, guide: Any, elbo: Any, args: tuple) -> Any:
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-3}), elbo)
-    for _ in range(3):
+    for _ in range(40):  # VectorizedELBO captures after thirty
         svi.step(*args)
     return partial(svi.step, *args)
 

@@ -29,7 +29,7 @@ from pyro_hypernet import nuts, predict
 
 CHAINS, DEPTH = 4, 7
 # Kept draws and warm-up of every chain, repeats in one call.
-SETTINGS = {"regression": (300, 300, 7), "toy-gap": (60, 60, 1)}
+SETTINGS = {"regression": (150, 150, 7), "toy-gap": (40, 40, 1)}
 
 
 def regression(x: Tensor, y: Tensor) -> None:
