@@ -172,7 +172,7 @@ class _Work:
         if not self.samples:
             self.samples = self.guide.sample_posterior(self.num_samples)
         try:
-            self.idata = to_arviz(self.model, self.samples, *self.args, num_samples=self.num_samples)
+            self.idata = to_arviz(self.model, self.samples, *self.args, guide=self.guide, num_samples=self.num_samples)
         except KeyboardInterrupt:
             self.note("stop", "interrupted before the draws were gathered for ArviZ")
 
