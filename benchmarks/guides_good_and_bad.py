@@ -94,7 +94,9 @@ def trained(
 ) -> tuple:
     """A guide trained by `fit`; on `batches` where given."""
     guide = AutoHypernet(model, *guide_args, **options)
-    result = fit(model, guide, args if batches is None else batches, num_steps=num_steps, progress=False)
+    result = fit(
+        model, guide, args if batches is None else batches, num_steps=num_steps, rejection=None, progress=False
+    )
     return model, args, guide, result
 
 
@@ -109,7 +111,7 @@ def stopped(name: str, share: float, *guide_args: Any, num_steps: int = 5000) ->
     problem = PROBLEMS[name]()
     guide = AutoHypernet(problem.model, *guide_args)
     steps = int(share * num_steps)
-    result = fit(problem.model, guide, problem.args, num_steps=steps, decay=False, progress=False)
+    result = fit(problem.model, guide, problem.args, num_steps=steps, decay=False, rejection=None, progress=False)
     return problem.model, problem.args, guide, result
 
 

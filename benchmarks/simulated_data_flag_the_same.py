@@ -60,7 +60,7 @@ def trained(*guide_args: Any, num_steps: int) -> Callable[..., Any]:
 
     def train(model: Any, *args: Any) -> AutoHypernet:
         guide = AutoHypernet(model, *guide_args)
-        fit(model, guide, args, num_steps=num_steps, progress=False)
+        fit(model, guide, args, num_steps=num_steps, rejection=None, progress=False)
         return guide
 
     return train

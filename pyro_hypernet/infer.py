@@ -279,7 +279,7 @@ class _Work:
         seconds = []
         for num_steps in _TRIAL_STEPS:
             start = time.perf_counter()
-            options = {"learning_rate": 1e-9, "keep": "last", "progress": False}
+            options = {"learning_rate": 1e-9, "keep": "last", "rejection": None, "progress": False}
             fit(self.model, self.guide, self.args, num_steps=num_steps, **options)
             seconds.append(time.perf_counter() - start)
         return max(1e-4, (seconds[1] - seconds[0]) / (_TRIAL_STEPS[1] - _TRIAL_STEPS[0]))
