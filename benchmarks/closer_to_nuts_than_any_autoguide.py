@@ -83,7 +83,7 @@ def _probabilities(f: torch.Tensor) -> torch.Tensor:
 
 def keys(options: argparse.Namespace) -> Iterator[Key]:
     """The cells that were asked for, in the order to run them: all guides once before any for the second time."""
-    budgets = [DEFAULT, *options.budgets]
+    budgets = [*([] if options.no_defaults else [DEFAULT]), *options.budgets]
     for seed in range(options.seeds):
         for budget in budgets:
             for task in options.tasks:
@@ -188,6 +188,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--budgets", nargs="*", default=["5000x8", "20000x16"], help="STEPSxPARTICLES")
     parser.add_argument("--rates", nargs="*", type=float, default=[1e-2, 3e-3, 1e-3])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--no-defaults", action="store_true", help="only the budgets, not each guide's own default")
     parser.add_argument("--only-table", action="store_true", help="write the tables of what was run before")
     parser.add_argument("--quick", action="store_true", help="penguins, three guides, 500 steps; to a file of its own")
     options = parser.parse_args()
