@@ -47,7 +47,7 @@ class Options:
     """
 
     num_steps: int = 5000
-    budget: str | float = "90 seconds"
+    budget: str | float = "75 seconds"
     num_particles: int = 32
     hidden: int = 10
     nuts_draws: int = 500
