@@ -57,7 +57,8 @@ class AutoHypernet(AutoContinuous):
     start, whatever the hypernetwork and the structure, the guide is the mean field N(init_loc, init_scale²), except in
     the structure "informed", which starts from the prior and what is known of the model. With `hypernet="identity"` it
     stays a mean field and equals Pyro's AutoDiagonalNormal. It trains with any of Pyro's ELBOs and
-    works wherever an AutoContinuous does.
+    works wherever an AutoContinuous does. After `fit` the posterior may choose among its draws, see `reject`; the
+    density stays exact.
 
     Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759; theirs draws scales of weight-normalised
     layers and learns the directions as point values, ours draws every site.

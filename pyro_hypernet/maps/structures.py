@@ -127,9 +127,11 @@ def informed(
 
     Weights to which the observations answer linearly (a network's last layer, a regression's coefficients) are drawn
     from a Gaussian given all others (`GaussianConditional`); permutations of hidden units and flips of signs that leave
-    the density unchanged are respected (`Symmetrized`), so that draws cover all symmetric modes. At the start the
-    linear weights have their conditional posterior; all others are normal with the given centre and scale, but for the
-    keys of the symmetries, which have centre zero and one common scale per layer.
+    the density unchanged are respected, so that draws cover all symmetric modes. With the hypernet "auto" hidden units
+    are moved as a set (`set_couplings`); with another one, and where only signs flip, noise is sorted and moved back
+    (`Symmetrized`). At the start the linear weights have their conditional posterior; all others are normal with the
+    given centre and scale, but for what permutations carry into each other, which has one common scale, and what flips,
+    or is sorted by, which has centre zero.
 
     Args:
         layout: As in `full`.
