@@ -4,8 +4,8 @@
 
 A network of 20 inputs and two hidden layers of equal width, a minibatch of 128 of 10 000 data, one particle, a thread.
 AutoNormal: Pyro's SVI with Trace_ELBO and Adam on the same model, in turn with each. `layerwise` takes the linear
-hypernetwork, low rank for large sites. Every structure and size runs in a process of its own; memory is that process's
-greatest resident set less what it held before the guide was made.
+hypernetwork, low rank for large sites. Every structure and size runs in a process of its own, and cells in the file are
+not run again; memory is that process's greatest resident set less what it held before the guide was made.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from timing import in_turn, keep, median, spell_ratio, table
+from timing import RESULTS, in_turn, keep, median, spell_ratio, table
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
@@ -93,11 +93,22 @@ def main() -> None:
         print(json.dumps(one_cell(options.cell[0], float(options.cell[1]), int(options.cell[2]))))
         return
     dims, repeats = ([1e3, 1e4], 3) if options.quick else (options.dims, 7)
-    records = []
-    for structure in STRUCTURES:
-        for dim in dims:
+    path = RESULTS / ("speed_dims-quick.jsonl" if options.quick else "speed_dims.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(record["structure"], record["asked"]) for record in records}
+    for dim in dims:
+        for structure in STRUCTURES:
+            if (structure, dim) in done:
+                continue
             command = [sys.executable, __file__, "--cell", structure, str(dim), str(repeats)]
-            records.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            records.append(json.loads(output) | {"asked": dim})
+            records.sort(key=lambda record: (list(STRUCTURES).index(record["structure"]), record["asked"]))
+            keep("speed_dims", records, report(records, repeats), quick=options.quick)
+
+
+def report(records: list[dict[str, Any]], repeats: int) -> str:
+    """Both tables of the cells so far."""
     rows, slopes = [], []
     for record in records:
         ours, theirs = record["seconds"]["ours"], record["seconds"]["AutoNormal"]
@@ -106,19 +117,20 @@ def main() -> None:
         rows.append([record["structure"], record["dim"], record["parameters"], *cells, memory])
     for structure in STRUCTURES:
         of_one = [record for record in records if record["structure"] == structure]
+        if len(of_one) < 2:
+            continue
         sizes = [record["dim"] for record in of_one]
         per_step = slope(sizes, [median(record["seconds"]["ours"]) for record in of_one])
         memory = slope(sizes, [max(1, record["peak_bytes"]) for record in of_one])
         slopes.append([structure, f"{per_step:.2f}", f"{memory:.2f}"])
     headings = ["structure", "D", "parameters", "ms per step", "AutoNormal, ms", "ratio", "peak MB"]
-    text = (
+    return (
         f"Minibatch of {BATCH}, one particle, one thread; medians of {repeats} [least, greatest]. "
         "Made by speed_is_linear_in_the_number_of_weights.py.\n\n"
         + table(headings, rows)
         + "\n\nSlopes in log–log over all sizes:\n\n"
         + table(["structure", "seconds per step", "peak memory"], slopes)
     )
-    keep("speed_dims", records, text, quick=options.quick)
 
 
 if __name__ == "__main__":
