@@ -154,7 +154,16 @@ def informed(
         flow = set_couplings(
             layout, loc, scale, symmetries, none_of=block, is_exact=bool(response and response.is_exact)
         )
-        return Chain(flow, *conditional).to(loc)
+        return Chain(
+            _sorted(layout, hypernet, torch.zeros_like(loc), torch.ones_like(scale), symmetries, []), flow, *conditional
+        ).to(loc)
+    return _sorted(layout, hypernet, loc, scale, symmetries, conditional).to(loc)
+
+
+def _sorted(
+    layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, symmetries: Symmetries, last: list[Bijection]
+) -> Bijection:
+    """A hypernetwork over noise whose units are sorted, and moved back by the same symmetry."""
     loc, scale = symmetries.canonicalise(loc[None])[0][0] if not loc.is_meta else loc, scale.clone()
     for units in symmetries.groups:
         scale[units.keys] = scale[units.keys].mean()
@@ -162,8 +171,8 @@ def informed(
     none = torch.empty(0, dtype=torch.long, device="cpu")
     keys = torch.cat([none, *(units.keys.cpu() for units in symmetries.groups)])
     noise = Affine(torch.zeros_like(loc), torch.ones_like(scale))
-    inner = Chain(hypernet(layout.dim), noise, *sort, KeyedAffine(loc, scale, keys), *conditional)
-    return (Symmetrized(inner, Chain(*sort), symmetries) if sort else inner).to(loc)
+    inner = Chain(hypernet(layout.dim), noise, *sort, KeyedAffine(loc, scale, keys), *last)
+    return Symmetrized(inner, Chain(*sort), symmetries) if sort else inner
 
 
 def set_couplings(
