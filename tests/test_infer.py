@@ -81,7 +81,8 @@ def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(MODULE, step, interrupt)
-    with pytest.warns(UserWarning, match="The verdict on this posterior is 'do not trust it'"):
+    verdict = "do not trust it" if step == "examine" else "(do not trust|refine) it"
+    with pytest.warns(UserWarning, match=f"The verdict on this posterior is '{verdict}'"):
         posterior = quick(TWO.model, *TWO.args, num_steps=50, budget=100)
     assert posterior.samples["z"].shape == (1000, 2)
     assert posterior.source == "guide"

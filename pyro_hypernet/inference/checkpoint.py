@@ -65,7 +65,8 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     }
     tensors = dict(guide.state_dict())
     if rejection:
-        tensors |= {_REJECTION + name: tensor for name, tensor in rejection.named_buffers()}
+        # Copies: the file may not hold one tensor under two names, and the map may keep the same data.
+        tensors |= {_REJECTION + name: tensor.clone() for name, tensor in rejection.named_buffers()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save_tensors(tensors, metadata={"pyro_hypernet": json.dumps(header)})
     path = Path(path)

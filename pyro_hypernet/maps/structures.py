@@ -150,28 +150,37 @@ def informed(
         scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
         loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
     if hypernet is HYPERNETS["auto"] and any(len(units.index) > 1 for units in symmetries.groups):
-        block = response.index if response else None
-        flow = set_couplings(
-            layout, loc, scale, symmetries, none_of=block, is_exact=bool(response and response.is_exact)
-        )
-        return Chain(
-            _sorted(layout, hypernet, torch.zeros_like(loc), torch.ones_like(scale), symmetries, []), flow, *conditional
-        ).to(loc)
-    return _sorted(layout, hypernet, loc, scale, symmetries, conditional).to(loc)
+        # The linear weights' noise is left alone: it belongs to no unit until the conditional has turned it.
+        block = torch.empty(0, dtype=torch.long, device="cpu") if response is None else response.index.cpu()
+        others = torch.ones(layout.dim, dtype=torch.bool, device="cpu").index_fill(0, block, False).nonzero().flatten()
+        steered = Steer(Subset(others), hypernet(len(others)))
+        roles = _sorted(steered, torch.zeros_like(loc), torch.ones_like(scale), symmetries, still=block)
+        is_exact = response is not None and response.is_exact
+        sets = set_couplings(layout, loc, scale, symmetries, none_of=block, is_exact=is_exact)
+        return Chain(roles, sets, *conditional).to(loc)
+    return _sorted(hypernet(layout.dim), loc, scale, symmetries, *conditional).to(loc)
 
 
 def _sorted(
-    layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, symmetries: Symmetries, last: list[Bijection]
+    network: Bijection,
+    loc: Tensor,
+    scale: Tensor,
+    symmetries: Symmetries,
+    *last: Bijection,
+    still: Tensor | None = None,
 ) -> Bijection:
-    """A hypernetwork over noise whose units are sorted, and moved back by the same symmetry."""
+    """A network over noise whose units are sorted by their keys, then shifted and scaled, and moved back.
+
+    Coordinates in `still` are left alone.
+    """
     loc, scale = symmetries.canonicalise(loc[None])[0][0] if not loc.is_meta else loc, scale.clone()
     for units in symmetries.groups:
         scale[units.keys] = scale[units.keys].mean()
     sort = [Sorted(units.keys, units.flips) for units in symmetries.groups]
-    none = torch.empty(0, dtype=torch.long, device="cpu")
-    keys = torch.cat([none, *(units.keys.cpu() for units in symmetries.groups)])
-    noise = Affine(torch.zeros_like(loc), torch.ones_like(scale))
-    inner = Chain(hypernet(layout.dim), noise, *sort, KeyedAffine(loc, scale, keys), *last)
+    still = torch.empty(0, dtype=torch.long, device="cpu") if still is None else still
+    keys = torch.cat([still, *(units.keys.cpu() for units in symmetries.groups)])
+    noise = KeyedAffine(torch.zeros_like(loc), torch.ones_like(scale), still)
+    inner = Chain(network, noise, *sort, KeyedAffine(loc, scale, keys), *last)
     return Symmetrized(inner, Chain(*sort), symmetries) if sort else inner
 
 
