@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.knowledge import Knowledge, learn, prior_width
+from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.conditional import GaussianConditional
@@ -47,7 +47,7 @@ DEFAULT_SCALE = 0.1
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 # Shares of proposals to keep, of which `reject` chooses, how near the log evidence it wants to come, in nats, and the
 # proposals that it looks at.
-REJECTION_RATES, REJECTION_GAP, _NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05, 0.02), 0.2, 2**14
+REJECTION_RATES, REJECTION_GAP, NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05, 0.02), 0.2, 2**14
 
 
 class AutoHypernet(AutoContinuous):
@@ -257,7 +257,7 @@ class AutoHypernet(AutoContinuous):
             raise ValueError(f"rates must be shares of draws to keep, between 0 and 1; got {rates!r}.")
         arguments = (tuple(args), kwargs or {})
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
-        while len(log_weights) < _NUM_PROPOSALS:
+        while len(log_weights) < NUM_PROPOSALS:
             more = self._log_weights(arguments, self._proposals().sample((BATCH,)))
             log_weights = torch.cat([log_weights, more.double()])
             choice = choose(log_weights, rates, gap=REJECTION_GAP)
@@ -266,6 +266,15 @@ class AutoHypernet(AutoContinuous):
         numbers = self._origin.new_tensor([choice.log_threshold, choice.log_rate], dtype=torch.float64)
         self._install(Rejection(numbers[0], numbers[1], choice.rate_error, *arguments))
         return choice
+
+    def suits_rejection(self, args: tuple) -> bool:
+        """Whether `fit` lets the posterior choose among draws of its own accord: the guide and the data are small.
+
+        Args:
+            args: The model's arguments.
+        """
+        is_default = self.hypernet == "auto" and self.structure == "auto" and self.num_components == 1
+        return is_default and self.latent_dim <= MAX_TRIANGULAR_DIM and can_be_kept(args, {})
 
     def _install(self, rejection: Rejection) -> None:
         rejection.fingerprint = self._fingerprint()

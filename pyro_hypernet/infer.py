@@ -15,7 +15,7 @@ from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.guide import NUM_PROPOSALS, REJECTION_RATES, AutoHypernet
 from pyro_hypernet.inference.fit import Fit, fit
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
@@ -23,6 +23,8 @@ from pyro_hypernet.vectorize import Model
 
 # Shares of the budget: training, and looking beyond the guide; what is left is for mending.
 _TRAINING_SHARE, _LOOKING_SHARE = 0.5, 0.15
+# Of the budget, for the draws that diagnosis, samples and pictures take once the posterior chooses among them.
+_CHOOSING_SHARE, _DRAWS_TO_COME = 0.2, 15_000
 _TRIAL_STEPS, _LEAST_STEPS, _MOST_STEPS = (5, 35), 50, 20_000
 _POPULATIONS = 4
 # Fewer refined draws are not worth their time; one of a long run costs so much more than one of a short run.
@@ -192,10 +194,28 @@ class _Work:
             self.note("plan", f"{num_steps} steps of training at {1000 * per_step:.1f} ms")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
-            self.fit = fit(self.model, self.guide, self.args, num_steps=num_steps, progress=self.progress)
+            self.fit = fit(
+                self.model, self.guide, self.args, num_steps=num_steps, rejection=None, progress=self.progress
+            )
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
         if self.fit.stopped_because == "interrupted":
             raise KeyboardInterrupt
+        self.choose()
+
+    def choose(self) -> None:
+        """Lets the posterior choose among the guide's draws, as far as the budget allows for what they then cost."""
+        guide = self.guide
+        if self.fit.mode == "loop" or not guide.suits_rejection(self.args):
+            return
+        start = time.perf_counter()
+        choice = guide.reject(self.args)
+        each = (time.perf_counter() - start) / NUM_PROPOSALS
+        left = _CHOOSING_SHARE * self.clock.budget
+        if choice is not None and _DRAWS_TO_COME * each > left * guide.rejection.rate:
+            rates = [rate for rate in REJECTION_RATES if _DRAWS_TO_COME * each <= left * rate]
+            choice = guide.reject(self.args, rates=rates) if rates else guide.reject(None)
+        if choice is not None:
+            self.note("reject", f"one in {1 / guide.rejection.rate:.0f} draws is kept; ELBO {choice.elbo:.2f} nats")
 
     def examine(self) -> None:
         """Diagnoses the guide."""

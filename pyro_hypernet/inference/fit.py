@@ -16,8 +16,6 @@ from pyro_hypernet.guide import REJECTION_RATES, AutoHypernet
 from pyro_hypernet.inference.caution import after_fit
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.step import COMPILES, FlatParameters, Step, Stepper
-from pyro_hypernet.knowledge import can_be_kept
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 from pyro_hypernet.vectorize import Model
 
 KEEP = ("best", "average", "last")
@@ -216,14 +214,7 @@ def _rejects(rejection: str | float | None, guide: AutoHypernet, args: Any, log_
     """Whether draws are to be chosen after the fit."""
     if rejection != "auto":
         return rejection is not None
-    is_default = guide.hypernet == "auto" and guide.structure == "auto" and guide.num_components == 1
-    return (
-        is_default
-        and isinstance(args, tuple)
-        and guide.latent_dim <= MAX_TRIANGULAR_DIM
-        and log_joint.mode != "loop"
-        and can_be_kept(args, {})
-    )
+    return isinstance(args, tuple) and log_joint.mode != "loop" and guide.suits_rejection(args)
 
 
 def _choose_start(
