@@ -47,7 +47,7 @@ DEFAULT_SCALE = 0.1
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 # Shares of proposals to keep, of which `reject` chooses, how near the log evidence it wants to come, in nats, and the
 # proposals that it looks at.
-REJECTION_RATES, REJECTION_GAP, NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05, 0.02), 0.2, 2**14
+REJECTION_RATES, REJECTION_GAP, NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05), 0.2, 2**14
 
 
 class AutoHypernet(AutoContinuous):

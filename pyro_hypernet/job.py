@@ -46,7 +46,7 @@ class Options:
         seed: Of the split, the fits and the chains.
     """
 
-    num_steps: int = 5000
+    num_steps: int = 2000
     budget: str | float = "75 seconds"
     num_particles: int = 32
     hidden: int = 10
