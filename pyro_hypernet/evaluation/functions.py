@@ -8,6 +8,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.evaluation.predict import deterministic_nodes, map_in_chunks, predictive_nodes
+from pyro_hypernet.inference.functions import mean_of
 from pyro_hypernet.vectorize import Model
 
 # So many numbers of every draw at most: an even choice of them.
@@ -54,13 +55,7 @@ def flat_sites(samples: Mapping[str, Tensor]) -> Tensor:
 
 
 def _mean(fn: Any) -> Tensor | None:
-    """Probabilities where a distribution has them, else its mean, if it has one."""
+    """Probabilities where a distribution, or what it wraps, has them, else its mean, if it has one."""
     while hasattr(fn, "base_dist") and not hasattr(fn, "probs"):
         fn = fn.base_dist
-    probs = getattr(fn, "probs", None)
-    if isinstance(probs, Tensor):
-        return probs
-    try:
-        return fn.mean
-    except (AttributeError, NotImplementedError):
-        return None
+    return mean_of(fn)

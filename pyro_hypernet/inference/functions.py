@@ -27,7 +27,9 @@ def function_values(model: Model, samples: dict[str, Tensor], args: tuple) -> di
         for name, node in trace.nodes.items():
             if node["type"] != "sample" or name in samples:
                 continue
-            value = node["value"] if node["infer"].get("_deterministic", False) else _mean(node)
+            value = node["value"] if node["infer"].get("_deterministic", False) else None
+            if value is None and node["is_observed"]:
+                value = mean_of(node["fn"])
             if value is not None and value.is_floating_point():
                 values[name] = value
         return values
@@ -68,14 +70,19 @@ def effective_draws(values: Tensor) -> float:
     return min(float(chains * total / of_means), float(chains * size)) if bool(of_means > 0) else float(chains * size)
 
 
-def _mean(node: dict[str, Any]) -> Tensor | None:
-    """An observed site's mean; probabilities where it has them, so that classes count as such."""
-    if not node["is_observed"]:
-        return None
-    probs = getattr(node["fn"], "probs", None)
+def mean_of(fn: Any) -> Tensor | None:
+    """What a distribution says of its mean: probabilities where it has them, so that classes count as such.
+
+    Args:
+        fn: A distribution.
+
+    Returns:
+        The mean, or None where the distribution has none.
+    """
+    probs = getattr(fn, "probs", None)
     if isinstance(probs, Tensor):
         return probs
     try:
-        return node["fn"].mean
+        return fn.mean
     except (AttributeError, NotImplementedError):
         return None

@@ -18,8 +18,9 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint, map_model
+from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.functions import function_values
 from pyro_hypernet.inference.no_u_turn import Chain, Evaluate, run_together
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model
@@ -147,7 +148,8 @@ def nuts(
     w = target.to_weights(torch.stack([torch.from_numpy(chain.draws).to(starts[0]) for chain in chains]))
     samples_by_chain = layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
-    functions = _function_values(model, samples, args, num_chains)
+    functions = function_values(model, samples, args)
+    functions = {name: value.unflatten(0, (num_chains, -1)) for name, value in functions.items()}
     result = Nuts(
         samples=samples,
         samples_by_chain=samples_by_chain,
@@ -280,36 +282,6 @@ def _run_some(
     points = torch.stack(starts).double().cpu().numpy()
     with tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar:
         return run_together(target.evaluate_like(starts[0]), points, seeds, bar.update, **options)
-
-
-def _function_values(model: Model, samples: dict[str, Tensor], args: tuple, num_chains: int) -> dict[str, Tensor]:
-    """Deterministic sites and the means of observed sites for every draw, by chain: `(chains, draws, *shape)`."""
-
-    def collect(trace: poutine.Trace) -> dict[str, Tensor]:
-        values = {}
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or name in samples:
-                continue
-            if node["infer"].get("_deterministic", False):
-                values[name] = node["value"]
-            elif node["is_observed"] and (mean := _mean(node["fn"])) is not None:
-                values[name] = mean
-        return values
-
-    functions = map_model(model, samples, args, collect=collect)
-    functions = {name: value for name, value in functions.items() if value.is_floating_point()}
-    return {name: value.unflatten(0, (num_chains, -1)) for name, value in functions.items()}
-
-
-def _mean(fn: Any) -> Tensor | None:
-    """What a distribution says of its mean: probabilities where it has them, so that classes count as such."""
-    probs = getattr(fn, "probs", None)
-    if isinstance(probs, Tensor):
-        return probs
-    try:
-        return fn.mean
-    except (AttributeError, NotImplementedError):
-        return None
 
 
 def _worst(values: Mapping[str, Tensor]) -> float:
