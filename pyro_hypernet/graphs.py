@@ -2,7 +2,8 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -58,8 +59,24 @@ def as_script(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[...
     Args:
         module: The graph.
         tensors: Inputs of the shapes that it will see.
+
+    Returns:
+        The script; the graph as it is, run from Python, on a GPU, where TorchScript compiles kernels of its own for
+        minutes and a CUDA graph does away with Python, and where TorchScript does not know an operation, as the
+        gradient of a convolution: these are few and long.
     """
-    with warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    if any(tensor.is_cuda for tensor in tensors):
+        return module
+    try:
+        return _traced(module, tensors)
+    except RuntimeError as error:
+        if "unsupported argument type" not in str(error):
+            raise
+        return module
+
+
+def _traced(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    with warnings.catch_warnings(), torch.no_grad(), same_random_numbers(tensors):
         warnings.simplefilter("ignore")  # on the age of TorchScript, and on constants, which are meant
         return torch.jit.freeze(torch.jit.trace(module, tuple(tensors), check_trace=False).eval())
 
@@ -76,7 +93,7 @@ def as_inductor(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[.
     """
     from torch import _inductor as inductor  # seconds to import, and few runs need it
 
-    with warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.no_grad(), same_random_numbers(tensors):
         warnings.simplefilter("ignore")
         try:
             options = {"fallback_random": True, "compile_threads": 1}
@@ -94,17 +111,26 @@ def as_cuda_graph(run: Callable[..., Any], tensors: Sequence[Tensor], num_kept: 
         run: A function of tensors without a synchronisation.
         tensors: Inputs on the GPU, of the shapes that it will see.
         num_kept: How many of the first inputs always lie where these do; all others are copied in at every call.
+
+    Raises:
+        RuntimeError: If an operation cannot be recorded; random numbers go on as if nothing had been tried.
     """
     kept, copied = list(tensors[:num_kept]), [tensor.clone() for tensor in tensors[num_kept:]]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(side):
+    with torch.no_grad(), torch.cuda.stream(side), same_random_numbers(tensors):
         for _ in range(3):
             run(*kept, *copied)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        results = run(*kept, *copied)
+    generator = torch.cuda.default_generators[tensors[0].device.index or 0]
+    untouched = generator.clone_state()
+    try:
+        with torch.no_grad(), torch.cuda.graph(graph):
+            results = run(*kept, *copied)
+    except RuntimeError:
+        generator.graphsafe_set_state(untouched)  # the other one believes that it is still being recorded
+        raise
 
     def replay(*tensors: Tensor) -> Any:
         for place, tensor in zip(copied, tensors[num_kept:], strict=True):
@@ -113,6 +139,18 @@ def as_cuda_graph(run: Callable[..., Any], tensors: Sequence[Tensor], num_kept: 
         return results
 
     return replay
+
+
+@contextmanager
+def same_random_numbers(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Leaves torch's generators as they were, so that what runs inside is not seen outside.
+
+    Args:
+        tensors: Whose devices' generators.
+    """
+    devices = list({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 def has_compiler() -> bool:

@@ -21,7 +21,7 @@ from torch.distributions import constraints
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
@@ -120,6 +120,7 @@ class AutoHypernet(AutoContinuous):
         self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
         self._density: tuple[Any, Vectorized] | None = None
+        self._start: tuple[int, ...] | None = None
 
     @property
     def knowledge(self) -> Knowledge | None:
@@ -206,6 +207,7 @@ class AutoHypernet(AutoContinuous):
         self.add_module("map", self._make_map(layout, loc))
         if self.num_components > 1:
             self.add_module("base", MixtureBase(self._origin, self.num_components))
+        self._start = self._fingerprint()
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals, after rejection."""
@@ -267,6 +269,14 @@ class AutoHypernet(AutoContinuous):
         self._install(Rejection(numbers[0], numbers[1], choice.rate_error, *arguments))
         return choice
 
+    @property
+    def suits_annealing(self) -> bool:
+        """Whether `fit` lets the data count more at first of its own accord: interchangeable units, not trained yet."""
+        is_default = self.hypernet == "auto" and self.structure in ("auto", "informed") and self.num_components == 1
+        if not is_default or self._start is None or self._start != self._fingerprint():
+            return False
+        return bool(self._knowledge) and any(len(units.index) > 1 for units in self._knowledge.symmetries.groups)
+
     def suits_rejection(self, args: tuple) -> bool:
         """Whether `fit` lets the posterior choose among draws of its own accord: the guide and the data are small.
 
@@ -321,7 +331,7 @@ class AutoHypernet(AutoContinuous):
         """
         transform, base = self.get_transform(), self.get_base_dist()
         eps = base.rsample((num_samples,))
-        w, log_det = transform.forward_and_log_det(eps)
+        w, log_det = in_pieces(transform, eps)
         return w, base.log_prob(eps) - log_det
 
     def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -338,7 +348,7 @@ class AutoHypernet(AutoContinuous):
             return w, log_q, torch.full_like(log_q, 1 / num_samples)
         transform, base = self.get_transform(), self._modules["base"]
         eps, weights = base.sample_strata(-(-num_samples // self.num_components))
-        w, log_det = transform.forward_and_log_det(eps)
+        w, log_det = in_pieces(transform, eps)
         return w, base.log_prob(eps) - log_det, weights
 
     def unconstrained_log_prob(self, w: Tensor) -> Tensor:
@@ -378,7 +388,7 @@ class AutoHypernet(AutoContinuous):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
-        w = self.bijection.forward_and_log_det(self.get_base_dist().sample((num_samples,)))[0]
+        w = in_pieces(self.bijection, self.get_base_dist().sample((num_samples,)))[0]
         return self.layout.constrain(w)[0]
 
     @torch.no_grad()
@@ -409,7 +419,7 @@ class AutoHypernet(AutoContinuous):
         wanted = _QUANTILE_DRAWS if rejection is None else _QUANTILE_DRAWS / rejection.rate
         num_draws = 2 * (int(max(64, min(wanted, _QUANTILE_NUMBERS // self.latent_dim))) // 2)
         eps = self._fixed_noise(num_draws)
-        w = self.bijection.forward_and_log_det(eps)[0]
+        w = in_pieces(self.bijection, eps)[0]
         if rejection is not None:
             w = w[self._fixed_choice(eps, rejection)]
         w = w.sort(dim=0).values
@@ -536,6 +546,7 @@ class AutoHypernet(AutoContinuous):
             "prototype_trace": None,
             "master": None,
             "_density": None,
+            "_start": None,
         }
         modules = {name: module for name, module in self._modules.items() if name != "keeper"}
         empty = {"_prototype_frames": {}, "_cond_indep_stacks": {}, "_param_prefix": None}

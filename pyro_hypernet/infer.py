@@ -16,7 +16,7 @@ from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
 from pyro_hypernet.guide import NUM_PROPOSALS, REJECTION_RATES, AutoHypernet
-from pyro_hypernet.inference.fit import Fit, fit
+from pyro_hypernet.inference.fit import ANNEAL, Fit, fit
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.vectorize import Model
@@ -187,6 +187,7 @@ class _Work:
 
     def train(self, num_steps: int | None) -> None:
         """As many steps as half of the budget allows for, told by a few of no consequence."""
+        anneal = ANNEAL if self.guide.suits_annealing else 1.0
         if num_steps is None:
             per_step = self._seconds_per_step()
             left = _TRAINING_SHARE * self.clock.budget - self.clock.spent
@@ -194,9 +195,8 @@ class _Work:
             self.note("plan", f"{num_steps} steps of training at {1000 * per_step:.1f} ms")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
-            self.fit = fit(
-                self.model, self.guide, self.args, num_steps=num_steps, rejection=None, progress=self.progress
-            )
+            options = {"anneal": anneal, "rejection": None, "progress": self.progress}
+            self.fit = fit(self.model, self.guide, self.args, num_steps=num_steps, **options)
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
         if self.fit.stopped_because == "interrupted":
             raise KeyboardInterrupt
@@ -299,7 +299,7 @@ class _Work:
         seconds = []
         for num_steps in _TRIAL_STEPS:
             start = time.perf_counter()
-            options = {"learning_rate": 1e-9, "keep": "last", "rejection": None, "progress": False}
+            options = {"learning_rate": 1e-9, "keep": "last", "rejection": None, "anneal": 1.0, "progress": False}
             fit(self.model, self.guide, self.args, num_steps=num_steps, **options)
             seconds.append(time.perf_counter() - start)
         return max(1e-4, (seconds[1] - seconds[0]) / (_TRIAL_STEPS[1] - _TRIAL_STEPS[0]))

@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_script, simplify
+from pyro_hypernet.graphs import as_script, same_random_numbers, simplify
 
 Model = Callable[..., Any]
 MODES = ("graph", "eager", "loop")
@@ -228,7 +228,7 @@ class Vectorized:
         try:
             from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
 
-            with torch.random.fork_rng(devices=[]), poutine.block(), poutine.trace(param_only=True) as params:
+            with same_random_numbers(tensors), poutine.block(), poutine.trace(param_only=True) as params:
                 module = simplify(make_fx(batched)(*tensors))
                 scripted = not (self.differentiable or params.trace.nodes)
                 run = as_script(module, tensors) if scripted else module

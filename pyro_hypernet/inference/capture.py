@@ -1,8 +1,7 @@
 """A function of parameters and a batch that returns gradients, captured as one graph and held against itself."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -11,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_cuda_graph, as_script, simplify
+from pyro_hypernet.graphs import as_cuda_graph, as_script, same_random_numbers, simplify
 from pyro_hypernet.vectorize import inlined
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
@@ -116,18 +115,6 @@ class Captured:
 
     def _tensors(self, batch: tuple) -> list[Tensor]:
         return [] if self.is_fixed else [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def same_random_numbers(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Leaves torch's generators as they were, so that what runs inside is not seen outside.
-
-    Args:
-        tensors: Whose devices' generators.
-    """
-    devices = list({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def first_line(error: Exception) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.graphs import as_cuda_graph, as_inductor, has_compiler
+from pyro_hypernet.graphs import as_cuda_graph, as_inductor, has_compiler, same_random_numbers
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.capture import Captured, same_random_numbers
+from pyro_hypernet.inference.capture import Captured
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.vectorize import Model, describe_shapes
 

@@ -9,6 +9,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
+# Rows of a forward pass without gradients on a CPU, and numbers in them: see benchmarks/results/NOTES.md, "Speed".
+_ROWS, _LEAST_ROWS, _NUMBERS = 512, 16, 2**20
+
 
 def widened(x: Tensor) -> Tensor:
     """In float32 where the dtype is narrower: sums over many weights would drown in bfloat16's eight bits."""
@@ -148,3 +151,20 @@ class Blocks(Bijection):
     @staticmethod
     def _join(results: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         return torch.cat([value for value, _ in results], dim=-1), sum(log_det for _, log_det in results)
+
+
+def in_pieces(bijection: Bijection, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A forward pass, many rows on a CPU piece by piece: without gradients what a piece leaves behind fits its caches.
+
+    Args:
+        bijection: The map.
+        x: Rows, shape `(S, D)`.
+
+    Returns:
+        What `forward_and_log_det` gives.
+    """
+    rows = max(_LEAST_ROWS, min(_ROWS, _NUMBERS // x.shape[-1]))
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= rows:
+        return bijection.forward_and_log_det(x)
+    values, log_dets = zip(*(bijection.forward_and_log_det(piece) for piece in x.split(rows)), strict=True)
+    return torch.cat(values), torch.cat(log_dets)

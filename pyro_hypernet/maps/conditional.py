@@ -60,18 +60,18 @@ class GaussianConditional(Bijection):
         return self._in_chunks(self._backward, y)
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, factor, log_det = self._conditional(x)
+        centre, factor, log_det = self._conditional(x)
         noise = x[:, self.index].double()[..., None]
-        block = mean + torch.linalg.solve_triangular(factor.mT, noise, upper=True)[..., 0]
+        block = torch.linalg.solve_triangular(factor.mT, centre + noise, upper=True)[..., 0]
         return x.index_copy(1, self.index, block.to(x)), -log_det.to(x)
 
     def _backward(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        mean, factor, log_det = self._conditional(y)
-        noise = (factor.mT @ (y[:, self.index].double() - mean)[..., None])[..., 0]
+        centre, factor, log_det = self._conditional(y)
+        noise = (factor.mT @ y[:, self.index].double()[..., None] - centre)[..., 0]
         return y.index_copy(1, self.index, noise.to(y)), log_det.to(y)
 
     def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, Cholesky factor of the precision and its log determinant, in float64, for rows of `w`."""
+        """`Lᵀ mean`, Cholesky factor L of the precision and its log determinant, in float64, for rows of `w`."""
         if self.response is None:
             raise RuntimeError(
                 "This guide was unpickled without its model, which its map needs: keep guides with "
@@ -97,8 +97,9 @@ class GaussianConditional(Bijection):
         pull = pull + prior * (answer.prior_loc + self.prior_shift).double()
         factor, info = torch.linalg.cholesky_ex(total)
         factor = torch.where((info == 0)[:, None, None], factor, torch.nan)
-        mean = torch.cholesky_solve(pull[..., None], factor)[..., 0]
-        return mean, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        # Not cholesky_solve: on a GPU no CUDA graph can hold it.
+        centre = torch.linalg.solve_triangular(factor, pull[..., None], upper=False)
+        return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def _keep(self, place: Any, key: Any, value: Any) -> None:
         """Keeps a tensor as a buffer, which moves and is saved with the parameters; other values as they are."""

@@ -79,20 +79,21 @@ class SetCoupling(Bijection):
         features, context = [], self.fixed(x[..., self.passed_at])
         for number, flips in enumerate(self.flips):
             own = x[..., getattr(self, f"passed_{number}_at")]
-            own = torch.stack([own, -own]) if flips else own[None]
-            feature = self.own[number](own)
-            # Mean over both signs and over all units.
-            pooled = functional.silu(self.deep[number](functional.silu(feature))).mean((0, -2))
+            feature = functional.silu(self.own[number](torch.cat([own, -own], dim=-2) if flips else own))
+            # Mean over all units and both signs.
+            pooled = functional.silu(self.deep[number](feature)).mean(-2)
             features.append(feature)
             context = context + self.pooled[number](pooled)
         params = []
         for number, feature in enumerate(features):
             at = getattr(self, f"moved_{number}_at")
             if at.shape[1]:
-                steer = self.shared[number](functional.silu(feature)) + context[..., None, :]
+                steer = self.shared[number](feature) + context[..., None, :]
                 s, t = self.out[number](functional.silu(steer)).chunk(2, dim=-1)
-                # Even and odd parts; of one sign only its own.
-                s, t = s.mean(0), (t[0] - t[1]) / 2 if len(t) == 2 else t[0]
+                if self.flips[number]:
+                    # Even and odd parts; of one sign only its own.
+                    (s, s_flipped), (t, t_flipped) = s.chunk(2, dim=-2), t.chunk(2, dim=-2)
+                    s, t = (s + s_flipped) / 2, (t - t_flipped) / 2
                 params.append((soft_bound(s).flatten(-2), t.flatten(-2), at.flatten()))
         if len(self.moved_at):
             s, t = self.out_fixed(functional.silu(context)).chunk(2, dim=-1)

@@ -6,7 +6,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
+from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference import step as step_module
 from pyro_hypernet.inference.fit import fit
@@ -187,3 +189,16 @@ def test_flat_parameters_are_views_until_released():
     flat.vectors[0].zero_()
     assert float(leaves[2].detach()) == 6.0
     assert leaves[0].untyped_storage().nbytes() == 6 * 4
+
+
+def test_a_convolution_is_captured_though_torchscript_knows_no_gradient_of_it():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    model, args = bayesianize(net, "categorical"), (torch.randn(6, 1, 4, 4), torch.arange(6) % 2)
+    losses = []
+    for compile in ("off", "graph"):
+        pyro.set_rng_seed(0)
+        guide = AutoHypernet(model, structure="low_rank")
+        result = fit(model, guide, args, num_steps=12, num_particles=2, compile=compile, progress=False)
+        assert result.compile == compile
+        losses.append(result.losses)
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
