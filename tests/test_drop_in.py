@@ -264,7 +264,8 @@ def test_to_pyro_module():
 
     guide = AutoHypernet(model)
     losses = train(model, guide, VectorizedELBO(num_particles=2), *LINEAR_DATA)
-    assert sum(losses[-20:]) < sum(losses[:20])
+    # Medians: at this step size, with two particles, a wild draw comes every fifty steps or so.
+    assert torch.tensor(losses[-20:]).median() < torch.tensor(losses[:20]).median()
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), VectorizedELBO(num_particles=4)], ids=["Trace", "Vectorized"])
