@@ -1,5 +1,7 @@
 """Captured graphs of tensor operations: made smaller, and run from C++ or compiled."""
 
+import copy
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,12 @@ _MAX_FOLDED = 2**22
 _SAME = (aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.reshape.default)
 _COPIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+_ZEROS = (aten.new_zeros.default, aten.zeros.default, aten.zeros_like.default)
+# Results that nothing else shares memory with, and views that keep all of them.
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
+_TURNED = (*_VIEWS, aten.t.default, aten.transpose.int)
+# Products of so many numbers get memory of their own, kept from run to run.
+_KEPT_FROM = 2**20
 
 
 def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModule:
@@ -36,6 +44,7 @@ def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModu
     graph = module.graph
     graph.eliminate_dead_code()
     fixed = _untouched(graph)
+    _drop_zeros(graph, fixed)
     if constants:
         _fold(module, fixed)
     _drop_what_does_nothing(graph, fixed)
@@ -53,12 +62,16 @@ def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModu
     return module
 
 
-def as_script(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    """The same operations run from C++, constants worked out beforehand.
+def as_script(
+    module: fx.GraphModule, tensors: Sequence[Tensor], *, overwritten: Sequence[int] = ()
+) -> Callable[..., Any]:
+    """The same operations run from C++, constants worked out beforehand, sums of products in place.
 
     Args:
         module: The graph.
         tensors: Inputs of the shapes that it will see.
+        overwritten: Numbers of results that the next run may write over. Where they are large products their memory is
+            kept: fresh memory costs more than the product that fills it.
 
     Returns:
         The script; the graph as it is, run from Python, on a GPU, where TorchScript compiles kernels of its own for
@@ -68,7 +81,7 @@ def as_script(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[...
     if any(tensor.is_cuda for tensor in tensors):
         return module
     try:
-        return _traced(module, tensors)
+        return _traced(_in_place(module, overwritten), tensors)
     except RuntimeError as error:
         if "unsupported argument type" not in str(error):
             raise
@@ -222,6 +235,23 @@ def _fold(module: fx.GraphModule, fixed: set[fx.Node]) -> None:
     graph.eliminate_dead_code()
 
 
+def _drop_zeros(graph: fx.Graph, fixed: set[fx.Node]) -> None:
+    """Sums with zeros that change neither shape nor dtype."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or node not in fixed:
+            continue
+        for zeros, other in (node.args, node.args[::-1]):
+            if not (isinstance(zeros, fx.Node) and zeros.target in _ZEROS and zeros in fixed):
+                continue
+            if _shape(node) is None or _shape(other) != _shape(node):
+                continue
+            if other in fixed and other.meta["val"].dtype == node.meta["val"].dtype:
+                node.replace_all_uses_with(other)
+                graph.erase_node(node)
+                break
+    graph.eliminate_dead_code()
+
+
 def _drop_what_does_nothing(graph: fx.Graph, fixed: set[fx.Node]) -> None:
     """Views to the shape that is there already, and detachments."""
     for node in list(graph.nodes):
@@ -307,6 +337,47 @@ def _add_in_products(graph: fx.Graph, fixed: set[fx.Node]) -> None:
             if isinstance(other, fx.Node) and _shape(other) == _shape(product) == _shape(node) and len(dtypes) == 1:
                 node.target, node.args = aten.addmm.default, (other, *product.args)
                 break
+
+
+def _in_place(module: fx.GraphModule, overwritten: Sequence[int]) -> fx.GraphModule:
+    """A copy in which `y + A @ B` is added to y where y is itself a product that nothing else needs."""
+    module = fx.GraphModule(module, copy.deepcopy(module.graph))
+    graph, fixed = module.graph, _untouched(module.graph)
+    bases: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.target is aten.addmm.default and not node.kwargs and node in fixed:
+            base = _base(node.args[0], fixed, alone=True)
+            if base is not None and _shape(node.args[0]) == _shape(node) and base.meta["val"].dtype == _dtype(node):
+                node.target = aten.addmm_.default
+                bases[node] = bases.get(base, base)
+    results = next(iter(reversed(graph.nodes))).args[0]
+    for number in overwritten:
+        base = _base(results[number], fixed, alone=False)
+        base = bases.get(base, base)
+        if base is None or base.target is not aten.mm.default or math.prod(_shape(base)) < _KEPT_FROM:
+            continue
+        like, name = base.meta["val"], f"_kept{number}"
+        module.register_buffer(name, torch.empty(like.shape, dtype=like.dtype, device=like.device), persistent=False)
+        with graph.inserting_before(base):
+            place = graph.get_attr(name)
+        base.target, base.kwargs = aten.mm.out, {"out": place}
+    module.recompile()
+    return module
+
+
+def _base(node: Any, fixed: set[fx.Node], *, alone: bool) -> fx.Node | None:
+    """The product that a result is another view of; `alone`: if that is all that it is for."""
+    while isinstance(node, fx.Node) and node in fixed and not (alone and len(node.users) > 1):
+        if node.target in (*_PRODUCTS, aten.addmm_.default):
+            return node
+        if node.target not in _TURNED:
+            return None
+        node = node.args[0]
+    return None
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    return node.meta["val"].dtype
 
 
 def _call(graph: fx.Graph, dtype: torch.dtype, target: Any, shape: tuple[int, ...], *args: Any) -> fx.Node:

@@ -40,11 +40,33 @@ def sums_of_products(w):
     return w[0] @ TABLE + w[1] @ TABLE
 
 
+def sums_with_zeros(w):
+    return w.new_zeros(7) + w[:, 0, 0] + w.new_zeros(7) + (w.new_zeros(7, dtype=torch.float32) + w[0, 0, 0])
+
+
+def many_sums_of_products(w):
+    """The third product's sum, but not the first one, which is returned too, can be made in place."""
+    first = w[0] @ TABLE
+    second = w[1] @ TABLE
+    turned = (TABLE.mT @ w[2].mT).mT
+    return first, first + second, turned + second + w[3] @ TABLE
+
+
 def shape_changes(w):
     return w.view(7, 4, 6).expand(7, 4, 6).reshape(28, 6).view(7, 24).detach() + w.reshape(7, 24)
 
 
-FUNCTIONS = [last_layers, centred_logits, computed_twice, constants, written_in_place, sums_of_products, shape_changes]
+FUNCTIONS = [
+    last_layers,
+    centred_logits,
+    computed_twice,
+    constants,
+    written_in_place,
+    sums_of_products,
+    sums_with_zeros,
+    many_sums_of_products,
+    shape_changes,
+]
 # Operations that must be gone, or at most so many.
 AT_MOST = {
     last_layers: {"bmm.default": 1},  # w @ TABLE may stay one
@@ -52,6 +74,7 @@ AT_MOST = {
     computed_twice: {"exp.default": 1},
     constants: {"arange.default": 0, "exp.default": 0},
     sums_of_products: {"add.Tensor": 0, "addmm.default": 1},
+    sums_with_zeros: {"add.Tensor": 2},
     shape_changes: {"expand.default": 0},
 }
 
@@ -98,6 +121,27 @@ def test_random_numbers_are_neither_merged_nor_folded():
     found = module(points())
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert bool((found != module(points())).all())
+
+
+def test_only_results_that_may_be_overwritten_are():
+    rows = 2**20 // 5 + 1
+
+    def outer(w, x):
+        first, second, third = w[0, :, :1].mT, x[:, None] @ w[1, :1, :5], w[2, 0, 0] * x
+        return x @ (second + 1), second, x[:, None] @ w[3, :1, :5] + x[:, None] @ w[4, :1, :5], first, third
+
+    w, x = points(), torch.ones(rows, dtype=torch.float64)
+    module = simplify(make_fx(outer)(w, x), constants=True)
+    run = as_script(module, [w, x], overwritten=(2,))
+    before = run(w, x)
+    kept = [result.clone() for result in before]
+    for result, expected in zip(before, outer(w, x), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    after = run(w + 1, x)
+    for result, expected in zip(after, outer(w + 1, x), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    assert [torch.equal(now, then) for now, then in zip(before, kept, strict=True)] == [True, True, False, True, True]
+    assert after[2].data_ptr() == before[2].data_ptr()
 
 
 @pytest.mark.gpu

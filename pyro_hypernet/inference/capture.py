@@ -27,6 +27,7 @@ class Captured:
         batch: Arguments of the shapes that it will see.
         is_fixed: Whether all batches are the same, so that what depends on the data alone is worked out once.
         num_gradients: How many gradients it returns.
+        overwrites: Whether a run may write over the gradients of the run before it.
 
     Raises:
         RuntimeError: If it cannot be captured, or gives other losses or gradients when captured; it says why.
@@ -40,6 +41,7 @@ class Captured:
         *,
         is_fixed: bool,
         num_gradients: int,
+        overwrites: bool = False,
     ) -> None:
         self.function = function
         self.leaves = list(leaves)
@@ -49,7 +51,9 @@ class Captured:
         try:
             self.module = self._trace(batch)
             inputs = self.inputs(batch)
-            self.run: Callable[..., Any] = as_script(self.module, inputs)
+            self.run: Callable[..., Any] = as_script(
+                self.module, inputs, overwritten=range(1, 1 + num_gradients) if overwrites else ()
+            )
             with same_random_numbers(self.views), torch.no_grad():
                 for _ in range(2):  # TorchScript optimises at its first two calls
                     self.run(*inputs)

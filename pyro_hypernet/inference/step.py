@@ -192,7 +192,8 @@ class Stepper:
         """Captures the step for batches of these shapes."""
         try:
             count, leaves = len(self.parameters.vectors), self.parameters.leaves
-            captured = Captured(self._run, leaves, batch, is_fixed=self.is_fixed, num_gradients=count)
+            options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
+            captured = Captured(self._run, leaves, batch, **options)
         except RuntimeError as error:
             return self._fall_back(str(error))
         self._graphs[key] = captured
