@@ -31,6 +31,8 @@ QUICK = ("AutoHypernet", "pyro AutoNormal", "numpyro AutoMultivariateNormal")
 # Of these tasks the test targets mean nothing.
 NO_TARGETS = ("moons",)
 HEADINGS = ("guide", "step size", "ELBO", "± se", "k-hat", "W1/sd", "sd ratio")
+# Whose data leave a gap, in which a mean field is too sure.
+IN_BETWEEN = "toy-gap"
 FOR_CLASSIFIERS = ("agreement", "TV")
 LAST_HEADINGS = ("test log density", "seconds", "failed")
 
@@ -66,6 +68,8 @@ def _measure(outcome: Outcome, reference: Reference) -> dict[str, Any]:
         "sd_ratio": float(sd_ratio(outcome.f, reference.f_test)),
         "seconds": outcome.seconds,
     }
+    if reference.name == IN_BETWEEN:
+        row["gap_sd_ratio"] = float(sd_ratio(*(f[:, _gap(reference)] for f in (outcome.f, reference.f_test))))
     if reference.is_classifier:
         ours, theirs = _probabilities(outcome.f), _probabilities(reference.f_test)
         row["agreement"] = float(agreement(ours, theirs))
@@ -74,6 +78,14 @@ def _measure(outcome: Outcome, reference: Reference) -> dict[str, Any]:
         row["log_density"] = outcome.log_density
     row |= outcome.notes
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
+
+
+def _gap(reference: Reference) -> torch.Tensor:
+    """Which test inputs lie in the widest gap between the data, shape `(n,)`."""
+    x = reference.args[0][:, 0].sort().values
+    at = (x[1:] - x[:-1]).argmax()
+    inputs = reference.x_test[:, 0]
+    return (inputs > x[at]) & (inputs < x[at + 1])
 
 
 def _probabilities(f: torch.Tensor) -> torch.Tensor:
@@ -112,7 +124,8 @@ def table(cells: dict[Key, dict[str, Any]], task: str, budget: str) -> str:
     """One row per guide in Markdown, each at the step size of its best median ELBO."""
     of_task = {key: row for key, row in cells.items() if key[0] == task and key[2] == budget}
     of_classifiers = FOR_CLASSIFIERS if any("agreement" in row for row in of_task.values()) else ()
-    headings = [*HEADINGS, *of_classifiers, *LAST_HEADINGS]
+    has_gap = any("gap_sd_ratio" in row for row in of_task.values())
+    headings = [*HEADINGS, *of_classifiers, *(["sd ratio in the gap"] * has_gap), *LAST_HEADINGS]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for guide in PEERS:
         by_rate: dict[float | None, list[dict[str, Any]]] = {}
@@ -120,12 +133,12 @@ def table(cells: dict[Key, dict[str, Any]], task: str, budget: str) -> str:
             if key.guide == guide:
                 by_rate.setdefault(key.rate, []).append(row)
         if by_rate:
-            entries = _entries(by_rate, bool(of_classifiers))
+            entries = _entries(by_rate, bool(of_classifiers), has_gap)
             lines.append(f"| {guide} | " + " | ".join(entries) + " |")
     return "\n".join(lines)
 
 
-def _entries(by_rate: dict[float | None, list[dict[str, Any]]], is_classifier: bool) -> list[str]:
+def _entries(by_rate: dict[float | None, list[dict[str, Any]]], is_classifier: bool, has_gap: bool) -> list[str]:
     every = [row for rows in by_rate.values() for row in rows]
     rate = max(by_rate, key=lambda rate: statistics.median(_bound_or_worst(row) for row in by_rate[rate]))
     good = [row for row in by_rate[rate] if "failed" not in row]
@@ -134,6 +147,7 @@ def _entries(by_rate: dict[float | None, list[dict[str, Any]]], is_classifier: b
         "own" if rate is None else f"{rate:g}",
         _spell(good, "elbo", ".1f"),
         *(_spell(good, name, ".2f" if name in ("elbo_error", "khat", "sd_ratio") else ".3f") for name in middle),
+        *([_spell(good, "gap_sd_ratio", ".2f")] * has_gap),
         _spell(good, "log_density", ".3f"),
         _spell(good, "seconds", ".0f"),
         f"{sum('failed' in row for row in every)} of {len(every)}",

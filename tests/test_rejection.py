@@ -191,3 +191,32 @@ def test_worthless_proposals_are_never_kept():
     assert kept[1] == kept[2] == -math.inf
     with pytest.raises(ValueError, match="^No proposal of the guide has a finite weight"):
         choose(torch.full((5,), math.nan), (0.4,), gap=0.0)
+
+
+def interrupted(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def without_weights(*args, **kwargs):
+    raise ValueError("No proposal of the guide has a finite weight")
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [(interrupted, "interrupted"), (without_weights, "all steps done")],
+    ids=["Ctrl-C", "no weights"],
+)
+def test_a_fit_survives_a_choice_that_fails(monkeypatch, failure, why):
+    guide = AutoHypernet(banana)
+    monkeypatch.setattr(guide, "reject", lambda args, **options: failure() if args else None)
+    result = fit(banana, guide, (Y,), num_steps=20, num_particles=4, progress=False)
+    assert len(result.losses) == 20
+    assert result.stopped_because == why
+    assert result.acceptance == 1.0
+
+
+def test_a_share_that_was_asked_for_must_be_possible(monkeypatch):
+    guide = AutoHypernet(banana)
+    monkeypatch.setattr(guide, "reject", lambda args, **options: without_weights() if args else None)
+    with pytest.raises(ValueError, match="^No proposal"):
+        fit(banana, guide, (Y,), num_steps=20, num_particles=4, rejection=0.5, progress=False)

@@ -17,6 +17,7 @@ from pyro_hypernet.inference.anneal import AnnealedModel
 from pyro_hypernet.inference.caution import after_fit
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.step import COMPILES, FlatParameters, Step, Stepper
+from pyro_hypernet.rejection import Choice
 from pyro_hypernet.vectorize import Model
 
 KEEP = ("best", "average", "last")
@@ -218,7 +219,8 @@ def fit(
     after_fit(model, guide, args, first, run.losses)
     chosen = None
     if _rejects(rejection, guide, args, log_joint) and not elbo._params and stopped_because != "interrupted":
-        chosen = guide.reject(first, rates=REJECTION_RATES if rejection == "auto" else (rejection,))
+        chosen, why = _choose_draws(guide, first, rejection)
+        stopped_because = why or stopped_because
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
         elbo=chosen.elbo if chosen else -kept,
@@ -238,6 +240,19 @@ def _rejects(rejection: str | float | None, guide: AutoHypernet, args: Any, log_
     if rejection != "auto":
         return rejection is not None
     return isinstance(args, tuple) and log_joint.mode != "loop" and guide.suits_rejection(args)
+
+
+def _choose_draws(guide: AutoHypernet, batch: tuple, rejection: str | float) -> tuple[Choice | None, str | None]:
+    """Lets the posterior choose among draws; what was learnt is kept whatever happens."""
+    is_auto = rejection == "auto"
+    try:
+        return guide.reject(batch, rates=REJECTION_RATES if is_auto else (rejection,)), None
+    except KeyboardInterrupt:
+        return None, "interrupted"
+    except ValueError:  # no weight is finite
+        if not is_auto:
+            raise
+        return None, None
 
 
 def _choose_start(
