@@ -5,7 +5,8 @@
 NumPyro's best autoguide on every network, by results/closer.md, is AutoDAIS(8) on a Cholesky base, 5 000 steps of 8
 particles; its time holds setup, compilation and training. Ours is the default guide and the default `fit` (32
 particles) with the least number of steps, of 100, 200, 400, …, that ends at that bound or above by 2 000 fresh draws;
-its time holds setup, capture and training of that run alone. W1/sd to NUTS at that point stands beside it. NumPyro runs once per seed, ours for three seeds.
+its time holds setup, capture and training of that run alone. W1/sd to NUTS at that point stands beside it. NumPyro runs
+once, ours for three seeds.
 
 The steady step: NumPyro's AutoIAFNormal (3 layers, hidden units 2 × D, its default) inside one compiled scan, against
 `fit` with IAF layers of the same number and about as many parameters, 8 particles, captured and compiled, in turn.
