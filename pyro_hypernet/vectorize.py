@@ -24,7 +24,8 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_script, same_random_numbers, simplify
+from pyro_hypernet.graphs.run import as_script, same_random_numbers
+from pyro_hypernet.graphs.simplify import simplify
 
 Model = Callable[..., Any]
 MODES = ("graph", "eager", "loop")

@@ -10,7 +10,8 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs import as_cuda_graph, as_script, same_random_numbers, simplify
+from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers
+from pyro_hypernet.graphs.simplify import simplify
 from pyro_hypernet.vectorize import inlined
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.

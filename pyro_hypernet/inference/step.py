@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.graphs import as_cuda_graph, as_inductor, has_compiler, same_random_numbers
+from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.capture import Captured
 from pyro_hypernet.inference.elbo import VectorizedELBO

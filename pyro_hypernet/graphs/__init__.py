@@ -1,0 +1,1 @@
+"""Captured graphs of tensor operations: made smaller, and run from C++ or compiled."""

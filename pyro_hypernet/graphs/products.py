@@ -1,0 +1,124 @@
+"""Products of matrices: not copied, added in place."""
+
+import copy
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx
+
+from pyro_hypernet.graphs.nodes import PRODUCTS, TURNED, VIEWS, dtype_of, insert, shape_of, untouched
+
+aten = torch.ops.aten
+# Products of so many numbers get memory of their own, kept from run to run.
+_KEPT_FROM = 2**20
+
+
+def unexpand_products(graph: fx.Graph) -> bool:
+    """`bmm` of x, the same for all b, and m, the same for all s, over all pairs (s, b): one product.
+
+    Vmapping over draws s and, within, over changes b of a last layer copies the hidden units x for every b. With x of
+    shape `(S, n, H)` and m of shape `(B, H, C)` the result is `(S n, H) @ (H, B C)` in another order.
+    """
+    found = False
+    for node in list(graph.nodes):
+        if node.target is not aten.bmm.default:
+            continue
+        x, m = (_expanded(operand) for operand in node.args)
+        if x is None or m is None:
+            continue
+        (x, (s, b, n, h)), (m, (s2, b2, h2, c)) = x, m
+        if (s, b, h) != (s2, b2, h2) or _padded(x) != (s, 1, n, h) or _padded(m) != (1, b, h, c) or min(s, b) == 1:
+            continue
+        found = True
+        with graph.inserting_before(node):
+            call = partial(insert, graph, node.meta["val"].dtype)
+            flat = call(aten.reshape.default, (s * n, h), x, [s * n, h])
+            columns = call(aten.reshape.default, (b, h, c), m, [b, h, c])
+            columns = call(aten.permute.default, (h, b, c), columns, [1, 0, 2])
+            columns = call(aten.reshape.default, (h, b * c), columns, [h, b * c])
+            product = call(aten.mm.default, (s * n, b * c), flat, columns)
+            product = call(aten.reshape.default, (s, n, b, c), product, [s, n, b, c])
+            product = call(aten.permute.default, (s, b, n, c), product, [0, 2, 1, 3])
+            product = call(aten.reshape.default, (s * b, n, c), product, [s * b, n, c])
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+    return found
+
+
+def _expanded(node: Any) -> tuple[fx.Node, tuple[int, ...]] | None:
+    """What was copied along one of two batch axes to make an operand of `bmm`, and the four axes."""
+    chain = (aten.clone.default, *VIEWS)
+    while isinstance(node, fx.Node) and node.target in chain:
+        node = node.args[0]
+    shape = shape_of(node)
+    if shape is None or len(shape) != 4 or node.target is not aten.expand.default:
+        return None
+    return node.args[0], shape
+
+
+def _padded(node: fx.Node) -> tuple[int, ...] | None:
+    """Its shape with four axes."""
+    shape = shape_of(node)
+    return None if shape is None else (1,) * (4 - len(shape)) + shape
+
+
+def add_in_products(graph: fx.Graph, fixed: set[fx.Node]) -> None:
+    """`y + A @ B` in one operation."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or node not in fixed:
+            continue
+        for product, other in (node.args, node.args[::-1]):
+            if not isinstance(product, fx.Node) or product.target is not aten.mm.default or len(product.users) > 1:
+                continue
+            dtypes = {part.meta["val"].dtype for part in (node, product, other) if isinstance(part, fx.Node)}
+            if (
+                isinstance(other, fx.Node)
+                and shape_of(other) == shape_of(product) == shape_of(node)
+                and len(dtypes) == 1
+            ):
+                node.target, node.args = aten.addmm.default, (other, *product.args)
+                break
+
+
+def in_place(module: fx.GraphModule, overwritten: Sequence[int]) -> fx.GraphModule:
+    """A copy in which `y + A @ B` is added to y where y is itself a product that nothing else needs."""
+    module = fx.GraphModule(module, copy.deepcopy(module.graph))
+    graph, fixed = module.graph, untouched(module.graph)
+    bases: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.target is aten.addmm.default and not node.kwargs and node in fixed:
+            base = _base(node.args[0], fixed, alone=True)
+            if (
+                base is not None
+                and shape_of(node.args[0]) == shape_of(node)
+                and base.meta["val"].dtype == dtype_of(node)
+            ):
+                node.target = aten.addmm_.default
+                bases[node] = bases.get(base, base)
+    results = next(iter(reversed(graph.nodes))).args[0]
+    for number in overwritten:
+        base = _base(results[number], fixed, alone=False)
+        base = bases.get(base, base)
+        if base is None or base.target is not aten.mm.default or math.prod(shape_of(base)) < _KEPT_FROM:
+            continue
+        like, name = base.meta["val"], f"_kept{number}"
+        module.register_buffer(name, torch.empty(like.shape, dtype=like.dtype, device=like.device), persistent=False)
+        with graph.inserting_before(base):
+            place = graph.get_attr(name)
+        base.target, base.kwargs = aten.mm.out, {"out": place}
+    module.recompile()
+    return module
+
+
+def _base(node: Any, fixed: set[fx.Node], *, alone: bool) -> fx.Node | None:
+    """The product that a result is another view of; `alone`: if that is all that it is for."""
+    while isinstance(node, fx.Node) and node in fixed and not (alone and len(node.users) > 1):
+        if node.target in (*PRODUCTS, aten.addmm_.default):
+            return node
+        if node.target not in TURNED:
+            return None
+        node = node.args[0]
+    return None

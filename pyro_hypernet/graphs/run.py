@@ -1,0 +1,125 @@
+"""Captured graphs run from C++, compiled, or recorded on a GPU."""
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyro_hypernet.graphs.products import in_place
+
+
+def as_script(
+    module: fx.GraphModule, tensors: Sequence[Tensor], *, overwritten: Sequence[int] = ()
+) -> Callable[..., Any]:
+    """The same operations run from C++, constants worked out beforehand, sums of products in place.
+
+    Args:
+        module: The graph.
+        tensors: Inputs of the shapes that it will see.
+        overwritten: Numbers of results that the next run may write over. Where they are large products their memory is
+            kept: fresh memory costs more than the product that fills it.
+
+    Returns:
+        The script; the graph as it is, run from Python, on a GPU, where TorchScript compiles kernels of its own for
+        minutes and a CUDA graph does away with Python, and where TorchScript does not know an operation, as the
+        gradient of a convolution: these are few and long.
+    """
+    if any(tensor.is_cuda for tensor in tensors):
+        return module
+    try:
+        return _traced(in_place(module, overwritten), tensors)
+    except RuntimeError as error:
+        if "unsupported argument type" not in str(error):
+            raise
+        return module
+
+
+def _traced(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    with warnings.catch_warnings(), torch.no_grad(), same_random_numbers(tensors):
+        warnings.simplefilter("ignore")  # on the age of TorchScript, and on constants, which are meant
+        return torch.jit.freeze(torch.jit.trace(module, tuple(tensors), check_trace=False).eval())
+
+
+def as_inductor(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """The graph compiled by torch's inductor, random numbers as without it.
+
+    Args:
+        module: The graph.
+        tensors: Inputs of the shapes that it will see.
+
+    Raises:
+        RuntimeError: If it cannot be compiled, by whatever error of inductor's.
+    """
+    from torch import _inductor as inductor  # seconds to import, and few runs need it
+
+    with warnings.catch_warnings(), torch.no_grad(), same_random_numbers(tensors):
+        warnings.simplefilter("ignore")
+        try:
+            options = {"fallback_random": True, "compile_threads": 1}
+            compiled = inductor.compile(module, list(tensors), options=options)
+            compiled(*tensors)
+        except Exception as error:
+            raise RuntimeError(f"inductor could not compile the graph: {str(error)[:200]}") from error
+    return compiled
+
+
+def as_cuda_graph(run: Callable[..., Any], tensors: Sequence[Tensor], num_kept: int) -> Callable[..., Any]:
+    """Records all launches of a run on a GPU and replays them as one; results are overwritten by the next call.
+
+    Args:
+        run: A function of tensors without a synchronisation.
+        tensors: Inputs on the GPU, of the shapes that it will see.
+        num_kept: How many of the first inputs always lie where these do; all others are copied in at every call.
+
+    Raises:
+        RuntimeError: If an operation cannot be recorded; random numbers go on as if nothing had been tried.
+    """
+    kept, copied = list(tensors[:num_kept]), [tensor.clone() for tensor in tensors[num_kept:]]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(side), same_random_numbers(tensors):
+        for _ in range(3):
+            run(*kept, *copied)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    generator = torch.cuda.default_generators[tensors[0].device.index or 0]
+    untouched = generator.clone_state()
+    try:
+        with torch.no_grad(), torch.cuda.graph(graph):
+            results = run(*kept, *copied)
+    except RuntimeError:
+        generator.graphsafe_set_state(untouched)  # the other one believes that it is still being recorded
+        raise
+
+    def replay(*tensors: Tensor) -> Any:
+        for place, tensor in zip(copied, tensors[num_kept:], strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return results
+
+    return replay
+
+
+@contextmanager
+def same_random_numbers(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Leaves torch's generators as they were, so that what runs inside is not seen outside.
+
+    Args:
+        tensors: Whose devices' generators.
+    """
+    devices = list({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which inductor needs for the CPU."""
+    from torch._inductor import config  # the compiler that inductor would take
+
+    chosen = config.cpp.cxx
+    names = [name for name in (chosen if isinstance(chosen, (tuple, list)) else [chosen]) if name]
+    return any(shutil.which(name) for name in [*names, "g++", "clang++"])
