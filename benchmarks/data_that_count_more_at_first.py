@@ -64,7 +64,7 @@ def report(records: list[dict[str, Any]]) -> str:
     headings += ["bound, rejection", "W1/sd, rejection", "mean noise"]
     return (
         "Default guide; medians [least, greatest]; rejection at one in twenty. Made by "
-        "data_that_count_more_at_first.py; shares other than a fifth, other numbers of steps: by a loop of the same "
+        "data_that_count_more_at_first.py; shares other than a half, other numbers of steps: by a loop of the same "
         "steps outside it.\n\n" + table(headings, rows)
     )
 

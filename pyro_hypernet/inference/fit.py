@@ -26,7 +26,7 @@ _WINDOWS = 50
 # The average runs over this last share of the steps.
 _AVERAGED_SHARE = 0.2
 # How often the data of a network count at first, and the share of the steps after which they count once.
-ANNEAL, _ANNEALED_SHARE = 5.0, 0.2
+ANNEAL, _ANNEALED_SHARE = 5.0, 0.5
 # Every restart takes this share of the steps.
 _RESTART_SHARE = 0.04
 
@@ -120,7 +120,7 @@ def fit(
         compile: How a whole step runs, density, map and gradient together, with the same losses up to rounding:
             "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which takes a
             minute or so; "auto": the one of them that earns its time back within `num_steps`.
-        anneal: How often the data count at first; falls geometrically to once at a fifth of the steps. Above 1 keeps
+        anneal: How often the data count at first; falls geometrically to once at half of the steps. Above 1 keeps
             hidden units at work that the bound would rather leave at their prior, a local optimum where the noise is
             too large and functions too smooth; below 1 is tempering from the prior. "auto": 5 where the guide treats
             hidden units as interchangeable and is not trained yet, else 1. Source: Sønderby et al. 2016, arXiv
