@@ -79,6 +79,17 @@ def divided_by_zero(w):
     return w / 0.0 - (-w) / torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], dtype=w.dtype)
 
 
+def functions_in_turn(w):
+    """Some results are needed again, some are returned, some are shared between two sums."""
+    hidden = torch.tanh(w @ TABLE + w[0, 0, :5])
+    activation = torch.nn.functional.silu(torch.exp(0.1 * w) * 2.0 + 1.0)
+    again = activation.sigmoid()
+    shared = w.sum(0, keepdim=True) * 3.0
+    both = shared + shared, shared * w, w.relu() - w
+    doubled = again + again
+    return hidden, hidden.mT.exp(), again, activation * again, *both, doubled * doubled
+
+
 def shape_changes(w):
     return w.view(7, 4, 6).expand(7, 4, 6).reshape(28, 6).view(7, 24).detach() + w.reshape(7, 24)
 
@@ -96,6 +107,7 @@ FUNCTIONS = [
     turned_twice,
     gradients_of_slices_and_permutations,
     divided_by_zero,
+    functions_in_turn,
     shape_changes,
 ]
 # Operations that must be gone, or at most so many.

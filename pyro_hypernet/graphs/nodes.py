@@ -15,8 +15,7 @@ ONES = (aten.new_ones.default, aten.ones.default, aten.ones_like.default)
 FULL = (aten.new_full.default, aten.full.default, aten.full_like.default)
 SCALINGS = (aten.mul.Tensor, aten.mul.Scalar)
 RESHAPED = (aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
-# Results that nothing else shares memory with, and views that keep all of them.
-PRODUCTS = (aten.mm.default, aten.addmm.default)
+# Views of all of their argument.
 TURNED = (*VIEWS, aten.t.default, aten.transpose.int)
 # No constant that one number stands for, or that is made of two, holds more numbers.
 MAX_FILLED = 2**16

@@ -9,11 +9,24 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_hypernet.graphs.nodes import PRODUCTS, TURNED, VIEWS, dtype_of, insert, shape_of, untouched
+from pyro_hypernet.graphs.nodes import TURNED, VIEWS, dtype_of, insert, shape_of, untouched
 
 aten = torch.ops.aten
 # Products of so many numbers get memory of their own, kept from run to run.
 _KEPT_FROM = 2**20
+# What can write over its first argument, and results that share memory with nothing else.
+_OVERWRITING = {
+    aten.addmm.default: aten.addmm_.default,
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.sub.Tensor: aten.sub_.Tensor,
+    aten.mul.Tensor: aten.mul_.Tensor,
+    aten.tanh.default: aten.tanh_.default,
+    aten.exp.default: aten.exp_.default,
+    aten.silu.default: aten.silu_.default,
+    aten.relu.default: aten.relu_.default,
+    aten.sigmoid.default: aten.sigmoid_.default,
+}
+_FRESH = {aten.mm.default, aten.bmm.default, *_OVERWRITING, *_OVERWRITING.values()}
 
 
 def unexpand_products(graph: fx.Graph) -> bool:
@@ -84,20 +97,28 @@ def add_in_products(graph: fx.Graph, fixed: set[fx.Node]) -> None:
 
 
 def in_place(module: fx.GraphModule, overwritten: Sequence[int]) -> fx.GraphModule:
-    """A copy in which `y + A @ B` is added to y where y is itself a product that nothing else needs."""
+    """A copy that writes over what nothing else needs: sums onto products, functions onto their arguments.
+
+    Args:
+        module: The graph.
+        overwritten: Numbers of results that the next run may write over.
+    """
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
     graph, fixed = module.graph, untouched(module.graph)
     bases: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.target is aten.addmm.default and not node.kwargs and node in fixed:
-            base = _base(node.args[0], fixed, alone=True)
-            if (
-                base is not None
-                and shape_of(node.args[0]) == shape_of(node)
-                and base.meta["val"].dtype == dtype_of(node)
-            ):
-                node.target = aten.addmm_.default
-                bases[node] = bases.get(base, base)
+        if node not in fixed or node.kwargs or node.target not in _OVERWRITING or shape_of(node) is None:
+            continue
+        swaps = node.target in (aten.add.Tensor, aten.mul.Tensor) and isinstance(node.args[1], fx.Node)
+        for args in (node.args, node.args[::-1]) if swaps else (node.args,):
+            base = _base(args[0], fixed, alone=True)
+            if base is None or shape_of(args[0]) != shape_of(node) or dtype_of(base) != dtype_of(node):
+                continue
+            if any(other is args[0] for other in args[1:]):
+                continue
+            bases[node] = bases.get(base, base)
+            node.target, node.args = _OVERWRITING[node.target], args
+            break
     results = next(iter(reversed(graph.nodes))).args[0]
     for number in overwritten:
         base = _base(results[number], fixed, alone=False)
@@ -114,9 +135,9 @@ def in_place(module: fx.GraphModule, overwritten: Sequence[int]) -> fx.GraphModu
 
 
 def _base(node: Any, fixed: set[fx.Node], *, alone: bool) -> fx.Node | None:
-    """The product that a result is another view of; `alone`: if that is all that it is for."""
+    """The operation that a result is another view of; `alone`: if that is all that it is for."""
     while isinstance(node, fx.Node) and node in fixed and not (alone and len(node.users) > 1):
-        if node.target in (*PRODUCTS, aten.addmm_.default):
+        if node.target in _FRESH:
             return node
         if node.target not in TURNED:
             return None

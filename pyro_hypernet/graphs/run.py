@@ -15,7 +15,7 @@ from pyro_hypernet.graphs.products import in_place
 def as_script(
     module: fx.GraphModule, tensors: Sequence[Tensor], *, overwritten: Sequence[int] = ()
 ) -> Callable[..., Any]:
-    """The same operations run from C++, constants worked out beforehand, sums of products in place.
+    """The same operations run from C++, constants worked out beforehand, and in place what can be.
 
     Args:
         module: The graph.

@@ -83,7 +83,8 @@ def warn_of_bad_numbers(values: dict[str, Any], *, stacklevel: int = 3) -> None:
         stacklevel: As in `warnings.warn`.
     """
     for name, value in values.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.sum().isfinite()):
+            # The sum, one quick pass, is finite unless a value is not, or it overflows.
             bad = ~value.isfinite().reshape(len(value), -1).all(1)
             if bool(bad.any()):
                 warnings.warn(
