@@ -14,6 +14,7 @@ The steady step: NumPyro's AutoIAFNormal (3 layers, hidden units 2 × D, its def
 
 import argparse
 import json
+import math
 import os
 import time
 import warnings
@@ -116,7 +117,8 @@ def report(records: list[dict[str, Any]]) -> str:
             share = median(seconds) / theirs["seconds"]
             numbers = f"{theirs['bound']:.1f}", f"{theirs['seconds']:.1f}", f"{median(seconds):.1f}"
             spread = f"[{min(seconds):.1f}, {max(seconds):.1f}]"
-            distances = [f"{record['theirs']['w1']:.3f}", f"{median([run['w1'] for run in runs]):.3f}"]
+            found = theirs.get("w1", math.nan), median([run.get("w1", math.nan) for run in runs])
+            distances = [f"{value:.3f}" for value in found]
             how = "/".join(f"{run['steps']} {run['compile']}" for run in runs)
             bounds.append(
                 [record["task"], *numbers, spread, f"{share:.3f}", f"{reached} of {len(runs)}", *distances, how]
