@@ -9,7 +9,7 @@ from peers_numpyro import NUMPYRO_PEERS
 from peers_pyro import NUM_DRAWS, PYRO_PEERS, Outcome, judge, measure
 
 from models.references import Reference
-from pyro_hypernet import AutoHypernet, fit, refine
+from pyro_hypernet import AutoHypernet, fit, move, refine
 from pyro_hypernet.maps.hypernets import coupling, iaf
 
 # A peer is called as peer(reference, num_steps, num_particles, learning_rate, seed).
@@ -24,6 +24,9 @@ OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"hypernet": "linear"}, {}),
 }
 
+# The default, whose draws are moved so many times: no density, so no bound.
+MOVES = {"8 moves": 8, "16 moves": 16}
+
 
 def run_hypernet(
     variant: str,
@@ -33,15 +36,21 @@ def run_hypernet(
     learning_rate: float | None,
     seed: int,
 ) -> Outcome:
-    """Fits an AutoHypernet; None stands for the default of `fit`."""
-    of_guide, of_fit = OURS[variant]
+    """Fits an AutoHypernet, and moves its draws; None stands for the default of `fit`."""
+    of_guide, of_fit = OURS.get(variant, ({}, {}))
     budget = {"num_steps": num_steps, "num_particles": num_particles, "learning_rate": learning_rate}
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     guide = AutoHypernet(reference.model, **of_guide)
     options = {**of_fit, **{name: value for name, value in budget.items() if value is not None}}
     result = fit(reference.model, guide, reference.args, progress=False, **options)
-    return measure(reference, guide, result.seconds, {"skipped": float(result.num_skipped)})
+    notes = {"skipped": float(result.num_skipped)}
+    if variant not in MOVES:
+        return measure(reference, guide, result.seconds, notes)
+    sizes = {"num_samples": NUM_DRAWS, "num_moves": MOVES[variant]}
+    moved = move(reference.model, guide, *reference.args, **sizes, progress=False)
+    notes |= {"seconds_of_moves": moved.seconds, "leapfrogs": float(moved.num_leapfrogs), "shift": moved.shift}
+    return judge(reference, moved.samples, result.seconds + moved.seconds, notes=notes)
 
 
 def run_refine(
@@ -59,7 +68,7 @@ def run_refine(
 
 
 OUR_NAMES: dict[str, str] = {
-    "AutoHypernet" if variant == "default" else f"AutoHypernet, {variant}": variant for variant in OURS
+    "AutoHypernet" if variant == "default" else f"AutoHypernet, {variant}": variant for variant in (*OURS, *MOVES)
 }
 # Neither steps nor step size: once per seed, and NUTS once per task.
 SAMPLERS = ("refine", "numpyro NUTS")

@@ -3,6 +3,7 @@
 from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.calibration.sbc import sbc
 from pyro_hypernet.correction.metropolis import metropolis
+from pyro_hypernet.correction.move import Moved, move
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.compare import compare
 from pyro_hypernet.evaluation.diagnose import diagnose
@@ -29,6 +30,7 @@ __all__ = [
     "Check",
     "Diagnosis",
     "Fit",
+    "Moved",
     "Nuts",
     "Posterior",
     "Refined",
@@ -46,6 +48,7 @@ __all__ = [
     "load",
     "loo",
     "metropolis",
+    "move",
     "nuts",
     "predict",
     "refine",

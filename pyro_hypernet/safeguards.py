@@ -62,6 +62,17 @@ def refuse_local_latents(trace: Trace) -> None:
                 )
 
 
+def refuse_minibatches(trace: Trace, what: str) -> None:
+    """Raises a ValueError where a plate draws a minibatch, for `what` needs the same likelihood at every call."""
+    for node in trace.nodes.values():
+        for frame in node.get("cond_indep_stack", ()):
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
+                    f"likelihood is another at every call: {what} needs all data at once; leave subsample_size out."
+                )
+
+
 def check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:
     """Raises where the density at the start is not a finite number, and says why."""
     with torch.no_grad(), poutine.block():

@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_script, same_random_numbers
 from pyro_hypernet.graphs.simplify import simplify
 
@@ -227,10 +228,8 @@ class Vectorized:
         out_spec: list[Any] = [None]
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         try:
-            from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
-
             with same_random_numbers(tensors), poutine.block(), poutine.trace(param_only=True) as params:
-                module = simplify(make_fx(batched)(*tensors))
+                module = simplify(record(batched, *tensors))
                 scripted = not (self.differentiable or params.trace.nodes)
                 run = as_script(module, tensors) if scripted else module
         except Exception as error:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_script
 from pyro_hypernet.graphs.simplify import simplify
 
@@ -132,7 +132,7 @@ def points():
 @pytest.mark.parametrize("constant", [False, True], ids=["", "constants folded"])
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_the_same_results(function, constant):
-    module = simplify(make_fx(function)(points()), constants=constant)
+    module = simplify(record(function, points()), constants=constant)
     w = points() + 0.5
     torch.testing.assert_close(module(w), function(w), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(as_script(module, [w])(w), function(w), rtol=1e-12, atol=1e-12)
@@ -140,7 +140,7 @@ def test_the_same_results(function, constant):
 
 @pytest.mark.parametrize("function", [last_layers, centred_logits, computed_twice, sums_of_products])
 def test_the_same_gradients(function):
-    module = simplify(make_fx(function)(points()))
+    module = simplify(record(function, points()))
     gradients = []
     for run in (module, function):
         w = points().requires_grad_()
@@ -150,7 +150,7 @@ def test_the_same_gradients(function):
 
 @pytest.mark.parametrize("function", AT_MOST, ids=lambda function: function.__name__)
 def test_what_is_gone(function):
-    module = simplify(make_fx(function)(points()), constants=True)
+    module = simplify(record(function, points()), constants=True)
     names = [str(node.target).removeprefix("aten.") for node in module.graph.nodes]
     for name, most in AT_MOST[function].items():
         assert names.count(name) <= most, (name, names)
@@ -160,7 +160,7 @@ def test_random_numbers_are_neither_merged_nor_folded():
     def noisy(w):
         return torch.randn(3, dtype=w.dtype) - torch.randn(3, dtype=w.dtype)
 
-    module = simplify(make_fx(noisy)(points()), constants=True)
+    module = simplify(record(noisy, points()), constants=True)
     torch.manual_seed(5)
     expected = noisy(points())
     torch.manual_seed(5)
@@ -177,7 +177,7 @@ def test_only_results_that_may_be_overwritten_are():
         return x @ (second + 1), second, x[:, None] @ w[3, :1, :5] + x[:, None] @ w[4, :1, :5], first, third
 
     w, x = points(), torch.ones(rows, dtype=torch.float64)
-    module = simplify(make_fx(outer)(w, x), constants=True)
+    module = simplify(record(outer, w, x), constants=True)
     run = as_script(module, [w, x], overwritten=(2,))
     before = run(w, x)
     kept = [result.clone() for result in before]

@@ -76,7 +76,7 @@ def test_a_loaded_guide_trains_on(tmp_path):
 def test_fit(dtype):
     x, y = data(dtype=dtype)
     guide = AutoHypernet(NET)
-    result = fit(NET, guide, (x, y), num_steps=150, num_particles=16, progress=False)
+    result = fit(NET, guide, (x, y), num_steps=100, num_particles=16, progress=False)
     assert guide.knowledge.response.block == ("W1", "b1")
     assert {parameter.dtype for parameter in guide.parameters()} == {dtype}
     assert guide.sample_posterior(2)["W0"].dtype == dtype
@@ -88,7 +88,7 @@ def test_svi_with_particles_in_a_plate():
     x, y = data()
     guide = AutoHypernet(particle_net)
     svi = SVI(particle_net, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(8, vectorize_particles=True))
-    losses = [svi.step(x, y) for _ in range(150)]
+    losses = [svi.step(x, y) for _ in range(100)]
     assert guide.knowledge.symmetries.groups
     assert guide.knowledge.response.block == ("out",)
     assert sum(losses[-20:]) < sum(losses[:20])

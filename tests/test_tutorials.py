@@ -20,6 +20,8 @@ BAD_WORDS = re.compile(r"Traceback|\w*Warning\b|\bwarnings?\.warn")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<:/])/(?:home|root|tmp|usr|work|Users|var|opt|mnt)/|\b[A-Z]:\\")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# One runs by default, the others, minutes long on two cores, with `-m slow`.
+OTHER_NOTEBOOKS = [pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:]]
 
 
 def code_cells(path):
@@ -109,7 +111,7 @@ def test_uses_the_public_api_only(path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jupyter's own, between its packages
-@every_notebook
+@pytest.mark.parametrize("path", [*NOTEBOOKS[:1], *OTHER_NOTEBOOKS], ids=lambda path: path.stem)
 def test_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(

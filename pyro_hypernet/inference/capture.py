@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers
 from pyro_hypernet.graphs.simplify import simplify
 from pyro_hypernet.vectorize import inlined
@@ -65,8 +66,6 @@ class Captured:
         self.check(batch)
 
     def _trace(self, batch: tuple) -> torch.fx.GraphModule:
-        from torch.fx.experimental.proxy_tensor import make_fx  # a third of a second to import
-
         values, spec = pytree.tree_flatten(batch)
 
         def traced(*tensors: Tensor) -> Any:
@@ -77,7 +76,7 @@ class Captured:
             return self.function(*pytree.tree_unflatten(merged, spec))
 
         with same_random_numbers(self.views), poutine.block(), pyro.validation_enabled(False), inlined():
-            module = make_fx(traced)(*self.leaves, *self._tensors(batch))
+            module = record(traced, *self.leaves, *self._tensors(batch))
         return simplify(module, constants=True)
 
     def inputs(self, batch: tuple) -> list[Tensor]:

@@ -55,7 +55,10 @@ class Collapsed(Tempered):
         return self.response.block
 
     def sample_prior(self, num_samples: int) -> Tensor:
-        return sample_prior(self.model, self.layout, num_samples, self.args)[:, self.free]
+        return self.coordinates(sample_prior(self.model, self.layout, num_samples, self.args))
+
+    def coordinates(self, w: Tensor) -> Tensor:
+        return w[:, self.free]
 
     def complete(self, x: Tensor) -> Tensor:
         noise = torch.randn(len(x), self.layout.dim, dtype=x.dtype, device=x.device)

@@ -37,7 +37,7 @@ class Trajectories:
     The step size follows the mean acceptance. The length follows the gradient of the expected squared change of the
     squared distance to the cloud's centre (the ChEES criterion), over the root of the length, as far as that is more
     than noise; it is jittered, so that no trajectory can be periodic for all draws. Both are adapted with every move
-    and by all draws together, which vanishes against the number of draws.
+    and by all draws together, which vanishes against the number of draws, while `is_adapting` is true.
 
     Args:
         dim: Number of weights D.
@@ -51,6 +51,7 @@ class Trajectories:
         self.max_leapfrogs = max_leapfrogs
         self.step_size = 0.5 * max(1, dim) ** -0.25
         self.length = 8 * self.step_size
+        self.is_adapting = True
         self.num_leapfrogs = 0
         self.num_moves = 0
 
@@ -85,7 +86,8 @@ class Trajectories:
         accepted = torch.rand_like(chance) < chance
         rate = float(chance.mean())
         time = num_steps * self.step_size
-        self._adapt(rate, chance, time, (state.w - centre) / spread, (end.w - centre) / spread, velocity)
+        if self.is_adapting:
+            self._adapt(rate, chance, time, (state.w - centre) / spread, (end.w - centre) / spread, velocity)
         return State(*(_choose(accepted, new, old) for new, old in zip(end, state, strict=True))), rate
 
     def _draw_steps(self) -> int:

@@ -20,7 +20,7 @@ from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered
 from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_local_latents
+from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_local_latents, refuse_minibatches
 from pyro_hypernet.vectorize import Model
 
 # Every new temperature keeps this share of the particles effective.
@@ -272,13 +272,7 @@ def _checked_layout(model: Model, args: tuple) -> Layout:
             "prior, or use nuts."
         ) from error
     refuse_local_latents(trace)
-    for node in trace.nodes.values():
-        for frame in node.get("cond_indep_stack", ()):
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
-                    "likelihood is another at every call: refine needs all data at once; leave subsample_size out."
-                )
+    refuse_minibatches(trace, "refine")
     layout = Layout.from_trace(trace)
     if not layout.sites:
         raise RuntimeError("The model has no latent site: there is nothing to refine.")

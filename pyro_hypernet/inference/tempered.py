@@ -57,6 +57,10 @@ class Tempered(ABC):
         """Coordinates of draws of the prior, shape `(S, m)`."""
 
     @abstractmethod
+    def coordinates(self, w: Tensor) -> Tensor:
+        """Coordinates of shape `(S, m)` of weights of shape `(S, D)`, what is integrated out being left out."""
+
+    @abstractmethod
     def complete(self, x: Tensor) -> Tensor:
         """Weights of shape `(S, D)` for coordinates of shape `(S, m)` at temperature 1."""
 
@@ -96,6 +100,9 @@ class Whole(Tempered):
 
     def sample_prior(self, num_samples: int) -> Tensor:
         return sample_prior(self.model, self.layout, num_samples, self.args)
+
+    def coordinates(self, w: Tensor) -> Tensor:
+        return w
 
     def complete(self, x: Tensor) -> Tensor:
         return x

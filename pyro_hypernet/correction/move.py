@@ -1,0 +1,194 @@
+"""Draws of a guide moved towards the posterior: a few Hamiltonian trajectories from each, all at once."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine, validation_enabled
+from pyro.infer.autoguide import init_to_value
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_hypernet.evaluation.distances import wasserstein_over_sd
+from pyro_hypernet.evaluation.draws import draws, is_guide
+from pyro_hypernet.evaluation.weighted import layout_of
+from pyro_hypernet.inference.collapsed import temper
+from pyro_hypernet.inference.functions import function_values
+from pyro_hypernet.inference.moves import State, Trajectories
+from pyro_hypernet.inference.tempered import Tempered, Whole
+from pyro_hypernet.inference.tempering import mean_and_spread
+from pyro_hypernet.layout import Layout
+from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_minibatches
+from pyro_hypernet.vectorize import Model
+
+# The step size is found on other draws, so that the draws that are given out stay independent of each other.
+_NUM_PILOTS, _PILOT_MOVES = 64, 20
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Draws of a guide after some moves.
+
+    Attributes:
+        samples: A dict from site to draws of shape `(S, *shape)`, independent of each other.
+        acceptance: Mean acceptance of every move, as many as were made.
+        num_leapfrogs: Gradients evaluated for every draw.
+        shift: How far the moves took what the model computes, deterministic sites and means of observed ones: the
+            mean Wasserstein distance from the guide's draws in standard deviations of the moved ones, up to noise of
+            about `2 / √S`. The guide is off by at least so much; NaN where the model computes nothing.
+        collapsed: Names of the sites that were integrated out and drawn from their conditional posterior in the end.
+        seconds: Wall time.
+    """
+
+    samples: dict[str, Tensor] = field(repr=False)
+    acceptance: tuple[float, ...]
+    num_leapfrogs: int
+    shift: float
+    collapsed: tuple[str, ...]
+    seconds: float
+
+
+def move(
+    model: Model,
+    guide: Any,
+    *args: Any,
+    num_samples: int = 1000,
+    num_moves: int = 16,
+    num_leapfrogs: int = 64,
+    collapse: bool = True,
+    progress: bool = True,
+) -> Moved:
+    """Moves every draw of a guide by Hamiltonian Monte Carlo that leaves the posterior as it is.
+
+    Neither the total variation nor the Kullback–Leibler divergence of a draw to the posterior can grow by that, and the
+    more moves the nearer it comes. A draw costs `num_moves` trajectories; its density is no longer known. Modes that
+    the guide misses stay missed: `refine` finds them. Step size and length are found on draws of their own and then
+    held fixed, so that the draws stay independent. Ctrl-C ends the moves; the draws so far are returned.
+
+    Weights to which normal observations answer linearly are integrated out on the way, as in `refine`.
+
+    Args:
+        model: The Pyro model.
+        guide: A trained guide: an AutoHypernet or any other Pyro guide of all latent sites.
+        args: The model's arguments, data included.
+        num_samples: Number of draws S.
+        num_moves: Trajectories of every draw.
+        num_leapfrogs: Most leapfrog steps of one trajectory.
+        collapse: Whether to integrate out what can be.
+        progress: Whether to show a bar; quiet where the output is no terminal.
+
+    Returns:
+        Draws and what happened to them.
+
+    Raises:
+        TypeError: If `guide` is no guide.
+        ValueError: If a number is out of range, the guide's sites are not the model's, the model draws minibatches, or
+            no draw of the guide has a finite density.
+
+    Source: Gilks and Berzuini 2001 (resample-move), for moves that leave the target as it is; after variational draws:
+        Salimans, Kingma and Welling 2015, arXiv 1410.6460, and Hoffman 2017, "Learning deep latent Gaussian models
+        with Markov chain Monte Carlo".
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_hypernet.guide import AutoHypernet
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = AutoHypernet(model, init_scale=0.1).setup(torch.ones(3))
+        >>> moved = move(model, guide, torch.ones(3), num_samples=200, num_moves=4, progress=False)
+        >>> moved.samples["mean"].shape, len(moved.acceptance)
+        (torch.Size([200]), 4)
+    """
+    if num_samples < 2 or num_moves < 1 or num_leapfrogs < 1:
+        raise ValueError(
+            "num_samples must be at least 2, num_moves and num_leapfrogs positive; got "
+            f"{num_samples}, {num_moves} and {num_leapfrogs}."
+        )
+    if not is_guide(guide):
+        raise TypeError(f"move takes a guide that can be sampled for ever; got {type(guide).__name__}, stored samples.")
+    start = time.perf_counter()
+    before = draws(guide, *args, num_samples=num_samples + _NUM_PILOTS)
+    layout = layout_of(model, args, {}, guide)
+    _check_model(model, layout, before, args)
+    w = layout.unconstrain(before)[0]
+    with validation_enabled(False):
+        target = _target(model, layout, args, collapse)
+        state = _start(target, target.coordinates(w), model, args)
+        if target.dim and bool((state.w == state.w[0]).all()):
+            raise ValueError(
+                f"The draws of {type(guide).__name__} do not vary: move starts from draws of a guide, not from a point "
+                "estimate."
+            )
+        centre, spread = mean_and_spread(state.w, torch.zeros_like(state.log_prior))
+        trajectories = Trajectories(target.dim, max_leapfrogs=num_leapfrogs)
+        _settle(trajectories, target, _rows(state, slice(num_samples, None)), centre, spread)
+        state, num_before = _rows(state, slice(num_samples)), trajectories.num_leapfrogs
+        acceptance: list[float] = []
+        try:
+            for _ in tqdm(range(num_moves), disable=None if progress else True, desc="move", leave=False):
+                state, rate = trajectories.move(target, state, 1.0, centre, spread)
+                acceptance.append(rate)
+        except KeyboardInterrupt:
+            pass  # the moves so far are worth having
+        samples = layout.constrain(target.complete(state.w))[0]
+    return Moved(
+        samples=samples,
+        acceptance=tuple(acceptance),
+        num_leapfrogs=trajectories.num_leapfrogs - num_before,
+        shift=_shift(model, {name: value[:num_samples] for name, value in before.items()}, samples, args),
+        collapsed=target.collapsed,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check_model(model: Model, layout: Layout, samples: dict[str, Tensor], args: tuple) -> None:
+    """Raises where the model has other latent sites than the guide, or draws minibatches."""
+    first = {name: value[0] for name, value in samples.items()}
+    with poutine.block(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
+        trace = poutine.trace(model).get_trace(*args)
+    layout.check(Layout.from_trace(trace), "the guide's draws")
+    refuse_minibatches(trace, "move")
+
+
+def _target(model: Model, layout: Layout, args: tuple, collapse: bool) -> Tempered:
+    try:
+        return temper(model, layout, args, collapse=collapse)
+    except NotImplementedError:  # the prior cannot be sampled, which only finding a block asks for
+        return Whole(model, layout, args)
+
+
+def _start(target: Tempered, x: Tensor, model: Model, args: tuple) -> State:
+    """The state at these coordinates; draws without a finite density are replaced by others, chosen at random."""
+    state = target(x, 1.0)
+    is_good = (state.log_prior + state.log_likelihood).isfinite() & state.gradient.isfinite().all(-1)
+    good = is_good.nonzero().flatten()
+    if len(good) == 0:
+        raise_for_nan(name_arguments(model, args, {}))
+        raise ValueError("No draw of the guide has a finite density: train it, or check the data.")
+    other = good[torch.randint(len(good), is_good.shape, device=good.device)]
+    return _rows(state, torch.where(is_good, torch.arange(len(x), device=good.device), other))
+
+
+def _settle(trajectories: Trajectories, target: Tempered, state: State, centre: Tensor, spread: Tensor) -> None:
+    """Finds step size and length on draws that are thrown away."""
+    for _ in range(_PILOT_MOVES):
+        state, _ = trajectories.move(target, state, 1.0, centre, spread)
+    trajectories.is_adapting = False
+
+
+def _rows(state: State, index: Any) -> State:
+    return State(*(value[index] for value in state))
+
+
+def _shift(model: Model, before: dict[str, Tensor], after: dict[str, Tensor], args: tuple) -> float:
+    old, new = (_flat(function_values(model, samples, args)) for samples in (before, after))
+    return math.nan if old is None or new is None else float(wasserstein_over_sd(old, new))
+
+
+def _flat(values: dict[str, Tensor]) -> Tensor | None:
+    return torch.cat([value.flatten(1) for value in values.values()], dim=1) if values else None
