@@ -25,7 +25,7 @@ OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 # The default, whose draws are moved so many times: no density, so no bound.
-MOVES = {"8 moves": 8, "16 moves": 16}
+MOVES = {"4 moves": 4, "16 moves": 16}
 
 
 def run_hypernet(

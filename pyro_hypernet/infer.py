@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_hypernet.budget import Clock, read_budget
+from pyro_hypernet.correction.move import move
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
 from pyro_hypernet.evaluation.diagnose import Examination, examine
@@ -43,7 +44,7 @@ class Posterior:
 
     Attributes:
         samples: A dict from site to draws of shape `(S, *shape)`, equally weighted.
-        source: Where they come from: "guide", "resampled" or "refined".
+        source: Where they come from: "guide", "resampled", "refined" or "moved".
         verdict: On these draws: "use it", "refine it" or "do not trust it".
         because: Why, in one or two sentences.
         diagnosis: Of the guide, whose verdict may differ: draws may have been mended since. None if Ctrl-C came before.
@@ -89,8 +90,9 @@ def infer(
 
     1. Sets up an AutoHypernet and trains it for at most half of the budget. 2. Diagnoses it (`diagnose`). 3. Where
     the verdict is not "use it": draws by Pareto-smoothed importance resampling where the weights allow it and nothing
-    lies elsewhere; else by `refine`, as many as the time that is left allows for, if that is at least 200. 4. Judges
-    what came out. Ctrl-C ends the step it comes in, and all that was reached is returned.
+    lies elsewhere; else by `refine`, as many as the time that is left allows for, if that is at least 200; else the
+    guide's, moved towards the posterior by `move` until the time is up. 4. Judges what came out. Ctrl-C ends the step
+    it comes in, and all that was reached is returned.
 
     Args:
         model: A Pyro model with continuous latent sites.
@@ -257,11 +259,13 @@ class _Work:
         seconds = found.seconds if found.how == "refine" else found.likely_seconds
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
+            self.move()
             return
         num_samples = self._affordable_draws(seconds)
         if num_samples < _LEAST_REFINED:
             enough = f"{self.clock.left:.0f} s are left, enough for {num_samples} draws; {_LEAST_REFINED} are the least"
             self.note("refine", f"left out: {enough}")
+            self.move()
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*refine", UserWarning)  # part of the verdict
@@ -273,6 +277,24 @@ class _Work:
                 progress=self.progress,
             )
         self._judge_refined(self.refined)
+
+    def move(self) -> None:
+        """Draws of the guide moved towards the posterior for the time that is left; the verdict stays what it is."""
+        if self.clock.left <= 0:
+            return
+        options = {"max_seconds": _CAUTION * self.clock.left, "progress": self.progress}
+        try:
+            moved = move(self.model, self.guide, *self.args, num_samples=self.num_samples, **options)
+        except ValueError as error:
+            self.note("move", f"left out: {error}")
+            return
+        count = len(moved.acceptance)
+        if count == 0:
+            self.note("move", "left out: no time is left")
+            return
+        self.samples, self.source = moved.samples, "moved"
+        self.note("move", f"every draw {count} times, {moved.num_leapfrogs} leapfrog steps in all")
+        self.because += f" Its draws were moved {count} times: nearer to the posterior, but nobody says how near."
 
     def _judge_refined(self, refined: Refined) -> None:
         rhat = function_rhat(self.model, refined.samples, self.args, _POPULATIONS)

@@ -69,6 +69,20 @@ def test_without_time_the_verdict_stands_and_warns():
     assert posterior.samples["z"].shape == (1000, 2)
 
 
+def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
+    monkeypatch.setattr(MODULE._Work, "_affordable_draws", lambda *_: 10)
+    guide = AutoHypernet(one_weight, "identity", "full", init_scale=0.02).setup(Y)
+    with pytest.warns(UserWarning, match="Its draws were moved 16 times"):
+        posterior = quick(one_weight, Y, guide=guide, num_steps=1, budget=60)
+    assert posterior.source == "moved", str(posterior)
+    assert posterior.verdict != USE
+    assert any("move: every draw 16 times" in line for line in posterior.log)
+    draws = posterior.samples["mean"]
+    # 1 000 independent draws: standard errors of .032 sd and .022; 4.5 of them.
+    assert abs(float(draws.mean()) - POSTERIOR_MEAN) < 0.15 * POSTERIOR_SD
+    assert abs(float(draws.std()) / POSTERIOR_SD - 1) < 0.1
+
+
 def test_steps_are_planned_by_the_clock():
     posterior = infer(one_weight, Y, budget=1, progress=False)
     assert 50 <= posterior.fit.num_steps <= 20_000

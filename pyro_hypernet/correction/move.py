@@ -59,6 +59,7 @@ def move(
     num_moves: int = 16,
     num_leapfrogs: int = 64,
     collapse: bool = True,
+    max_seconds: float = math.inf,
     progress: bool = True,
 ) -> Moved:
     """Moves every draw of a guide by Hamiltonian Monte Carlo that leaves the posterior as it is.
@@ -78,6 +79,7 @@ def move(
         num_moves: Trajectories of every draw.
         num_leapfrogs: Most leapfrog steps of one trajectory.
         collapse: Whether to integrate out what can be.
+        max_seconds: After so long no further move is begun; some may be missing then, see `acceptance`.
         progress: Whether to show a bar; quiet where the output is no terminal.
 
     Returns:
@@ -104,10 +106,10 @@ def move(
         >>> moved.samples["mean"].shape, len(moved.acceptance)
         (torch.Size([200]), 4)
     """
-    if num_samples < 2 or num_moves < 1 or num_leapfrogs < 1:
+    if num_samples < 2 or num_moves < 1 or num_leapfrogs < 1 or not max_seconds > 0:
         raise ValueError(
-            "num_samples must be at least 2, num_moves and num_leapfrogs positive; got "
-            f"{num_samples}, {num_moves} and {num_leapfrogs}."
+            "num_samples must be at least 2, num_moves, num_leapfrogs and max_seconds positive; got "
+            f"{num_samples}, {num_moves}, {num_leapfrogs} and {max_seconds}."
         )
     if not is_guide(guide):
         raise TypeError(f"move takes a guide that can be sampled for ever; got {type(guide).__name__}, stored samples.")
@@ -126,11 +128,14 @@ def move(
             )
         centre, spread = mean_and_spread(state.w, torch.zeros_like(state.log_prior))
         trajectories = Trajectories(target.dim, max_leapfrogs=num_leapfrogs)
-        _settle(trajectories, target, _rows(state, slice(num_samples, None)), centre, spread)
+        pilots = _rows(state, slice(num_samples, None))
+        _settle(trajectories, target, pilots, centre, spread, until=start + max_seconds / 2)
         state, num_before = _rows(state, slice(num_samples)), trajectories.num_leapfrogs
         acceptance: list[float] = []
         try:
             for _ in tqdm(range(num_moves), disable=None if progress else True, desc="move", leave=False):
+                if time.perf_counter() - start > max_seconds:
+                    break
                 state, rate = trajectories.move(target, state, 1.0, centre, spread)
                 acceptance.append(rate)
         except KeyboardInterrupt:
@@ -174,9 +179,13 @@ def _start(target: Tempered, x: Tensor, model: Model, args: tuple) -> State:
     return _rows(state, torch.where(is_good, torch.arange(len(x), device=good.device), other))
 
 
-def _settle(trajectories: Trajectories, target: Tempered, state: State, centre: Tensor, spread: Tensor) -> None:
+def _settle(
+    trajectories: Trajectories, target: Tempered, state: State, centre: Tensor, spread: Tensor, *, until: float
+) -> None:
     """Finds step size and length on draws that are thrown away."""
     for _ in range(_PILOT_MOVES):
+        if time.perf_counter() > until:
+            break
         state, _ = trajectories.move(target, state, 1.0, centre, spread)
     trajectories.is_adapting = False
 

@@ -150,11 +150,20 @@ def test_interrupted_moves_are_kept(monkeypatch):
     assert moved.samples["slope"].shape == (200,)
 
 
+def test_no_move_is_begun_after_the_time():
+    x = torch.linspace(-1, 1, 10)
+    guide = AutoHypernet(line).setup(x, x)
+    moved = quick(line, guide, x, x, collapse=False, max_seconds=1e-6)
+    assert moved.acceptance == ()
+    assert moved.num_leapfrogs == 0
+    assert moved.samples["slope"].shape == (200,)
+
+
 def test_what_is_refused():
     guide = guide_of_width(1.0)
     with pytest.raises(ValueError, match="num_samples must be at least 2"):
         move(one_weight, guide, Y, num_samples=1)
-    with pytest.raises(ValueError, match="num_moves and num_leapfrogs positive"):
+    with pytest.raises(ValueError, match="num_moves, num_leapfrogs and max_seconds positive"):
         move(one_weight, guide, Y, num_moves=0)
     with pytest.raises(TypeError, match="stored samples"):
         move(one_weight, {"mean": torch.zeros(10)}, Y)
