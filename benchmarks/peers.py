@@ -37,7 +37,7 @@ def run_hypernet(
     seed: int,
 ) -> Outcome:
     """Fits an AutoHypernet, and moves its draws; None stands for the default of `fit`."""
-    of_guide, of_fit = OURS.get(variant, ({}, {}))
+    of_guide, of_fit = OURS["default" if variant in MOVES else variant]
     budget = {"num_steps": num_steps, "num_particles": num_particles, "learning_rate": learning_rate}
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)

@@ -9,7 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.density import LogJoint, sample_prior
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.layout import Layout, minibatch_plates
 from pyro_hypernet.responses import Response, find_response
 from pyro_hypernet.symmetries import Symmetries, find_symmetries
 from pyro_hypernet.vectorize import Model, outside_of_pyro
@@ -160,5 +160,4 @@ def _is_a_function(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) 
 
 
 def _is_subsampled(trace: Trace) -> bool:
-    frames = [frame for node in trace.nodes.values() for frame in node.get("cond_indep_stack", ())]
-    return any(frame.full_size is not None and frame.full_size != frame.size for frame in frames)
+    return any(minibatch_plates(node) for node in trace.nodes.values())

@@ -232,6 +232,16 @@ def plate_names(node: dict[str, Any]) -> tuple[str | None, ...]:
     return tuple(names)
 
 
+def minibatch_plates(node: dict[str, Any]) -> list[Any]:
+    """The plates around a site that draw a minibatch, as Pyro's frames with `name`, `size` and `full_size`.
+
+    Args:
+        node: A site of a trace.
+    """
+    frames = node.get("cond_indep_stack", ())
+    return [frame for frame in frames if frame.full_size is not None and frame.full_size != frame.size]
+
+
 def _log_det(transform: Transform, x: Tensor, y: Tensor, batch_dim: int) -> Tensor:
     """Log determinant summed over all but the first `batch_dim` axes."""
     log_det = transform.log_abs_det_jacobian(x, y)

@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.layout import Layout, minibatch_plates
 from pyro_hypernet.vectorize import Model
 
 
@@ -52,25 +52,23 @@ def raise_for_nan(arguments: dict[str, Any]) -> None:
 def refuse_local_latents(trace: Trace) -> None:
     """Raises a ValueError where a latent site lies inside a subsampled plate."""
     for name, node in trace.iter_stochastic_nodes():
-        for frame in node["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"Latent site {name!r} lies inside the subsampled plate {frame.name!r} ({frame.size} of "
-                    f"{frame.full_size}): one flow over all weights cannot serve latents that change with the "
-                    "minibatch. Draw it outside of the plate, sum or integrate it out, or block it from this guide and "
-                    "give it a guide of its own in an AutoGuideList."
-                )
+        for frame in minibatch_plates(node):
+            raise ValueError(
+                f"Latent site {name!r} lies inside the subsampled plate {frame.name!r} ({frame.size} of "
+                f"{frame.full_size}): one flow over all weights cannot serve latents that change with the "
+                "minibatch. Draw it outside of the plate, sum or integrate it out, or block it from this guide and "
+                "give it a guide of its own in an AutoGuideList."
+            )
 
 
 def refuse_minibatches(trace: Trace, what: str) -> None:
     """Raises a ValueError where a plate draws a minibatch, for `what` needs the same likelihood at every call."""
     for node in trace.nodes.values():
-        for frame in node.get("cond_indep_stack", ()):
-            if frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
-                    f"likelihood is another at every call: {what} needs all data at once; leave subsample_size out."
-                )
+        for frame in minibatch_plates(node):
+            raise ValueError(
+                f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
+                f"likelihood is another at every call: {what} needs all data at once; leave subsample_size out."
+            )
 
 
 def check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:

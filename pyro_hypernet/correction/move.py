@@ -16,7 +16,7 @@ from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.weighted import layout_of
 from pyro_hypernet.inference.collapsed import temper
-from pyro_hypernet.inference.functions import function_values
+from pyro_hypernet.inference.functions import function_values, side_by_side
 from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered, Whole
 from pyro_hypernet.inference.tempering import mean_and_spread
@@ -67,7 +67,8 @@ def move(
     Neither the total variation nor the Kullback–Leibler divergence of a draw to the posterior can grow by that, and the
     more moves the nearer it comes. A draw costs `num_moves` trajectories; its density is no longer known. Modes that
     the guide misses stay missed: `refine` finds them. Step size and length are found on draws of their own and then
-    held fixed, so that the draws stay independent. Ctrl-C ends the moves; the draws so far are returned.
+    held fixed, so that the draws stay independent, but for the spread of every weight, which scales the steps and is
+    that of all draws together. Ctrl-C ends the moves; the draws so far are returned.
 
     Weights to which normal observations answer linearly are integrated out on the way, as in `refine`.
 
@@ -156,7 +157,7 @@ def _check_model(model: Model, layout: Layout, samples: dict[str, Tensor], args:
     first = {name: value[0] for name, value in samples.items()}
     with poutine.block(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
         trace = poutine.trace(model).get_trace(*args)
-    layout.check(Layout.from_trace(trace), "the guide's draws")
+    layout.check(Layout.from_trace(trace), "the model")
     refuse_minibatches(trace, "move")
 
 
@@ -195,9 +196,5 @@ def _rows(state: State, index: Any) -> State:
 
 
 def _shift(model: Model, before: dict[str, Tensor], after: dict[str, Tensor], args: tuple) -> float:
-    old, new = (_flat(function_values(model, samples, args)) for samples in (before, after))
+    old, new = (side_by_side(function_values(model, samples, args), 1) for samples in (before, after))
     return math.nan if old is None or new is None else float(wasserstein_over_sd(old, new))
-
-
-def _flat(values: dict[str, Tensor]) -> Tensor | None:
-    return torch.cat([value.flatten(1) for value in values.values()], dim=1) if values else None

@@ -38,6 +38,19 @@ def function_values(model: Model, samples: dict[str, Tensor], args: tuple) -> di
         return map_model(model, samples, args, collect=collect)
 
 
+def side_by_side(values: dict[str, Tensor], batch_dim: int) -> Tensor | None:
+    """All functions in one tensor of shape `(*batch, functions)`.
+
+    Args:
+        values: A dict from site to values of shape `(*batch, ...)`, such as `function_values` returns.
+        batch_dim: Number of axes of `batch`.
+
+    Returns:
+        None where there are no functions.
+    """
+    return torch.cat([v.reshape(*v.shape[:batch_dim], -1) for v in values.values()], dim=-1) if values else None
+
+
 def pooled_rhat(values: Tensor) -> float:
     """One R-hat for many functions: variances between and within populations are summed over functions.
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.collapsed import temper
 from pyro_hypernet.inference.coverage import Coverage, cover
-from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat
+from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat, side_by_side
 from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered
 from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
@@ -232,9 +232,7 @@ def _sum_up(cloud: _Cloud, model: Model, samples: dict[str, Tensor], args: tuple
     functions = function_values(model, samples, args)
     by_population = {name: value.unflatten(0, (populations, -1)) for name, value in functions.items()}
     sites = {name: value.unflatten(0, (populations, -1)) for name, value in samples.items()}
-    flat = (
-        torch.cat([value.reshape(*value.shape[:2], -1) for value in by_population.values()], -1) if functions else None
-    )
+    flat = side_by_side(by_population, 2)
     several = populations > 1
     return Refined(
         samples=samples,

@@ -40,8 +40,12 @@ PAGE_NAME = "report.html"
 _PACKAGES = ("pyro-hypernet", "torch", "pyro-ppl", "arviz")
 _WEIGHT_DRAWS = 4000
 _MODEL_CHARACTERS = 300
-_SOURCES = {"guide": "as the guide draws them", "resampled": "resampled by importance weights"}
-_SOURCES |= {"refined": "carried from the prior by refine", "moved": "the guide's, moved towards the posterior"}
+_SOURCES = {
+    "guide": "as the guide draws them",
+    "resampled": "resampled by importance weights",
+    "refined": "carried from the prior by refine",
+    "moved": "the guide's, moved towards the posterior",
+}
 
 
 @torch.no_grad()

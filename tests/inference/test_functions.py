@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat
+from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat, side_by_side
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -42,3 +42,10 @@ def test_repeated_draws_count_once(repeats):
 
 def test_draws_that_never_move_count_once_a_chain():
     assert effective_draws(torch.randn(100, 1, 5).expand(-1, 6, -1)) == pytest.approx(100, rel=0.02)
+
+
+def test_functions_stand_side_by_side_whatever_their_shapes():
+    values = {"a": torch.zeros(2, 5), "b": torch.zeros(2, 5, 3), "c": torch.zeros(2, 5, 2, 2)}
+    assert side_by_side(values, 2).shape == (2, 5, 8)
+    assert side_by_side({"a": torch.zeros(5), "b": torch.zeros(5, 3)}, 1).shape == (5, 4)
+    assert side_by_side({}, 1) is None
