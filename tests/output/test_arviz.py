@@ -1,6 +1,7 @@
 """Every group of an InferenceData, with its dims, and ArviZ's own functions on it: written for ArviZ 0.x and 1.x."""
 
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 
 import arviz
@@ -34,6 +35,11 @@ ALL = {
     "prior",
     "prior_predictive",
 }
+
+
+def test_the_daily_notice_of_arviz_is_no_error():
+    """The first import of a day gives it: on a fresh machine every run of the tests begins with it."""
+    warnings.warn("\nArviZ is undergoing a major refactor\nand more of it.", FutureWarning, stacklevel=1)
 
 
 def groups(data):
