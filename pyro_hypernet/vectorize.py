@@ -85,6 +85,47 @@ def inlined() -> Iterator[None]:
 _is_inlining = False
 
 
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keeps torch's attention layers off their path for inference, an operation without a derivative."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def grad_and_value(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """`torch.func.grad_and_value` by the first argument, and plain autograd outside of vmap.
+
+    An old `torch.autograd.Function`, without a `setup_context`, has a gradient only where nothing is vmapped: so a
+    loop over draws asks autograd.
+
+    Args:
+        function: From a tensor and whatever else to a scalar, or with `has_aux` to a scalar and whatever else.
+        has_aux: Whether there is more than the scalar.
+    """
+    transformed = torch.func.grad_and_value(function, has_aux=has_aux)
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return transformed(x, *rest)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            result = function(leaf, *rest)
+            value = result[0] if has_aux else result
+            gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+        gradient = torch.zeros_like(leaf) if gradient is None else gradient
+        return gradient, pytree.tree_map(_detached, result)
+
+    return run
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
 class Vectorized:
     """A function of one draw and the model's arguments as a function of a batch of draws.
 
@@ -181,6 +222,10 @@ class Vectorized:
         return graph(leaves)
 
     def _run(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        with _slow_attention():
+            return self._run_uncaptured(draws, args, kwargs)
+
+    def _run_uncaptured(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         if self.mode != "loop":
             try:
                 return self._vmapped(draws, args, kwargs)
@@ -228,7 +273,13 @@ class Vectorized:
         out_spec: list[Any] = [None]
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         try:
-            with same_random_numbers(tensors), poutine.block(), poutine.trace(param_only=True) as params:
+            # Gradients on or off, the graph is the same: it may be differentiated later.
+            with (
+                same_random_numbers(tensors),
+                _slow_attention(),
+                poutine.block(),
+                poutine.trace(param_only=True) as params,
+            ):
                 module = simplify(record(batched, *tensors))
                 scripted = not (self.differentiable or params.trace.nodes)
                 run = as_script(module, tensors) if scripted else module
