@@ -38,6 +38,7 @@ ORDER = [
     "output",
     "budget",
     "infer",
+    "sheet",
     "tabular",
     "job",
     "job_report",
