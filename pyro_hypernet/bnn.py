@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pyro
 import torch
@@ -13,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
+from pyro_hypernet.announce import announce, forget_announcements
 from pyro_hypernet.likelihoods import Likelihood, resolve_likelihood
 from pyro_hypernet.priors import Prior, RandomTensor, assign_priors, check_patterns
 
@@ -36,12 +38,14 @@ def bayesianize(
 
     The model works on a copy in eval mode, whatever the mode of `net`: dropout is off, batch normalisation uses its
     running statistics, and these stay what they are. Random parameters are sample sites under their own dotted names,
-    such as "0.weight". The others are point estimates: `pyro.param`s under the same names, which start at the
-    network's values and which SVI or `fit` trains; as always in Pyro, two models share parameters of one name unless
-    `pyro.clear_param_store()` comes between. Parameters with `requires_grad=False` stay fixed, unless `sites` names
-    them. The outputs are the deterministic site "f", shape `(N, out)`, the targets the site "y", both in the plate
-    "data". The model takes one draw at a time, to be vmapped; Pyro's vectorised particles it refuses, and `torch.jit`
-    cannot trace it.
+    such as "0.weight". The others are point estimates, which start at the network's values and which SVI or `fit`
+    trains: `model.net.get_parameter("0.weight")`. They are the model's own, whatever `pyro.clear_param_store()` does:
+    two models share nothing, a deep copy or a pickle starts at the present values and goes its own way, and to start
+    afresh is to call `bayesianize` again. In Pyro's parameter store they stand as "BayesianNet.0.weight", with a number
+    after "BayesianNet" where another model has that name; `ParamStoreDict.load` puts them back before the first call.
+    Parameters with `requires_grad=False` stay fixed, unless `sites` names them. The outputs are the deterministic site
+    "f", shape `(N, out)`, the targets the site "y", both in the plate "data". The model takes one draw at a time, to be
+    vmapped; Pyro's vectorised particles it refuses, and `torch.jit` cannot trace it.
 
     Args:
         net: Any module from one tensor `(N, ...)` to outputs `(N, out)`, or `(N,)`, which is read as `(N, 1)`.
@@ -55,9 +59,10 @@ def bayesianize(
             a list of name patterns.
         parametrization: "weights"; or "weight_norm", in the manner of Krueger et al.: a parameter w of two or more
             axes becomes `g_k v_k / |v_k|` for every output unit or channel k. Random: g, at the sites "<name>.g", and
-            biases. Point estimates: the directions v, at the `pyro.param`s "<name>.v"; so this is no posterior over
-            all weights. In the paper biases are learnt too: `sites=["*.weight"]`; its g ~ Normal(0, 1) is `fan_in()`.
-            At the prior's median, g = 0, the network is constant: start guides at `model.initial_values`.
+            biases. Point estimates: the directions v, kept in w's own place and announced as "<name>.v"; so this is
+            no posterior over all weights. In the paper biases are learnt too: `sites=["*.weight"]`; its
+            g ~ Normal(0, 1) is `fan_in()`. At the prior's median, g = 0, the network is constant: start guides at
+            `model.initial_values`.
         num_data: Size of the whole data set where `x` is a minibatch: the likelihood counts `num_data / len(x)` times.
 
     Returns:
@@ -92,8 +97,10 @@ def bayesianize(
     return BayesianNet(net, chosen, random, assign_priors(prior, random), num_data)
 
 
-class BayesianNet:
+class BayesianNet(nn.Module):
     """A Pyro model `model(x, y=None)` made of a network; `bayesianize` makes it and documents it.
+
+    It owns its point estimates: they are the parameters of `model.net`, copied and pickled with it.
 
     Args:
         net: The network; a copy is kept.
@@ -117,14 +124,19 @@ class BayesianNet:
         priors: Mapping[str, TorchDistributionMixin],
         num_data: int | None = None,
     ) -> None:
-        self.net = copy.deepcopy(net).eval()
+        super().__init__()
+        self.net = copy.deepcopy(net)
         made = {site.parameter for site in random}
-        self._learnt = [name for name, p in self.net.named_parameters() if p.requires_grad and name not in made]
-        self.net.requires_grad_(False)
+        self._learnt = {name: name for name, p in self.net.named_parameters() if p.requires_grad and name not in made}
+        self._learnt |= {site.parameter: f"{site.parameter}.v" for site in random if site.kind == "scale"}
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(name in self._learnt)
+        self._prefix: str | None = None
         self.likelihood = likelihood
         self.priors = dict(priors)
         self.num_data = num_data
         self._random = tuple(random)
+        self.eval()
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -140,7 +152,7 @@ class BayesianNet:
         """
         return {site.name: site.value.clone() for site in self._random}
 
-    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Runs the model.
 
         Args:
@@ -161,7 +173,7 @@ class BayesianNet:
         if _is_readable(x):
             self._check_inputs(x, y)
         with sdpa_kernel(SDPBackend.MATH):  # of attention's kernels the one that vmap can batch
-            f = torch.func.functional_call(self.net, self._parameters(), (x,))
+            f = torch.func.functional_call(self.net, self._values(), (x,))
         f = f.unsqueeze(-1) if f.dim() == 1 else f
         if _is_readable(x):
             self._check_outputs(f, x, y)
@@ -177,8 +189,27 @@ class BayesianNet:
     def __repr__(self) -> str:
         return f"BayesianNet({type(self.net).__name__}, {self.likelihood!r}, sites={list(self.site_names)})"
 
-    def _parameters(self) -> dict[str, Tensor]:
+    def train(self, mode: bool = True) -> "BayesianNet":
+        """Stays in eval mode, whatever is asked for: the density is a function of the weights and the data."""
+        return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "BayesianNet":
+        like = next(self.net.parameters())
+        moved = fn(like.detach()[..., :0] if like.dim() else like.detach())
+        if moved.dtype != like.dtype or moved.device != like.device:
+            raise TypeError(
+                f"The priors are in {like.dtype} on {like.device}: convert the network to {moved.dtype} on "
+                f"{moved.device} before bayesianize, not the model."
+            )
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        forget_announcements(self)
+        return {**self.__dict__, "_prefix": None}
+
+    def _values(self) -> dict[str, Tensor]:
         """All parameters that are not fixed: sampled, or learnt."""
+        learnt = self._announced()
         values = {}
         for site in self._random:
             value = pyro.sample(site.name, self.priors[site.name])
@@ -188,17 +219,16 @@ class BayesianNet:
                     f"{tuple(value.shape)}: the network runs one draw at a time. For many use VectorizedELBO and "
                     "predict, which vmap it, or vectorize_particles=False and parallel=False."
                 )
-            values[site.parameter] = value if site.kind != "scale" else self._rescaled(site, value)
-        for name in self._learnt:
-            values[name] = pyro.param(name, self.net.get_parameter(name).clone)
-        return values
+            if site.kind == "scale":
+                value = _rescaled(learnt.pop(f"{site.parameter}.v"), value, site.axis)
+            values[site.parameter] = value
+        return values | learnt
 
-    def _rescaled(self, site: RandomTensor, g: Tensor) -> Tensor:
-        """Weight norm: `g_k v_k / |v_k|` along the axis of the output units."""
-        v = pyro.param(f"{site.parameter}.v", self.net.get_parameter(site.parameter).clone)
-        shape = [1] * v.dim()
-        shape[site.axis] = -1
-        return g.reshape(shape) * v / _norms(v, site.axis).reshape(shape)
+    def _announced(self) -> dict[str, Tensor]:
+        """The values of the point estimates, from a dict from statement to value."""
+        named = {statement: self.net.get_parameter(name) for name, statement in self._learnt.items()}
+        values, self._prefix = announce(named, type(self).__name__, self._prefix)
+        return values
 
     def _check_inputs(self, x: Tensor, y: Tensor | None) -> None:
         like = next(self.net.parameters())
@@ -247,6 +277,13 @@ def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
             "weight norm: start the network elsewhere."
         )
     return RandomTensor(f"{name}.g", name, norms, "scale", weights, axis)
+
+
+def _rescaled(v: Tensor, g: Tensor, axis: int) -> Tensor:
+    """Weight norm: `g_k v_k / |v_k|` along the axis of the output units."""
+    shape = [1] * v.dim()
+    shape[axis] = -1
+    return g.reshape(shape) * v / _norms(v, axis).reshape(shape)
 
 
 def _norms(v: Tensor, axis: int) -> Tensor:

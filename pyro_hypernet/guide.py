@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,11 +12,9 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
-from pyro.nn.module import _is_module_local_param_enabled
-from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_hypernet.announce import announce, forget_announcements
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
@@ -488,34 +485,9 @@ class AutoHypernet(AutoContinuous):
         return informed(layout, hypernet, loc, scale, knowledge=self._knowledge)
 
     def _announce_parameters(self) -> None:
-        """Issues a `pyro.param` statement for every parameter, as SVI expects, where someone listens.
-
-        The names carry this guide's own prefix, so that two guides of one class share nothing; the maps themselves stay
-        plain modules, for Pyro would bind those to the parameter store by class name.
-        """
-        if not _PYRO_STACK:
-            return
-        if _is_module_local_param_enabled():
-            for name, parameter in self.named_parameters():
-                parameter.unconstrained = weakref.ref(parameter)
-                statement = effectful(type="param")(partial(_return_second, parameter=parameter))
-                statement(f"{self._pyro_name}.{name}", parameter, constraint=constraints.real, name=name)
-            return
-        store = pyro.get_param_store()
+        """Tells Pyro of every parameter; the maps stay plain modules, for Pyro would bind those by class name."""
         named = dict(self.named_parameters())
-        if self._param_prefix is None or not self._owns(self._param_prefix, named, store):
-            self._param_prefix = next(p for p in self._prefixes() if self._owns(p, named, store))
-        for name, parameter in named.items():
-            pyro.param(f"{self._param_prefix}.{name}", parameter)
-
-    def _prefixes(self) -> Any:
-        yield self._pyro_name
-        for number in range(2, 1_000_000):
-            yield f"{self._pyro_name}_{number}"
-
-    @staticmethod
-    def _owns(prefix: str, named: dict[str, Tensor], store: Any) -> bool:
-        return all(store._params.get(f"{prefix}.{name}", parameter) is parameter for name, parameter in named.items())
+        self._param_prefix = announce(named, self._pyro_name, self._param_prefix)[1]
 
     def _fixed_noise(self, num_draws: int) -> Tensor:
         """Antithetic draws of the base that are the same at every call, shape `(num_draws, D)`, `num_draws` even."""
@@ -536,8 +508,7 @@ class AutoHypernet(AutoContinuous):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model and what a run of the model gave, which the next run gives again."""
-        for parameter in self.parameters():
-            parameter.__dict__.pop("unconstrained", None)  # a weak reference of the parameter store
+        forget_announcements(self)
         # With the model goes what holds it; `informed` maps are of use again after `load` or a deep copy.
         dropped = {
             "_model": None,
@@ -566,10 +537,6 @@ class AutoHypernet(AutoContinuous):
         if self.rejection is not None:
             new._install(copy.deepcopy(self.rejection, memo))
         return new
-
-
-def _return_second(*_: Any, parameter: Tensor, **__: Any) -> Tensor:
-    return parameter
 
 
 def _name(choice: Any, chosen: str) -> str:

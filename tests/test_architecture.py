@@ -26,6 +26,7 @@ ORDER = [
     "maps",
     "likelihoods",
     "priors",
+    "announce",
     "bnn",
     "safeguards",
     "mixture",
