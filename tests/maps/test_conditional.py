@@ -22,6 +22,7 @@ from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.hypernets import coupling, linear
 from pyro_hypernet.maps.structures import informed
 from tests import small_models as m
+from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -260,10 +261,10 @@ def test_an_init_scale_is_kept_where_it_is_asked_for():
 
 def test_learning_leaves_the_random_numbers_alone():
     model, *args = net()
-    pyro.set_rng_seed(5)
+    pyro.set_rng_seed(seed(5))
     AutoHypernet(model, "coupling", init_scale=0.1).setup(*args)
     expected = torch.rand(3)
-    pyro.set_rng_seed(5)
+    pyro.set_rng_seed(seed(5))
     guide = AutoHypernet(model, "coupling", "informed", init_scale=0.1).setup(*args)
     assert guide.knowledge
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)

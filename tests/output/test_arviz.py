@@ -23,6 +23,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.nuts import nuts
 from pyro_hypernet.inference.refine import refine
 from pyro_hypernet.output.arviz import to_arviz
+from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, nested_plates, subsampled
 
 ALL = {
@@ -199,9 +200,9 @@ def test_densities_of_the_draws_stand_beside_them(double):
         trace = pyro.poutine.trace(pyro.poutine.condition(linear, data=values)).get_trace(x, y)
         torch.testing.assert_close(stats["lp"][s], trace.log_prob_sum())
     torch.testing.assert_close(stats["log_weight"], stats["lp"] - stats["log_q"])
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     weights = importance_log_weights(linear, guide, x, y, num_samples=20)
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     torch.testing.assert_close(
         torch.tensor(to_arviz(linear, guide, x, y, num_samples=20).sample_stats["log_weight"].values[0]), weights
     )
@@ -275,7 +276,7 @@ def test_refined_draws_and_point_estimates():
 @pytest.fixture(scope="module")
 def two():
     """Two posteriors of one model: chains, and a guide whose widths are wrong."""
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     x, y = linear_data()
     chains = nuts(linear, x, y, num_samples=100, warmup_steps=100, num_chains=2, num_processes=1)
     names = {"coords": {"feature": ["a", "b"]}, "dims": {"slope": ["feature"]}}
