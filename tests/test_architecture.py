@@ -30,6 +30,7 @@ ORDER = [
     "safeguards",
     "mixture",
     "rejection",
+    "copies",
     "guide",
     "inference",
     "evaluation",
