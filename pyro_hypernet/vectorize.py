@@ -2,6 +2,7 @@
 
 import copy
 import linecache
+import sys
 import traceback
 import warnings
 from collections import OrderedDict
@@ -14,9 +15,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -50,14 +52,44 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
 
 
 @contextmanager
-def outside_of_pyro() -> Iterator[None]:
-    """Hides the handlers around a call: plates and traces of a caller that runs a model of its own within."""
-    hidden = list(_PYRO_STACK)
+def outside_of_pyro(*, seed: int | None = None) -> Iterator[None]:
+    """Puts aside what a caller of Pyro has under way, for a run of a model that is none of the caller's business.
+
+    Hidden for the while are handlers, so that plates, masks and observers of parameter statements do not see the run;
+    dimensions taken by plates; and the values that PyroModules keep during a call, for the run may be one of a module
+    within its own call, as in NeuTraReparam.
+
+    Args:
+        seed: Also puts random state aside, on all devices, and starts from this seed; None draws on with the caller's.
+    """
+    handlers, dims = list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack)
+    contexts = [(context, dict(vars(context))) for context in _calls_of_modules()]
+    devices = range(torch.cuda.device_count()) if seed is not None and torch.cuda.is_initialized() else ()
     _PYRO_STACK.clear()
+    _DIM_ALLOCATOR._stack.clear()
+    for context, _ in contexts:
+        context.active, context.cache = 0, {}
     try:
-        yield
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
     finally:
-        _PYRO_STACK[:] = hidden
+        _PYRO_STACK[:] = handlers
+        _DIM_ALLOCATOR._stack[:] = dims
+        for context, before in contexts:
+            vars(context).update(before)
+
+
+def _calls_of_modules() -> list[Any]:
+    """The contexts of all PyroModules within whose calls this is, each once; only the calls themselves know them."""
+    contexts, frame = {}, sys._getframe()
+    while frame is not None:
+        if frame.f_code is PyroModule.__call__.__code__:
+            context = frame.f_locals["self"]._pyro_context
+            contexts[id(context)] = context
+        frame = frame.f_back
+    return list(contexts.values())
 
 
 @contextmanager

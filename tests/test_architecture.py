@@ -31,6 +31,7 @@ ORDER = [
     "safeguards",
     "mixture",
     "rejection",
+    "copies",
     "guide",
     "inference",
     "evaluation",
