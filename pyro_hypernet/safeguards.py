@@ -67,7 +67,8 @@ def refuse_minibatches(trace: Trace, what: str) -> None:
         for frame in minibatch_plates(node):
             raise ValueError(
                 f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
-                f"likelihood is another at every call: {what} needs all data at once; leave subsample_size out."
+                f"likelihood is another at every call: {what} needs all data at once. Leave subsample_size out here; "
+                "where all data are too many, train by fit and judge by predictions of data held out."
             )
 
 
