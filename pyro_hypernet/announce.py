@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro.nn.module import _is_module_local_param_enabled
 from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -47,6 +48,24 @@ def forget_announcements(module: nn.Module) -> None:
     """Removes the weak references that the parameter store leaves in parameters, which cannot be pickled."""
     for parameter in module.parameters():
         parameter.__dict__.pop("unconstrained", None)
+
+
+def is_announced(parameter: Tensor) -> bool:
+    """Whether a parameter was announced here, so that its name in the store depends on what else is there."""
+    return parameter in _announced
+
+
+def stored_names(trace: Trace) -> tuple[str, ...]:
+    """Names of a model's `pyro.param` statements whose values Pyro's store holds.
+
+    Args:
+        trace: Of the model.
+
+    Returns:
+        The names, without those that `announce` chose.
+    """
+    store = pyro.get_param_store()._params
+    return tuple(name for name in trace.param_nodes if name in store and not is_announced(store[name]))
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -152,6 +152,11 @@ class BayesianNet(nn.Module):
         """
         return {site.name: site.value.clone() for site in self._random}
 
+    @property
+    def replaced(self) -> list[nn.Parameter]:
+        """The network's parameters that draws take the place of, so that the density does not depend on them."""
+        return [self.net.get_parameter(site.parameter) for site in self._random if site.kind != "scale"]
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Runs the model.
 

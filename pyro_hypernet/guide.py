@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
-from pyro_hypernet.announce import announce, forget_announcements
+from pyro_hypernet.announce import announce, forget_announcements, stored_names
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
@@ -113,6 +113,7 @@ class AutoHypernet(AutoContinuous):
         self._uninitialised_model = (model,)
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
+        self._stored_names: tuple[str, ...] = ()  # of the model's own parameters
         self._knowledge: Knowledge | None = None
         self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
@@ -432,6 +433,7 @@ class AutoHypernet(AutoContinuous):
         except ValueError:
             raise_for_nan(arguments)
             raise
+        self._stored_names = stored_names(self.prototype_trace)
         refuse_local_latents(self.prototype_trace)
         layout = Layout.from_trace(self.prototype_trace)
         if self.master is None:
