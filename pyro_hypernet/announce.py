@@ -9,7 +9,6 @@ import pyro
 import torch
 from pyro.nn.module import _is_module_local_param_enabled
 from pyro.poutine.runtime import _PYRO_STACK, effectful
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -55,17 +54,17 @@ def is_announced(parameter: Tensor) -> bool:
     return parameter in _announced
 
 
-def stored_names(trace: Trace) -> tuple[str, ...]:
-    """Names of a model's `pyro.param` statements whose values Pyro's store holds.
+def stored_names(params: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Names of those of a model's parameters that Pyro's store holds, and of each whether `announce` chose the name.
+
+    A parameter that has two names, as in a PyroModule around a module that announces its own, counts once.
 
     Args:
-        trace: Of the model.
-
-    Returns:
-        The names, without those that `announce` chose.
+        params: From the name of every `pyro.param` statement to its leaf.
     """
     store = pyro.get_param_store()._params
-    return tuple(name for name in trace.param_nodes if name in store and not is_announced(store[name]))
+    names = {id(leaf): name for name, leaf in params.items() if store.get(name) is leaf}
+    return {name: is_announced(store[name]) for name in names.values()}
 
 
 def _prefixes(name: str) -> Iterator[str]:

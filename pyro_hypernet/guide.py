@@ -113,7 +113,7 @@ class AutoHypernet(AutoContinuous):
         self._uninitialised_model = (model,)
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
-        self._stored_names: tuple[str, ...] = ()  # of the model's own parameters
+        self._stored_names: dict[str, bool] = {}  # of the model's own parameters
         self._knowledge: Knowledge | None = None
         self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
@@ -433,7 +433,6 @@ class AutoHypernet(AutoContinuous):
         except ValueError:
             raise_for_nan(arguments)
             raise
-        self._stored_names = stored_names(self.prototype_trace)
         refuse_local_latents(self.prototype_trace)
         layout = Layout.from_trace(self.prototype_trace)
         if self.master is None:
@@ -443,7 +442,10 @@ class AutoHypernet(AutoContinuous):
             self._layout.check(layout, "this call")
             return
         loc = self._init_loc()
-        check_start(LogJoint(self.model, layout), loc, arguments, args, kwargs)
+        log_joint = LogJoint(self.model, layout)
+        check_start(log_joint, loc, arguments, args, kwargs)
+        with torch.random.fork_rng(devices=[]):  # for a file: the prototype hides them
+            self._stored_names = stored_names(log_joint.params(loc, *args, **kwargs))
         refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False):
             knowledge = self._learn(layout, loc, args, kwargs)

@@ -183,7 +183,7 @@ def _restore(
         hidden=tuple(described["hidden"]),
     )
     restore(model, state, own=own, overwrite=overwrite, path=path)
-    guide._stored_names = (*state.params, *state.statements.values())
+    guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
 
 
 def _set_up(guide: AutoHypernet, model: Model, args: tuple) -> dict[str, Tensor]:

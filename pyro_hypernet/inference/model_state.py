@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 from torch.nn.parameter import is_lazy
 
-from pyro_hypernet.announce import is_announced
 from pyro_hypernet.bnn import BayesianNet
 from pyro_hypernet.vectorize import Model
 
@@ -42,37 +41,38 @@ class ModelState:
     hidden: tuple[str, ...] = ()
 
 
-def gather(model: Model, names: tuple[str, ...]) -> ModelState:
+def gather(model: Model, names: Mapping[str, bool]) -> ModelState:
     """Collects a model's state.
 
     Args:
         model: The Pyro model.
-        names: Of its `pyro.param` statements.
+        names: Of its `pyro.param` statements, and of each whether `announce` chose it.
 
     Returns:
         The state; its tensors are the model's own, not copies.
 
     Raises:
-        ValueError: If a network's parameters are in use, but it cannot be seen from the model.
+        ValueError: If a network's parameters are in use, but it cannot be found from the model.
     """
     store = pyro.get_param_store()
     tensors = dict(_tensors(model))
     keys = {id(tensor): key for key, tensor in tensors.items()}
-    params = {name: store._params[name] for name in names if name in store}
-    if len(params) < len(names):
-        warnings.warn(
-            f"Parameters {sorted(set(names) - set(params))} of the model are no longer in Pyro's parameter store, so "
-            "their values are not kept in the file.",
-            stacklevel=3,
-        )
-    statements = {keys[id(p)]: name for name, p in params.items() if id(p) in keys and not is_announced(p)}
-    params = {name: p for name, p in params.items() if id(p) not in keys}
-    lost = [name for name, p in params.items() if is_announced(p)]
-    if lost:
+    if sum(names.values()) > _count_learnt(model):
         raise ValueError(
-            f"Parameters {lost} belong to a network that cannot be found from the model {model!r}: use it in the model "
-            "as a variable or an attribute, or make the model a PyroModule that holds it."
+            f"The model, {model!r}, uses a network of bayesianize that cannot be found from it, so its learnt "
+            "parameters cannot be kept: use the network in the model as a variable, or make the model a PyroModule "
+            "that holds it."
         )
+    chosen = [name for name, is_ours in names.items() if not is_ours]
+    params = {name: store._params[name] for name in chosen if name in store}
+    if len(params) < len(chosen):
+        warnings.warn(
+            f"Parameters {sorted(set(chosen) - set(params))} of the model are no longer in Pyro's parameter store, so "
+            "their values are not kept in the file.",
+            stacklevel=4,
+        )
+    statements = {keys[id(p)]: name for name, p in params.items() if id(p) in keys}
+    params = {name: p for name, p in params.items() if id(p) not in keys}
     hidden = tuple(name for name, p in params.items() if isinstance(p, nn.Parameter))
     return ModelState(params, {name: store._constraints[name] for name in params}, tensors, statements, hidden)
 
@@ -140,7 +140,7 @@ def _check_names(state: ModelState, found: Mapping[str, Tensor], own: Mapping[st
     unknown = [key for key in state.tensors if key not in found]
     if unknown:
         raise ValueError(
-            f"{path} holds values of {unknown}, in the form module:name, which the model does not have; it has "
+            f"{path} holds values of {sorted(unknown)}, in the form module:name, which the model does not have; it has "
             f"{list(found)}: give the model that the guide was made for."
         )
     missing = [key for key, tensor in found.items() if key not in state.tensors and tensor.requires_grad]
@@ -177,8 +177,8 @@ def _refuse_to_overwrite(values: Mapping[str, Tensor], leaves: Mapping[str, Tens
 def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of all modules that a model uses, each once, but for what draws take the place of."""
     seen: set[int] = set()
+    drawn = {id(tensor) for net in _networks(model) for tensor in net.replaced}
     for path, module in _modules("", model, set()):
-        drawn = {id(tensor) for part in module.modules() if isinstance(part, BayesianNet) for tensor in part.replaced}
         kept = module.state_dict(keep_vars=True)
         odd = [name for name, tensor in kept.items() if not isinstance(tensor, Tensor)]
         if odd:
@@ -187,6 +187,15 @@ def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
             if isinstance(tensor, Tensor) and id(tensor) not in drawn | seen:
                 seen.add(id(tensor))
                 yield f"{path}:{name}", tensor
+
+
+def _networks(model: Model) -> list[BayesianNet]:
+    found = [part for _, module in _modules("", model, set()) for part in module.modules()]
+    return [part for part in found if isinstance(part, BayesianNet)]
+
+
+def _count_learnt(model: Model) -> int:
+    return len({id(p) for net in _networks(model) for p in net.parameters() if p.requires_grad})
 
 
 def _modules(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
