@@ -49,6 +49,24 @@ def forget_announcements(module: nn.Module) -> None:
         parameter.__dict__.pop("unconstrained", None)
 
 
+def is_announced(parameter: Tensor) -> bool:
+    """Whether a parameter was announced here, so that its name in the store depends on what else is there."""
+    return parameter in _announced
+
+
+def stored_names(params: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Names of those of a model's parameters that Pyro's store holds, and of each whether `announce` chose the name.
+
+    A parameter that has two names, as in a PyroModule around a module that announces its own, counts once.
+
+    Args:
+        params: From the name of every `pyro.param` statement to its leaf.
+    """
+    store = pyro.get_param_store()._params
+    names = {id(leaf): name for name, leaf in params.items() if store.get(name) is leaf}
+    return {name: is_announced(store[name]) for name in names.values()}
+
+
 def _prefixes(name: str) -> Iterator[str]:
     yield name
     for number in range(2, 1_000_000):

@@ -1,6 +1,7 @@
 """A torch network as a Pyro model: priors over its parameters, a likelihood for its outputs."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,13 +16,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from pyro_hypernet.announce import announce, forget_announcements
+from pyro_hypernet.last_layer import find_unused, last_layer
 from pyro_hypernet.likelihoods import Likelihood, resolve_likelihood
 from pyro_hypernet.priors import Prior, RandomTensor, assign_priors, check_patterns
+from pyro_hypernet.vectorize import outside_of_pyro
 
 PARAMETRIZATIONS = ("weights", "weight_norm")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS, *_INSTANCE_NORMS)
+# Numbers of inputs at most with which a network is tried.
+_MAX_TRIED = 1_000_000
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -55,8 +60,8 @@ def bayesianize(
             normalisation layers); a distribution, expanded to every site; a function from a site's name and the
             network's value to any of these; or a dict from name patterns ("*.bias") to any of these, of which the
             first that matches counts.
-        sites: The random parameters: "all"; "last_layer", those of the last module that has parameters of its own; or
-            a list of name patterns.
+        sites: The random parameters: "all"; "last_layer", those of the module that acts last, where the network's code
+            can be traced for that; or a list of name patterns.
         parametrization: "weights"; or "weight_norm", in the manner of Krueger et al.: a parameter w of two or more
             axes becomes `g_k v_k / |v_k|` for every output unit or channel k. Random: g, at the sites "<name>.g", and
             biases. Point estimates: the directions v, kept in w's own place and announced as "<name>.v"; so this is
@@ -70,8 +75,8 @@ def bayesianize(
 
     Raises:
         TypeError: If `net` is no module.
-        ValueError: If a choice is unknown, the network has no parameters, a pattern matches none, a parameter has no
-            prior, or a prior does not fit its parameter's shape or dtype.
+        ValueError: If a choice is unknown, the network has no parameters, its last layer cannot be told, a pattern
+            matches none, a parameter has no prior, or a prior does not fit its parameter's shape or dtype.
 
     Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759, for weight norm.
 
@@ -136,6 +141,7 @@ class BayesianNet(nn.Module):
         self.priors = dict(priors)
         self.num_data = num_data
         self._random = tuple(random)
+        self._is_tried = False
         self.eval()
 
     @property
@@ -151,6 +157,11 @@ class BayesianNet(nn.Module):
             A dict from site to value, shape `shape`; without the likelihood's sigma.
         """
         return {site.name: site.value.clone() for site in self._random}
+
+    @property
+    def replaced(self) -> list[nn.Parameter]:
+        """The network's parameters that draws take the place of, so that the density does not depend on them."""
+        return [self.net.get_parameter(site.parameter) for site in self._random if site.kind != "scale"]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Runs the model.
@@ -172,6 +183,7 @@ class BayesianNet(nn.Module):
                 raise TypeError(f"{name} must be a tensor; got {type(value).__name__}: torch.as_tensor({name}).")
         if _is_readable(x):
             self._check_inputs(x, y)
+            self._warn_of_unused(x)
         with sdpa_kernel(SDPBackend.MATH):  # of attention's kernels the one that vmap can batch
             f = torch.func.functional_call(self.net, self._values(), (x,))
         f = f.unsqueeze(-1) if f.dim() == 1 else f
@@ -248,6 +260,21 @@ class BayesianNet(nn.Module):
                 )
             _check_finite("y", y)
 
+    def _warn_of_unused(self, x: Tensor) -> None:
+        """At the first call outside of torch.func: says which random parameters the outputs do not depend on."""
+        if self._is_tried or torch._C._functorch.maybe_current_level() is not None or torch.is_inference_mode_enabled():
+            return
+        self._is_tried = True
+        rows = x[: max(1, _MAX_TRIED * len(x) // max(1, x.numel()))].detach()
+        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), outside_of_pyro():
+            unused = find_unused(self.net, [site.parameter for site in self._random], rows)
+        if unused:
+            warnings.warn(
+                f"The network's outputs do not depend on its random parameters {unused}, whose posterior is their "
+                "prior: leave them out, by sites=[…].",
+                stacklevel=5,
+            )
+
     def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> None:
         if f.dim() != 2 or f.shape[0] != x.shape[0]:
             raise ValueError(
@@ -306,8 +333,7 @@ def _choose(net: nn.Module, sites: str | Sequence[str]) -> list[str]:
             )
         return chosen
     if sites == "last_layer":
-        last = list(parameters)[-1].rpartition(".")[0]
-        return [name for name in parameters if name.rpartition(".")[0] == last]
+        return last_layer(net)
     if isinstance(sites, str):
         raise ValueError(f"sites must be 'all', 'last_layer' or a list of name patterns; got {sites!r}.")
     check_patterns("sites", sites, parameters)

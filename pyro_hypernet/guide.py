@@ -12,7 +12,7 @@ import torch
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
-from pyro_hypernet.announce import announce
+from pyro_hypernet.announce import announce, stored_names
 from pyro_hypernet.copies import copied, pickled, unpickled, warn_of_tracing
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
@@ -112,6 +112,7 @@ class AutoHypernet(AutoContinuous):
         self._init_loc_fn = init_loc_fn
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
+        self._stored_names: dict[str, bool] = {}  # of the model's own parameters
         self._knowledge: Knowledge | None = None
         self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
@@ -463,7 +464,10 @@ class AutoHypernet(AutoContinuous):
     def _start_at(self, layout: Layout, args: tuple, kwargs: dict) -> None:
         """Checks the model at the start and makes every parameter."""
         loc, model = self._init_loc(), self._its_model()
-        check_start(LogJoint(self.model, layout), loc, name_arguments(model, args, kwargs), args, kwargs)
+        log_joint = LogJoint(self.model, layout)
+        check_start(log_joint, loc, name_arguments(model, args, kwargs), args, kwargs)
+        with torch.random.fork_rng(devices=[]):  # for a file: the prototype hides them
+            self._stored_names = stored_names(log_joint.params(loc, *args, **kwargs))
         refuse_dependent_supports(model, layout, loc, args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False):
             knowledge = self._learn(layout, loc, args, kwargs)

@@ -27,6 +27,7 @@ ORDER = [
     "likelihoods",
     "priors",
     "announce",
+    "last_layer",
     "bnn",
     "safeguards",
     "mixture",

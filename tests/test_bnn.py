@@ -207,7 +207,7 @@ def test_frozen_parameters_stay_fixed_unless_named():
 def test_the_network_is_not_changed(make):
     net = make()
     before, flags = copy.deepcopy(net.state_dict()), [p.requires_grad for p in net.parameters()]
-    model = bayesianize(net, sites="last_layer")
+    model = bayesianize(net, sites=["*bias"])
     y = poutine.trace(model).get_trace(X).nodes["y"]["value"].detach()
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     for _ in range(2):
@@ -332,6 +332,113 @@ def test_making_a_model_draws_no_random_numbers():
     state = torch.random.get_rng_state()
     bayesianize(net, prior=dist.Normal(0.0, 1.0))
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+# -- the last layer is the one that acts last --
+
+
+class HeadFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Unused(HeadFirst):
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Linear(4, 7)
+
+    def forward(self, x):
+        h = self.body(x)
+        if self.training:
+            return self.auxiliary(h)
+        self.auxiliary(h)
+        return self.head(h).reshape(x.shape[0], -1)
+
+
+class TwoHeads(HeadFirst):
+    def __init__(self):
+        super().__init__()
+        self.skip = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return super().forward(x) + self.skip(x)
+
+
+class InPlace(TwoHeads):
+    def forward(self, x):
+        f = HeadFirst.forward(self, x)
+        f.add_(self.skip(x))
+        return f
+
+
+class Branching(HeadFirst):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Threshold(HeadFirst):
+    """Its outputs depend on a parameter that has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return super().forward(x) * (x[:, :1] > self.threshold)
+
+
+LAST = {
+    "head first": (HeadFirst, ["head.weight", "head.bias"]),
+    "unused": (Unused, ["head.weight", "head.bias"]),
+    "tied": (Tied, ["first.weight", "second.bias"]),
+    "one layer": (lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), ["0.weight", "0.bias"]),
+    "norm": (lambda: nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), ["1.weight", "1.bias"]),
+}
+
+
+@pytest.mark.parametrize("make, expected", LAST.values(), ids=LAST.keys())
+def test_the_last_layer_is_the_one_that_acts_last(make, expected):
+    net = make()
+    model = bayesianize(net, sites="last_layer")
+    assert list(model.site_names) == expected
+    assert net.training
+    poutine.trace(model).get_trace(X)
+
+
+UNCLEAR = {
+    "two heads": (TwoHeads, "'head', 'skip' may be the last"),
+    "in place": (InPlace, r"it changes values in place \(add_\)"),
+    "branching": (Branching, r"it cannot be traced \(symbolically traced"),
+    "attention": (NETS["attention"], "'2.linear1', '2.linear2'.*may be the last"),
+}
+
+
+@pytest.mark.parametrize("make, reason", UNCLEAR.values(), ids=UNCLEAR.keys())
+def test_where_no_layer_is_clearly_the_last_it_is_asked_for(make, reason):
+    with pytest.raises(
+        ValueError, match=f"^sites='last_layer': which layer .* for {reason}.*Name its parameters, as in"
+    ):
+        bayesianize(make(), sites="last_layer")
+
+
+def test_random_parameters_that_do_nothing_are_said_once():
+    model = bayesianize(Unused())
+    with pytest.warns(
+        UserWarning, match=r"do not depend on its random parameters \['auxiliary.weight', 'auxiliary.bias'\]"
+    ):
+        poutine.trace(model).get_trace(X)
+    poutine.trace(model).get_trace(X)
+
+
+@pytest.mark.parametrize("make", [*NETS.values(), Threshold], ids=[*NETS.keys(), "threshold"])
+def test_of_parameters_that_do_something_nothing_is_said(make):
+    model = bayesianize(make())
+    poutine.trace(model).get_trace(X)
 
 
 # -- point estimates are their model's own --

@@ -238,8 +238,8 @@ def test_every_file_is_read_or_gets_a_word(tmp_path, case):
     assert (table.classes, table.features) == (classes, features)
     assert note in " ".join(table.notes)
     assert bool(table.notes) == bool(note)
-    for seed in range(200):  # no cut makes numbers of what cannot be divided
-        parts = split(table, seed=seed)
+    for cut in range(200):  # no cut makes numbers of what cannot be divided
+        parts = split(table, seed=seed(cut))
         assert all(bool(part.isfinite().all()) for part in (parts.x_train, parts.y_train, parts.x_test, parts.y_test))
 
 
