@@ -111,7 +111,7 @@ def test_point_estimates_and_samples_have_no_elbo():
 
 
 def test_a_guide_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="Samples must hold exactly the latent sites"):
+    with pytest.raises(ValueError, match="Latent site 'slope' is not among the guide's sites"):
         elbo(linear, guide_of_width(1.0), *linear_data())
 
 
