@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_hypernet import bayesianize, load, predict
+from tests.seeds import seed
 
 X = torch.linspace(-1, 1, 15).reshape(5, 3)
 Y = X.sum(-1)
@@ -138,7 +139,7 @@ MODELS = {
 
 
 def predictions(model, guide):
-    pyro.set_rng_seed(5)
+    pyro.set_rng_seed(seed(5))
     return predict(model, guide, X, num_samples=3, return_sites=["f"])["f"]
 
 
