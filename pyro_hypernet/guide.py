@@ -34,6 +34,7 @@ from pyro_hypernet.safeguards import (
     raise_for_nan,
     refuse_dependent_supports,
     refuse_local_latents,
+    refuse_minibatches,
     refuse_what_cannot_fit,
     spell_bytes,
 )
@@ -247,7 +248,7 @@ class AutoHypernet(AutoContinuous):
             What was chosen, and the bound it reaches; None where nothing is rejected.
 
         Raises:
-            ValueError: If a rate is out of its range, or no proposal has a finite weight.
+            ValueError: If a rate is out of its range, a plate draws minibatches, or no proposal has a finite weight.
 
         Source: Grover et al. 2018, arXiv 1804.01712.
         """
@@ -257,6 +258,8 @@ class AutoHypernet(AutoContinuous):
         rates = tuple(rates)
         if not rates or not all(isinstance(rate, (int, float)) and 0 < rate < 1 for rate in rates):
             raise ValueError(f"rates must be shares of draws to keep, between 0 and 1; got {rates!r}.")
+        if self.prototype_trace is not None:
+            refuse_minibatches(self.prototype_trace, "rejection")
         arguments = (tuple(args), kwargs or {})
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
         while len(log_weights) < NUM_PROPOSALS:
