@@ -13,6 +13,7 @@ from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.caution import after_fit, keep_going, rise_at_the_end, warn_once
 from tests import small_models as m
+from tests.seeds import seed
 
 
 class Subject:
@@ -54,7 +55,7 @@ def test_skipped_steps():
 
 
 def test_an_elbo_that_still_rises():
-    noise = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(seed(0)))
     guide = AutoHypernet(m.linear)
     with pytest.warns(
         UserWarning, match=r"still rising when training ended: by 20\.\d nats .* 4000 steps.*num_steps=16000"
