@@ -33,7 +33,7 @@ from pyro_hypernet.safeguards import (
     refuse_what_cannot_fit,
     spell_bytes,
 )
-from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro
+from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 logger = logging.getLogger(__name__)
 
@@ -259,9 +259,10 @@ class AutoHypernet(AutoContinuous):
         rates = tuple(rates)
         if not rates or not all(isinstance(rate, (int, float)) and 0 < rate < 1 for rate in rates):
             raise ValueError(f"rates must be shares of draws to keep, between 0 and 1; got {rates!r}.")
-        if self.prototype_trace is not None:
-            refuse_minibatches(self.prototype_trace, "rejection")
         arguments = (tuple(args), kwargs or {})
+        with outside_of_pyro(), pyro.validation_enabled(False):
+            values = self.layout.constrain(self.bijection.forward_and_log_det(self._origin)[0])[0]
+            refuse_minibatches(trace_one(self._uninitialised_model[0], values, *arguments), "rejection")
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
         while len(log_weights) < NUM_PROPOSALS:
             more = self._log_weights(arguments, self._proposals().sample((BATCH,)))

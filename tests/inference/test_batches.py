@@ -188,20 +188,25 @@ def test_a_batch_with_nan_is_said():
 
 
 def test_the_bound_of_minibatches_is_that_of_a_pass():
-    """Whole passes over four batches, at the posterior: the mean over them of what each alone says, up to noise.
+    """The second half of a pass is hard; the best window has seen the first alone, and was reported: 1 000 nats off.
 
-    Five standard errors of the noise left in the draws, which both sides have: once in 10^6 by chance.
+    The noise left has a standard deviation of about 1 nat, so the margin is missed by chance less than once in 10^9.
     """
-    y = torch.randn(136, generator=torch.Generator().manual_seed(0)) + torch.arange(4.0).repeat_interleave(34)
-    batches = [(part,) for part in y.split(34)]
-    guide = AutoHypernet(of_mean)
-    result = fit(of_mean, guide, batches, num_steps=400, num_particles=8, learning_rate=1e-3, progress=False)
-    draws = guide.sample_posterior(20_000)
-    prior = dist.Normal(0.0, 10.0).log_prob(draws["mean"])
-    weights = dist.Normal(draws["mean"][:, None], 1.0).log_prob(y).sum(1) + prior - guide.log_prob(draws).detach()
-    # Batches that differ make log weights of a batch spread by N times what they are apart.
-    spread = 136 * 1.2 * float(draws["mean"].std())
-    assert result.elbo == pytest.approx(float(weights.mean()), abs=5 * spread / 32**0.5 / 4 + 0.5)
+    y = torch.randn(400, generator=torch.Generator().manual_seed(0)) * torch.where(torch.arange(400) < 200, 0.1, 3.0)
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 400, subsample=y):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    start = pyro.infer.autoguide.init_to_value(values={"mean": torch.zeros(())})
+    guide, batches = AutoHypernet(model, "identity", init_loc_fn=start), [(part,) for part in y.split(8)]
+    result = fit(model, guide, batches, num_steps=1000, num_particles=8, progress=False)
+    with torch.no_grad():
+        draws = guide.sample_posterior(20_000)
+        prior = dist.Normal(0.0, 10.0).log_prob(draws["mean"])
+        weights = dist.Normal(draws["mean"][:, None], 1.0).log_prob(y).sum(1) + prior - guide.log_prob(draws)
+    assert result.elbo == pytest.approx(float(weights.mean()), abs=10)
 
 
 # -- where it cannot be --
