@@ -37,6 +37,7 @@ ORDER = [
     "calibration",
     "output",
     "budget",
+    "plan",
     "infer",
     "sheet",
     "tabular",

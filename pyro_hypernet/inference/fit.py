@@ -43,7 +43,7 @@ class Fit:
             of the draws that are kept.
         seconds: Wall time.
         num_skipped: Steps passed over because loss or gradient were not finite.
-        stopped_because: "all steps done", "no improvement" or "interrupted".
+        stopped_because: "all steps done", "no improvement", "out of time" or "interrupted".
         gradient: "path" or "total".
         mode: How the model ran: "graph", "eager" or "loop".
         compile: How the steps ran at the end: "off", "graph" or "inductor".
@@ -84,6 +84,7 @@ def fit(
     keep: str = "best",
     patience: int | None = None,
     max_skipped: int = 100,
+    max_seconds: float = math.inf,
     num_restarts: int = 1,
     anneal: str | float = "auto",
     mode: str = "graph",
@@ -114,6 +115,7 @@ def fit(
             the last fifth; "last".
         patience: Stop after this many windows without improvement; None for never.
         max_skipped: Give up after this many skipped steps in a row.
+        max_seconds: After so long no further step is begun.
         num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
             discards what the guide has learnt.
         mode: How the model runs: "graph", "eager" or "loop".
@@ -152,6 +154,8 @@ def fit(
     """
     _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile, rejection)
     _check_annealing(anneal)
+    if not max_seconds > 0:
+        raise ValueError(f"max_seconds must be positive; got {max_seconds!r}.")
     batches = _batches(args)
     if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
         most = round(1 / _RESTART_SHARE) - 1
@@ -198,6 +202,9 @@ def fit(
     stopped_because = "all steps done"
     try:
         for number in range(num_steps):
+            if number and time.perf_counter() - start > max_seconds:
+                stopped_because = "out of time"
+                break
             batch = first if number == 0 else next(batches)
             run.is_annealed = annealed is not None and number < annealed.num_steps
             step = annealed_stepper(annealed.arguments(number, batch)) if run.is_annealed else stepper(batch)
