@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -289,14 +290,39 @@ def sample_prior(
     """
 
     def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-        return {name: trace.nodes[name]["value"] for name in layout.names}
+        latents = _Latents(layout.names)
+        try:
+            with latents:
+                model(*args, **kwargs)
+        except _Enough:
+            pass
+        return {name: latents.values[name] for name in layout.names}
 
     with torch.no_grad(), outside_of_pyro(), warnings.catch_warnings():
         # Dirichlets and their like are drawn one by one, which once is no harm.
         warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
         draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
         return layout.unconstrain(draws)[0]
+
+
+class _Enough(Exception):
+    """All latent sites have been drawn; caught where `_Latents` is entered."""
+
+
+class _Latents(Messenger):
+    """Notes the latent sites and ends the run with the last of them: what the data cost is not paid."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.missing = set(names)
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.missing:
+            self.missing.remove(msg["name"])
+            self.values[msg["name"]] = msg["value"]
+            if not self.missing:
+                raise _Enough
 
 
 def _check_sites(layout: Layout, trace: Trace) -> None:
