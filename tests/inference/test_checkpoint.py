@@ -32,6 +32,7 @@ from pyro_hypernet.maps.linear import UnitTriangular
 from pyro_hypernet.maps.structures import STRUCTURES, full, last_layer, low_rank
 from tests import small_models as m
 from tests.inference import learnt_models as learnt
+from tests.seeds import seed
 
 DATA = m.linear_data()
 
@@ -46,7 +47,7 @@ def trained(model, *args, hypernet="auto", structure="auto", **options):
 
 
 def draws(guide):
-    pyro.set_rng_seed(7)
+    pyro.set_rng_seed(seed(7))
     return guide.sample_posterior(5)
 
 
@@ -150,9 +151,9 @@ def test_a_loaded_guide_trains_on(path):
 
 def test_loading_leaves_the_random_numbers_alone(path):
     save(trained(m.linear, *DATA), path)
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     expected = torch.rand(3)
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     load(path, m.linear)
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
 
