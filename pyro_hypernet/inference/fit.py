@@ -44,7 +44,7 @@ class Fit:
             bound of the draws that are kept; of a fit that was interrupted the mean of the last or best window.
         seconds: Wall time.
         num_skipped: Steps passed over because loss or gradient were not finite, or the bound beyond what is possible.
-        stopped_because: "all steps done", "no improvement" or "interrupted".
+        stopped_because: "all steps done", "no improvement", "out of time" or "interrupted".
         gradient: "path" or "total"; "total" too where path gradients were given up, see VectorizedELBO.
         mode: How the model ran: "graph", "eager" or "loop".
         compile: How the steps ran at the end: "off", "graph" or "inductor".
@@ -85,6 +85,7 @@ def fit(
     keep: str = "best",
     patience: int | None = None,
     max_skipped: int = 100,
+    max_seconds: float = math.inf,
     num_restarts: int = 1,
     anneal: str | float = "auto",
     mode: str = "graph",
@@ -121,6 +122,7 @@ def fit(
             over the last fifth; "last".
         patience: Stop after this many windows without improvement; None for never.
         max_skipped: Give up after this many skipped steps in a row.
+        max_seconds: After so long no further step is begun.
         num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
             discards what the guide has learnt.
         mode: How the model runs: "graph", "eager" or "loop".
@@ -163,6 +165,8 @@ def fit(
     _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile, rejection)
     _check_annealing(anneal)
     _check_restarts(num_restarts)
+    if not max_seconds > 0:
+        raise ValueError(f"max_seconds must be positive; got {max_seconds!r}.")
     _refuse_groups()
     batches = Batches(args)
     elbo = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
@@ -187,7 +191,8 @@ def fit(
     guide._start = None
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     try:
-        reached, stopped_because, trouble = _train(trainer, run, traits, bar, num_steps, patience, max_skipped)
+        limits = {"num_steps": num_steps, "patience": patience, "max_skipped": max_skipped}
+        reached, stopped_because, trouble = _train(trainer, run, traits, bar, **limits, deadline=start + max_seconds)
         if stopped_because != "interrupted":
             reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
     finally:
@@ -216,9 +221,11 @@ def _train(
     run: Optimiser,
     traits: Traits,
     bar: tqdm,
+    *,
     num_steps: int,
     patience: int | None,
     max_skipped: int,
+    deadline: float,
 ) -> tuple[float, str, str]:
     """Steps to the end; the parameters to keep are in place whatever happens.
 
@@ -228,6 +235,9 @@ def _train(
     stopped_because, trouble = "all steps done", ""
     try:
         for number in range(num_steps):
+            if number and time.perf_counter() > deadline:
+                stopped_because = "out of time"
+                break
             run.is_annealed = trainer.is_annealed(number)
             step, batch = trainer.step(number)
             run.clips_outliers = trainer.is_ragged
