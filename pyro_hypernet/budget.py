@@ -106,7 +106,7 @@ def measure(
             if taken[last] * size / last > seconds - (now() - start):
                 break
         times = []
-        while len(times) < 2 and (not times or now() - start < seconds / 4):
+        while len(times) < 2 and (not times or now() - start + times[0] < seconds):
             begin = now()
             run(size)
             times.append(now() - begin)

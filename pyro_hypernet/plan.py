@@ -8,7 +8,7 @@ from pyro_hypernet.budget import Clock, Cost
 # Shares of the budget: training; letting the posterior choose among draws; weighing them; looking beyond the guide;
 # gathering what is given out. What is left is for mending.
 _TRAINING, _CHOOSING, _WEIGHING, _LOOKING, _GATHERING = 0.5, 0.2, 0.15, 0.15, 0.1
-# Training is stopped where it takes so many times what was planned.
+# Training is stopped where it takes so many times its share; what takes so many times the budget is not begun.
 _PATIENCE = 1.25
 LEAST_STEPS, MOST_STEPS = 50, 20_000
 LEAST_WEIGHTS, USUAL_WEIGHTS = 500, 10_000
@@ -61,7 +61,7 @@ class Plan:
             setting_up = self.density.of(_SETTING_UP)
         training, judging = step.of(least_steps), self.density.of(LEAST_WEIGHTS)
         needed = self.clock.spent + setting_up + training + judging
-        if needed > self.clock.budget:
+        if needed > _PATIENCE * self.clock.budget:
             raise ValueError(
                 f"The budget of {self.clock.budget:.3g} s is too short: the density of all data takes about "
                 f"{spell_seconds(self.density.each)} a draw and a step of training {spell_seconds(step.each)}, so that "
