@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pyro_hypernet.tabular import Table, read_csv, split
+from tests.seeds import seed
 
 
 def write(path, header, rows):
@@ -14,7 +15,7 @@ def write(path, header, rows):
 
 @pytest.fixture
 def rows():
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed(0))
     return [[*generator.normal(size=2).round(3), round(generator.normal(), 3)] for _ in range(40)]
 
 
@@ -49,13 +50,13 @@ def test_byte_order_mark_and_spaces(tmp_path, rows):
 
 
 def test_split_standardises_by_the_training_part(tmp_path, rows):
-    data = split(read_csv(write(tmp_path / "t.csv", HEADER, rows), "y"), seed=3)
+    data = split(read_csv(write(tmp_path / "t.csv", HEADER, rows), "y"), seed=seed(3))
     assert len(data.x_train) == 30
     assert len(data.x_test) == 10
     torch.testing.assert_close(data.x_train.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(data.x_train.std(0), torch.ones(2))
     torch.testing.assert_close(data.y_train.std(), torch.tensor(1.0))
-    again = split(read_csv(tmp_path / "t.csv", "y"), seed=3)
+    again = split(read_csv(tmp_path / "t.csv", "y"), seed=seed(3))
     torch.testing.assert_close(again.x_test, data.x_test)
 
 
@@ -237,8 +238,8 @@ def test_every_file_is_read_or_gets_a_word(tmp_path, case):
     assert (table.classes, table.features) == (classes, features)
     assert note in " ".join(table.notes)
     assert bool(table.notes) == bool(note)
-    for seed in range(200):  # no cut makes numbers of what cannot be divided
-        parts = split(table, seed=seed)
+    for cut in range(200):  # no cut makes numbers of what cannot be divided
+        parts = split(table, seed=seed(cut))
         assert all(bool(part.isfinite().all()) for part in (parts.x_train, parts.y_train, parts.x_test, parts.y_test))
 
 

@@ -5,11 +5,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.calibration import sbc as module
 from pyro_hypernet.calibration.sbc import LIKELIHOOD, sbc
 from pyro_hypernet.guide import AutoHypernet
 from tests.evaluation.conjugate import Y
 from tests.inference.conjugate import exact_posterior, make_data, regression
+from tests.seeds import seed
 from tests.small_models import one_weight
 
 ARGS = make_data()
@@ -28,7 +30,7 @@ def closed_form(width=1.0, shift=0.0):
 
 
 def run(train, **options):
-    return sbc(regression, *ARGS, train=train, **{"num_simulations": 60, "num_processes": 1, **options})
+    return sbc(regression, *ARGS, train=train, **{"num_simulations": 60, "num_processes": 1, "seed": seed(), **options})
 
 
 @pytest.mark.usefixtures("double")
@@ -93,7 +95,7 @@ def test_guides_are_trained_on_the_simulated_data():
             guide.bijection.bijections[-1].log_scale.fill_(-0.5 * torch.tensor(5.0).log())
         return guide
 
-    found = sbc(one_weight, Y, train=train, num_simulations=60, alpha=0.001, num_processes=1)
+    found = sbc(one_weight, Y, train=train, num_simulations=60, alpha=0.001, num_processes=1, seed=seed())
     assert found.is_calibrated, str(found)
     assert set(found.ranks) == {"mean", LIKELIHOOD}
 
@@ -104,7 +106,7 @@ def test_failed_fits_are_counted():
             raise FloatingPointError("did not converge")
         return {"mean": torch.randn(50)}
 
-    found = sbc(one_weight, Y, train=train, num_simulations=20, num_processes=1)
+    found = sbc(one_weight, Y, train=train, num_simulations=20, num_processes=1, seed=seed())
     assert 0 < found.num_failed < 20
     assert len(found.ranks["mean"]) == 20 - found.num_failed
 
@@ -122,9 +124,9 @@ def test_the_default_fit_runs(monkeypatch):
 
 def test_the_callers_generator_and_parameters_are_left_alone():
     pyro.param("mine", torch.tensor(1.0))
-    torch.manual_seed(5)
+    torch.manual_seed(seed(5))
     expected = torch.rand(3)
-    torch.manual_seed(5)
+    torch.manual_seed(seed(5))
     sbc(one_weight, Y, train=lambda model, y: {"mean": torch.randn(9)}, num_simulations=3, num_processes=1)
     torch.testing.assert_close(torch.rand(3), expected)
     assert list(pyro.get_param_store().keys()) == ["mine"]
@@ -145,3 +147,21 @@ def test_models_that_make_no_data_are_refused():
         sbc(factored, torch.tensor(0.0))
     with pytest.raises(ValueError, match="num_simulations and num_draws must be at least 2"):
         sbc(one_weight, Y, num_simulations=1)
+
+
+def test_every_simulation_starts_at_the_same_learnt_parameters():
+    """Exact: a training that moves the network's point estimates sees them where they were at first."""
+    model, seen = bayesianize(torch.nn.Linear(3, 1), sites=["bias"]), []
+    weight = model.net.weight
+
+    def train(simulated, x, y):
+        (node,) = pyro.poutine.trace(simulated, param_only=True).get_trace(x, y).nodes.values()
+        leaf = node["value"].unconstrained()
+        seen.append(leaf.detach().clone())
+        with torch.no_grad():
+            leaf += 1.0
+        return {"bias": torch.randn(50, 1), "sigma": torch.rand(50) + 0.1}
+
+    sbc(model, torch.randn(4, 3), torch.zeros(4), train=train, num_simulations=3, num_processes=1)
+    assert len(seen) == 3
+    assert all(torch.equal(value, weight) for value in seen)

@@ -30,6 +30,7 @@ from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
 from tests.output.records import NASTY, RECORD
 from tests.output.test_page import check_self_contained
+from tests.seeds import seed
 from tests.small_models import linear, linear_data, one_weight
 
 # Leaving out each of the four data of `one_weight` in closed form, in nats: see test_loo.exact.
@@ -41,7 +42,7 @@ WIDTHS = {"desktop": 1280, "phone": 390}
 def folder(tmp_path_factory):
     """A folder with the report of a small network, trained briefly, with everything in it."""
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     x = torch.linspace(-1, 1, 30)[:, None]
     y = torch.sin(4 * x[:, 0]) + 0.3 * torch.randn(30)
     model = bayesianize(nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)), "gaussian")
