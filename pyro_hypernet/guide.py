@@ -18,7 +18,7 @@ from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
@@ -309,7 +309,10 @@ class AutoHypernet(AutoContinuous):
         model = self._uninitialised_model[0]
         if self._density is None or self._density[0] is not model:
             log_joint = LogJoint(model, self.layout)
-            self._density = (model, Vectorized(log_joint._value_of_one, differentiable=False))
+            self._density = (
+                model,
+                Vectorized(log_joint._value_of_one, differentiable=False, failed=lambda w, _: zero_density(w)),
+            )
         with outside_of_pyro():
             w, log_det = self.bijection.forward_and_log_det(eps)
             log_p = self._density[1](w, *arguments)

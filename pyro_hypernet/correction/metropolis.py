@@ -8,7 +8,7 @@ import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
+from pyro_hypernet.evaluation.weighted import finite_log_weights, refuse_noise, weighted_draws
 from pyro_hypernet.vectorize import Model
 
 
@@ -91,6 +91,7 @@ def metropolis(
             f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
         )
     start = time.perf_counter()
+    refuse_noise(model, guide, args, "metropolis")
     proposals = weighted_draws(model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps))
     path = walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
     flat = path + torch.arange(num_chains, device=path.device)[:, None] * path.shape[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
+from pyro_hypernet.evaluation.weighted import finite_log_weights, refuse_noise, weighted_draws
 from pyro_hypernet.vectorize import Model
 
 
@@ -87,6 +87,7 @@ def resample(
             "num_samples must be positive, num_proposals at least 5 and, without replacement, at least num_samples; "
             f"got {num_samples} and {num_proposals}."
         )
+    refuse_noise(model, guide, args, "resample")
     proposals = weighted_draws(model, guide, *args, num_samples=num_proposals)
     log_weights = finite_log_weights(proposals.log_weights)
     shares, khat = log_weights.log_softmax(0), math.nan

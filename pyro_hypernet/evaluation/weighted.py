@@ -16,6 +16,7 @@ from pyro_hypernet.evaluation.draws import draws_and_log_prob
 from pyro_hypernet.evaluation.predict import MAX_BYTES, count_bytes
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
+from pyro_hypernet.safeguards import refuse_random_density
 from pyro_hypernet.vectorize import Model
 
 # Draws in one pass of the captured density.
@@ -141,6 +142,21 @@ def finite_log_weights(log_weights: Tensor) -> Tensor:
     if not bool(result.isfinite().any()):
         raise ValueError("No draw of the guide has a finite density: train it, or check the data for NaN.")
     return result
+
+
+def refuse_noise(model: Model, guide: Any, args: tuple, what: str) -> None:
+    """Raises a ValueError where the model's density is another at every call, as with minibatches.
+
+    Args:
+        model: The Pyro model.
+        guide: A guide with a density, at a draw of which to try.
+        args: The model's arguments.
+        what: What needs one density.
+    """
+    samples, _ = draws_and_log_prob(guide, *args, num_samples=1)
+    layout = layout_of(model, args, {}, guide)
+    w = layout.unconstrain(samples)[0][0]
+    refuse_random_density(LogJoint(model, layout), w, what, args)
 
 
 def layout_of(model: Model, args: tuple, kwargs: Mapping[str, Any], guide: Any = None) -> Layout:
