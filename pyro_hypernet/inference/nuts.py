@@ -26,6 +26,7 @@ from pyro_hypernet.vectorize import Model
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
 _MIXED_RHAT = 1.05
 _START_ATTEMPTS, _START_RADIUS = 100, 2.0
+_SHARE_OF_FAILURES = 0.01
 # Said once, with the number, at the end.
 _OF_FAILURES = "The density raises an error at some draws"
 
@@ -315,7 +316,8 @@ def _worst(values: Mapping[str, Tensor]) -> float:
 
 
 def _warn_of_failures(result: Nuts) -> None:
-    if result.num_failed:
+    # The search for a step size goes far out, as a rule, where a few failures say nothing.
+    if result.num_failed > _SHARE_OF_FAILURES * sum(result.num_gradients):
         warnings.warn(
             f"{_OF_FAILURES}: at {result.num_failed} of about {sum(result.num_gradients)} points of NUTS, which count "
             "as of density zero.",
