@@ -1,5 +1,6 @@
 """The log joint density of a Pyro model and its arguments, as a batched function of the flat weight vector."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,12 +8,18 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import MODES, Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
+
+# Runs of a model that may raise at draws of its prior.
+_ATTEMPTS = 100
 
 
 class LogJoint:
@@ -20,9 +27,11 @@ class LogJoint:
 
     The model is written for one draw and vmapped. With `mode="graph"` that run is captured once as a graph of tensor
     operations and used again while the shapes of all arguments stay the same; new values (the next minibatch) do not
-    capture again, and neither do updates of `pyro.param`s. Python numbers and globals that the model reads are fixed at
-    the capture: pass what changes as an argument, or use `mode="eager"`. A model that cannot be vmapped (`.item()`,
-    `if` on a value) runs in a loop, after one warning that names the line.
+    capture again, and neither do updates of `pyro.param`s. Other Python numbers, as arguments or globals, capture a
+    graph of their own; a model that reads what changes unseen, such as a clock, runs uncaptured once a graph is found
+    to differ from it. A model that cannot be vmapped (`.item()`,
+    `if` on a value) runs in a loop, after one warning that names the line. Weights at which the model raises an error,
+    such as a covariance without a Cholesky factor, have density zero, after one warning.
 
     Args:
         model: A Pyro model without discrete latent sites.
@@ -47,15 +56,22 @@ class LogJoint:
     def __init__(self, model: Model, layout: Layout, *, mode: str = "graph") -> None:
         self.model = model
         self.layout = layout
-        self._value = Vectorized(self._value_of_one, mode=mode)
-        self._grad_and_value = Vectorized(self._grad_and_value_of_one, mode=mode, differentiable=False)
-        self._parts = Vectorized(self._parts_of_one, mode=mode)
+        self._value = Vectorized(self._value_of_one, mode=mode, failed=lambda w, _: zero_density(w))
+        self._grad_and_value = Vectorized(
+            self._grad_and_value_of_one, mode=mode, differentiable=False, failed=lambda w, _: (0 * w, zero_density(w))
+        )
+        self._parts = Vectorized(self._parts_of_one, mode=mode, failed=lambda w, _: torch.stack([zero_density(w)] * 2))
 
     @property
     def mode(self) -> str:
         """How the density runs now: "graph", "eager" or "loop"."""
         used = {self._value.mode, self._grad_and_value.mode}
         return next(mode for mode in reversed(MODES) if mode in used)
+
+    @property
+    def num_failed(self) -> int:
+        """At how many weights so far the model raised an error, so that they count as of density zero."""
+        return sum(run.num_failed for run in (self._value, self._grad_and_value, self._parts))
 
     def __call__(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Evaluates the density.
@@ -196,6 +212,15 @@ class LogJoint:
         return trace
 
 
+def zero_density(w: Tensor) -> Tensor:
+    """The log density, in nats, shape `()`, of weights at which the model raises an error: −inf.
+
+    Args:
+        w: The weights, shape `(D,)`; fixes dtype and device.
+    """
+    return w.new_full((), -math.inf)
+
+
 def split_density(trace: Trace, layout: Layout, log_det: Tensor) -> tuple[Tensor, Tensor]:
     """Log prior and log likelihood of a trace, both of shape `()`.
 
@@ -236,7 +261,8 @@ def map_model(
         randomness: "different" or "same" random numbers for the sites that are sampled.
 
     Returns:
-        What `collect` returns, every tensor with a leading axis S.
+        What `collect` returns, every tensor with a leading axis S; NaN for draws at which a matrix of the model's has
+        no factor or inverse.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -250,7 +276,16 @@ def map_model(
     def one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
         return collect(trace_one(model, values, args, kwargs))
 
-    return Vectorized(one, mode="eager", randomness=randomness)(dict(samples), args, kwargs)
+    return Vectorized(one, mode="eager", randomness=randomness, failed=_no_numbers)(dict(samples), args, kwargs)
+
+
+def _no_numbers(_: Any, result: Any) -> Any:
+    """NaN for all that a model computed from a draw at which a matrix has no factor; None if it computed nothing."""
+
+    def nothing(value: Tensor) -> Tensor:
+        return torch.full_like(value, math.nan) if value.is_floating_point() else torch.zeros_like(value)
+
+    return None if result is None else pytree.tree_map(nothing, result)
 
 
 def sample_prior(
@@ -270,14 +305,60 @@ def sample_prior(
     """
 
     def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-        return {name: trace.nodes[name]["value"] for name in layout.names}
+        latents = _Latents(layout.names)
+        try:
+            with latents:
+                model(*args, **kwargs)
+        except _Enough:
+            pass
+        return {name: latents.values[name] for name in layout.names}
 
     with torch.no_grad(), outside_of_pyro(), warnings.catch_warnings():
         # Dirichlets and their like are drawn one by one, which once is no harm.
         warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
         draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
         return layout.unconstrain(draws)[0]
+
+
+class _Enough(Exception):
+    """All latent sites have been drawn; caught where `_Latents` is entered."""
+
+
+class _Latents(Messenger):
+    """Notes the latent sites and ends the run with the last of them: what the data cost is not paid."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.missing = set(names)
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.missing:
+            self.missing.remove(msg["name"])
+            self.values[msg["name"]] = msg["value"]
+            if not self.missing:
+                raise _Enough
+
+
+def trace_prior(model: Model, args: tuple = (), kwargs: dict | None = None) -> Trace:
+    """Runs the model as it stands, and again where it raises at what it drew, as for want of a Cholesky factor.
+
+    Args:
+        model: A Pyro model.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        The trace, nothing of it differentiable or seen by handlers outside.
+    """
+    with outside_of_pyro(), torch.no_grad():
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return poutine.trace(model).get_trace(*args, **(kwargs or {}))
+            except Exception as error:
+                if not is_numerical(error):
+                    raise
+        return poutine.trace(model).get_trace(*args, **(kwargs or {}))
 
 
 def _check_sites(layout: Layout, trace: Trace) -> None:

@@ -1,5 +1,6 @@
 """The No-U-Turn sampler on the captured density, chains together and in parallel processes, with diagnostics."""
 
+import math
 import multiprocessing
 import os
 import time
@@ -11,23 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import init_to_uniform
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.functions import function_values
 from pyro_hypernet.inference.no_u_turn import Chain, Evaluate, run_together
 from pyro_hypernet.layout import Layout
+from pyro_hypernet.safeguards import refuse_minibatches, refuse_random_density
 from pyro_hypernet.vectorize import Model
 
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
 _MIXED_RHAT = 1.05
-_START_ATTEMPTS = 100
+_START_ATTEMPTS, _START_RADIUS = 100, 2.0
+_SHARE_OF_FAILURES = 0.01
+# Said once, with the number, at the end.
+_OF_FAILURES = "The density raises an error at some draws"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Nuts:
         acceptance: Share of the kept steps of every chain that moved, as Pyro counts them.
         num_gradients: Gradients evaluated by every chain, warm-up included.
         seconds: Wall time, warm-up included.
+        num_failed: Points at which the model raised an error, which count as of density zero.
     """
 
     samples: dict[str, Tensor] = field(repr=False)
@@ -58,6 +61,7 @@ class Nuts:
     acceptance: tuple[float, ...]
     num_gradients: tuple[int, ...]
     seconds: float
+    num_failed: int = 0
 
     @property
     def divergences(self) -> tuple[int, ...]:
@@ -85,6 +89,7 @@ def nuts(
     target_accept_prob: float = 0.8,
     max_tree_depth: int = 10,
     num_processes: int | None = None,
+    max_seconds: float = math.inf,
     progress: bool = False,
 ) -> Nuts:
     """Samples the posterior with the No-U-Turn sampler, the density and its gradient captured as one graph.
@@ -102,6 +107,8 @@ def nuts(
         target_accept_prob: What the step size is adapted to.
         max_tree_depth: The most doublings of one trajectory.
         num_processes: Processes to share the chains; None for one per core, 1 for none.
+        max_seconds: After half of it no further step of adaptation is begun, and after all of it no further draw:
+            chains then hold fewer, at least four.
         progress: Whether to show a bar, in one process only; quiet where the output is no terminal.
 
     Returns:
@@ -109,7 +116,8 @@ def nuts(
 
     Raises:
         RuntimeError: If the model has no latent site.
-        ValueError: If a number is out of range, or no start with a finite density is found.
+        ValueError: If a number is out of range, the model draws minibatches or other random numbers of its own, or no
+            start with a finite density is found.
 
     Source: Hoffman and Gelman 2014; NeuTra: Hoffman et al. 2019, arXiv 1903.03704.
 
@@ -134,18 +142,21 @@ def nuts(
     start = time.perf_counter()
     if guide is not None:
         guide.setup(*args)
-    layout = guide.layout if guide is not None else _layout(model, args)
-    target = _Target(LogJoint(model, layout), args, guide)
+    layout, like = _layout(model, args, guide)
+    target = _Target(LogJoint(model, layout), args, guide, like)
     starts = _starts(target, num_chains)
+    refuse_random_density(target.log_joint, target.to_weights(starts[0]), "nuts", args)
     seeds = [int(seed) for seed in torch.randint(2**31 - 1, (num_chains,))]
     options = {
         "num_samples": num_samples,
         "warmup_steps": warmup_steps,
         "target_accept_prob": target_accept_prob,
         "max_tree_depth": max_tree_depth,
+        "max_seconds": max_seconds,
     }
     chains = _run_chains(target, starts, seeds, options, num_processes, progress)
-    w = target.to_weights(torch.stack([torch.from_numpy(chain.draws).to(starts[0]) for chain in chains]))
+    count = min(len(chain.draws) for chain in chains)  # they differ where the time was up
+    w = target.to_weights(torch.stack([torch.from_numpy(chain.draws[-count:]).to(starts[0]) for chain in chains]))
     samples_by_chain = layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
     functions = function_values(model, samples, args)
@@ -157,11 +168,13 @@ def nuts(
         ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
         function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
         function_ess={name: effective_sample_size(value) for name, value in functions.items()},
-        diverging=torch.stack([torch.from_numpy(chain.diverging) for chain in chains]),
+        diverging=torch.stack([torch.from_numpy(chain.diverging[-count:]) for chain in chains]),
         acceptance=tuple(chain.acceptance for chain in chains),
         num_gradients=tuple(chain.num_gradients for chain in chains),
         seconds=time.perf_counter() - start,
+        num_failed=target.num_failed,
     )
+    _warn_of_failures(result)
     _warn_if_unmixed(result)
     return result
 
@@ -169,10 +182,17 @@ def nuts(
 class _Target:
     """The density of a batch of points, and the way from the sampler's space to weights."""
 
-    def __init__(self, log_joint: LogJoint, args: tuple, guide: AutoHypernet | None) -> None:
+    def __init__(self, log_joint: LogJoint, args: tuple, guide: AutoHypernet | None, like: Tensor) -> None:
         self.log_joint = log_joint
         self.args = args
         self.guide = guide
+        self.like = like
+        self.num_failed_elsewhere = 0
+
+    @property
+    def num_failed(self) -> int:
+        """Points so far at which the model raised an error, those of other processes included."""
+        return self.log_joint.num_failed + self.num_failed_elsewhere
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log density, shape `(...)`, and its gradient at `z` of shape `(..., D)`."""
@@ -205,25 +225,29 @@ class _Target:
     def start(self) -> Tensor:
         if self.guide is not None:
             return self.guide.get_base_dist().sample()
-        with poutine.block(), torch.no_grad(), InitMessenger(init_to_uniform):
-            trace = poutine.trace(self.log_joint.model).get_trace(*self.args)
-        values = {name: trace.nodes[name]["value"] for name in self.log_joint.layout.names}
-        return self.log_joint.layout.unconstrain(values)[0]
+        return torch.empty_like(self.like).uniform_(-_START_RADIUS, _START_RADIUS)
 
 
-def _layout(model: Model, args: tuple) -> Layout:
-    with poutine.block(), torch.no_grad():
-        layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
+def _layout(model: Model, args: tuple, guide: AutoHypernet | None) -> tuple[Layout, Tensor]:
+    """The latent sites, and weights of their dtype and device, shape `(D,)`."""
+    if guide is not None:
+        refuse_minibatches(guide.prototype_trace, "nuts")
+        return guide.layout, guide.get_base_dist().sample()
+    trace = trace_prior(model, args)
+    refuse_minibatches(trace, "nuts")
+    layout = Layout.from_trace(trace)
     if not layout.sites:
         raise RuntimeError("The model has no latent site to sample.")
-    return layout
+    return layout, layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
 
 
 def _starts(target: _Target, num_chains: int) -> list[Tensor]:
-    starts = []
+    starts: list[Tensor] = []
     for _ in range(_START_ATTEMPTS * num_chains):
         z = target.start()
-        value, gradient = target.value_and_grad(z)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
+            value, gradient = target.value_and_grad(z)
         if bool(value.isfinite()) and bool(gradient.isfinite().all()):
             starts.append(z)
         if len(starts) == num_chains:
@@ -260,8 +284,9 @@ def _run_chains(
     finally:
         _inherited = None
     chains = {}
-    for share, some in zip(shares, found, strict=True):
+    for share, (some, num_failed) in zip(shares, found, strict=True):
         chains.update(zip(share, some, strict=True))
+        target.num_failed_elsewhere += num_failed
     return [chains[number] for number in range(len(starts))]
 
 
@@ -269,10 +294,13 @@ def _run_chains(
 _inherited: tuple[_Target, list[Tensor], list[int], dict[str, Any]] | None = None
 
 
-def _run_inherited(share: list[int]) -> list[Chain]:
+def _run_inherited(share: list[int]) -> tuple[list[Chain], int]:
+    """The chains, and how often the model raised an error."""
     assert _inherited is not None
     target, starts, seeds, options = _inherited
-    return _run_some(target, [starts[i] for i in share], [seeds[i] for i in share], options, False)
+    before = target.num_failed
+    chains = _run_some(target, [starts[i] for i in share], [seeds[i] for i in share], options, False)
+    return chains, target.num_failed - before
 
 
 def _run_some(
@@ -280,13 +308,27 @@ def _run_some(
 ) -> list[Chain]:
     total = len(starts) * (options["num_samples"] + options["warmup_steps"])
     points = torch.stack(starts).double().cpu().numpy()
-    with tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar:
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar,
+    ):
+        warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
         return run_together(target.evaluate_like(starts[0]), points, seeds, bar.update, **options)
 
 
 def _worst(values: Mapping[str, Tensor]) -> float:
     finite = [value[value.isfinite()] for value in values.values()]
     return max((float(value.max()) for value in finite if value.numel()), default=float("nan"))
+
+
+def _warn_of_failures(result: Nuts) -> None:
+    # The search for a step size goes far out, as a rule, where a few failures say nothing.
+    if result.num_failed > _SHARE_OF_FAILURES * sum(result.num_gradients):
+        warnings.warn(
+            f"{_OF_FAILURES}: at {result.num_failed} of about {sum(result.num_gradients)} points of NUTS, which count "
+            "as of density zero.",
+            stacklevel=3,
+        )
 
 
 def _warn_if_unmixed(result: Nuts) -> None:

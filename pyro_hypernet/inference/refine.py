@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pyro import poutine, validation_enabled
+from pyro import validation_enabled
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.collapsed import temper
 from pyro_hypernet.inference.coverage import Coverage, cover
@@ -20,7 +21,13 @@ from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered
 from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_local_latents, refuse_minibatches
+from pyro_hypernet.safeguards import (
+    name_arguments,
+    raise_for_nan,
+    refuse_local_latents,
+    refuse_minibatches,
+    refuse_random_density,
+)
 from pyro_hypernet.vectorize import Model
 
 # Every new temperature keeps this share of the particles effective.
@@ -88,6 +95,7 @@ def refine(
     num_moves: int = 8,
     num_leapfrogs: int = 64,
     collapse: bool = True,
+    max_seconds: float = math.inf,
     progress: bool = True,
 ) -> Refined:
     """Carries draws of the prior to the posterior, through powers of the likelihood that rise from 0 to 1.
@@ -111,6 +119,7 @@ def refine(
         num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
         collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
             times the number of observations.
+        max_seconds: After so long no further temperature is begun; draws are then of the last one.
         progress: Whether to show a bar; quiet where the output is no terminal.
 
     Returns:
@@ -118,8 +127,8 @@ def refine(
 
     Raises:
         RuntimeError: If the model has no latent site.
-        ValueError: If a number is out of range, the prior cannot be sampled, the model draws minibatches, or no draw
-            of the prior has a finite likelihood.
+        ValueError: If a number is out of range, the prior cannot be sampled, the model draws minibatches or other
+            random numbers of its own, or no draw of the prior has a finite likelihood.
 
     Source: Del Moral, Doucet and Jasra 2006; adaptive temperatures: Jasra et al. 2011; keeping the states on the way:
     Dau and Chopin 2022, arXiv 2011.02328.
@@ -148,7 +157,7 @@ def refine(
                 f"No draw of the prior has a finite likelihood, in one of {num_populations} populations of "
                 f"{num_samples // num_populations}: check the data for NaN, or the priors, or use more samples."
             )
-        _heat_up(cloud, progress)
+        _heat_up(cloud, progress, until=start + max_seconds)
         samples = layout.constrain(target.complete(cloud.draws(num_samples)))[0]
     result = _sum_up(cloud, model, samples, args, start)
     if guide is not None:
@@ -217,10 +226,12 @@ class _Cloud:
         return stacked.transpose(0, 1).flatten(0, 2)
 
 
-def _heat_up(cloud: _Cloud, progress: bool) -> None:
+def _heat_up(cloud: _Cloud, progress: bool, *, until: float) -> None:
     bar = tqdm(total=1.0, disable=None if progress else True, desc="refine", leave=False)
     try:
         while cloud.temperatures[-1] < 1 and len(cloud.temperatures) < _MAX_TEMPERATURES:
+            if time.perf_counter() > until:
+                break
             cloud.heat()
             bar.update(cloud.temperatures[-1] - cloud.temperatures[-2])
     finally:
@@ -262,8 +273,7 @@ def _effective(flat: Tensor, num_chosen: int) -> float:
 
 def _checked_layout(model: Model, args: tuple) -> Layout:
     try:
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(model).get_trace(*args)
+        trace = trace_prior(model, args)
     except NotImplementedError as error:
         raise ValueError(
             "The model's prior cannot be sampled, and refine starts from draws of it: give every latent site a proper "
@@ -274,6 +284,8 @@ def _checked_layout(model: Model, args: tuple) -> Layout:
     layout = Layout.from_trace(trace)
     if not layout.sites:
         raise RuntimeError("The model has no latent site: there is nothing to refine.")
+    point = layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
+    refuse_random_density(LogJoint(model, layout), point, "refine", args)
     return layout
 
 
