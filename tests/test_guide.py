@@ -2,7 +2,6 @@
 
 import math
 import resource
-import time
 from functools import partial
 
 import pyro
@@ -350,7 +349,7 @@ def test_too_large_for_memory_says_how_many_bytes_and_allocates_nothing():
 
     guide = AutoHypernet(model, partial(linear, mix="triangular"), "full")
     count = 200_000**2 + 2 * 200_000
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
         ValueError,
         match=rf"^The guide is too large for memory: {count} parameters need {16 * count} bytes \(640 GB\) .*"
@@ -358,7 +357,6 @@ def test_too_large_for_memory_says_how_many_bytes_and_allocates_nothing():
     ):
         guide.setup()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
-    assert time.perf_counter() - start < 20
     assert not list(guide.parameters())
     assert AutoHypernet(model, "identity").setup().latent_dim == 200_000
 

@@ -41,7 +41,7 @@ def test_exact_posteriors_are_calibrated():
     assert set(found.ranks) == {"weight[0]", "weight[1]", "weight[2]", LIKELIHOOD}
     assert all(float(u.min()) >= 0 and float(u.max()) <= 1 for u in found.ranks.values())
     assert "look uniform" in str(found)
-    assert all(p > 0.001 for _, p in found.bias().values())
+    assert all(p > 1e-5 for _, p in found.bias().values())
 
 
 @pytest.mark.usefixtures("double")
@@ -56,7 +56,8 @@ def test_wrong_widths_are_told(width, shape):
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("shift, shape", [(1.0, "too high"), (-1.0, "too low")])
 def test_shifts_are_told_by_vsbc_too(shift, shape):
-    found = run(closed_form(shift=shift))
+    # Mean ranks are .26 off with an sd of .024: nine standard errors, of which four are asked for: 1 of 10^8 seeds.
+    found = run(closed_form(shift=shift), num_simulations=100)
     assert {found.shapes[f"weight[{i}]"] for i in range(3)} == {shape}
     for i in range(3):
         mean, p_value = found.bias()[f"weight[{i}]"]
