@@ -44,7 +44,7 @@ _MENDED_BY_WEIGHTS = {"moments", "acceptance", "gap", "training", "functions"}
 # Populations of a refined cloud agree below this.
 _AGREED_RHAT = 1.1
 # Of the budget, for finding out what things cost; numbers of draws to time.
-_PRICING_SHARE, _TIMED_RUNS, _TIMED_DRAWS, _TIMED_WEIGHTS = 0.02, (1, 8), (1, 16, 256), (16, 256)
+_PRICING_SHARE, _TIMED_RUNS, _TIMED_DRAWS, _TIMED_WEIGHTS = 0.02, (1, 8, 32), (1, 16, 256), (16, 256)
 # Draws to predict from in a diagnosis by 10 000 weights.
 _FUNCTION_SHARE = 5
 
@@ -481,7 +481,8 @@ def price_of_a_run(model: Model, args: tuple, clock: Clock) -> Cost:
     with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return measure(lambda n: runs(torch.zeros(n), args), _TIMED_RUNS, **options)
+            found = [measure(lambda n: runs(torch.zeros(n), args), _TIMED_RUNS, **options) for _ in range(2)]
+            return min(found, key=lambda cost: cost.each)  # what else the machine does can only add to it
         except Exception:  # an improper prior, or a model at fault: setting up tells
             return Cost()
 
