@@ -1,0 +1,49 @@
+"""A style of model: a Pyro model with its data, as a user would write it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = tuple[tuple, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Style:
+    """A model and what it is called with.
+
+    Attributes:
+        model: The Pyro model.
+        args: Its arguments, data included.
+        kwargs: Its keyword arguments, data included.
+        at: From a number of rows to arguments that predict so many, without data; None where the rows are fixed.
+        served: The model that guides serve, where it is not `model` itself.
+    """
+
+    model: Callable[..., Any]
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    at: Callable[[int], Arguments] | None = None
+    served: Callable[..., Any] | None = None
+
+    @property
+    def guided(self) -> Callable[..., Any]:
+        """The model that guides are made for."""
+        return self.served or self.model
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    """Standard normal numbers, the same at every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(*shape: int, seed: int = 2) -> Tensor:
+    """Uniform numbers in (0, 1), the same at every call."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def at_inputs(width: int | None = None) -> Callable[[int], Arguments]:
+    """Arguments `(x,)` of so many rows, of `width` columns; a vector for None."""
+    return lambda rows: ((normal(rows) if width is None else normal(rows, width),), {})
