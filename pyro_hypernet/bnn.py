@@ -1,8 +1,10 @@
 """A torch network as a Pyro model: priors over its parameters, a likelihood for its outputs."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pyro
 import torch
@@ -13,13 +15,18 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
+from pyro_hypernet.announce import announce, forget_announcements
+from pyro_hypernet.last_layer import find_unused, last_layer
 from pyro_hypernet.likelihoods import Likelihood, resolve_likelihood
 from pyro_hypernet.priors import Prior, RandomTensor, assign_priors, check_patterns
+from pyro_hypernet.vectorize import outside_of_pyro
 
 PARAMETRIZATIONS = ("weights", "weight_norm")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS, *_INSTANCE_NORMS)
+# Numbers of inputs at most with which a network is tried.
+_MAX_TRIED = 1_000_000
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -36,12 +43,14 @@ def bayesianize(
 
     The model works on a copy in eval mode, whatever the mode of `net`: dropout is off, batch normalisation uses its
     running statistics, and these stay what they are. Random parameters are sample sites under their own dotted names,
-    such as "0.weight". The others are point estimates: `pyro.param`s under the same names, which start at the
-    network's values and which SVI or `fit` trains; as always in Pyro, two models share parameters of one name unless
-    `pyro.clear_param_store()` comes between. Parameters with `requires_grad=False` stay fixed, unless `sites` names
-    them. The outputs are the deterministic site "f", shape `(N, out)`, the targets the site "y", both in the plate
-    "data". The model takes one draw at a time, to be vmapped; Pyro's vectorised particles it refuses, and `torch.jit`
-    cannot trace it.
+    such as "0.weight". The others are point estimates, which start at the network's values and which SVI or `fit`
+    trains: `model.net.get_parameter("0.weight")`. They are the model's own, whatever `pyro.clear_param_store()` does:
+    two models share nothing, a deep copy or a pickle starts at the present values and goes its own way, and to start
+    afresh is to call `bayesianize` again. In Pyro's parameter store they stand as "BayesianNet.0.weight", with a number
+    after "BayesianNet" where another model has that name; `ParamStoreDict.load` puts them back before the first call.
+    Parameters with `requires_grad=False` stay fixed, unless `sites` names them. The outputs are the deterministic site
+    "f", shape `(N, out)`, the targets the site "y", both in the plate "data". The model takes one draw at a time, to be
+    vmapped; Pyro's vectorised particles it refuses, and `torch.jit` cannot trace it.
 
     Args:
         net: Any module from one tensor `(N, ...)` to outputs `(N, out)`, or `(N,)`, which is read as `(N, 1)`.
@@ -51,13 +60,14 @@ def bayesianize(
             normalisation layers); a distribution, expanded to every site; a function from a site's name and the
             network's value to any of these; or a dict from name patterns ("*.bias") to any of these, of which the
             first that matches counts.
-        sites: The random parameters: "all"; "last_layer", those of the last module that has parameters of its own; or
-            a list of name patterns.
+        sites: The random parameters: "all"; "last_layer", those of the module that acts last, where the network's code
+            can be traced for that; or a list of name patterns.
         parametrization: "weights"; or "weight_norm", in the manner of Krueger et al.: a parameter w of two or more
             axes becomes `g_k v_k / |v_k|` for every output unit or channel k. Random: g, at the sites "<name>.g", and
-            biases. Point estimates: the directions v, at the `pyro.param`s "<name>.v"; so this is no posterior over
-            all weights. In the paper biases are learnt too: `sites=["*.weight"]`; its g ~ Normal(0, 1) is `fan_in()`.
-            At the prior's median, g = 0, the network is constant: start guides at `model.initial_values`.
+            biases. Point estimates: the directions v, kept in w's own place and announced as "<name>.v"; so this is
+            no posterior over all weights. In the paper biases are learnt too: `sites=["*.weight"]`; its
+            g ~ Normal(0, 1) is `fan_in()`. At the prior's median, g = 0, the network is constant: start guides at
+            `model.initial_values`.
         num_data: Size of the whole data set where `x` is a minibatch: the likelihood counts `num_data / len(x)` times.
 
     Returns:
@@ -65,8 +75,8 @@ def bayesianize(
 
     Raises:
         TypeError: If `net` is no module.
-        ValueError: If a choice is unknown, the network has no parameters, a pattern matches none, a parameter has no
-            prior, or a prior does not fit its parameter's shape or dtype.
+        ValueError: If a choice is unknown, the network has no parameters, its last layer cannot be told, a pattern
+            matches none, a parameter has no prior, or a prior does not fit its parameter's shape or dtype.
 
     Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759, for weight norm.
 
@@ -92,8 +102,10 @@ def bayesianize(
     return BayesianNet(net, chosen, random, assign_priors(prior, random), num_data)
 
 
-class BayesianNet:
+class BayesianNet(nn.Module):
     """A Pyro model `model(x, y=None)` made of a network; `bayesianize` makes it and documents it.
+
+    It owns its point estimates: they are the parameters of `model.net`, copied and pickled with it.
 
     Args:
         net: The network; a copy is kept.
@@ -117,14 +129,20 @@ class BayesianNet:
         priors: Mapping[str, TorchDistributionMixin],
         num_data: int | None = None,
     ) -> None:
-        self.net = copy.deepcopy(net).eval()
+        super().__init__()
+        self.net = copy.deepcopy(net)
         made = {site.parameter for site in random}
-        self._learnt = [name for name, p in self.net.named_parameters() if p.requires_grad and name not in made]
-        self.net.requires_grad_(False)
+        self._learnt = {name: name for name, p in self.net.named_parameters() if p.requires_grad and name not in made}
+        self._learnt |= {site.parameter: f"{site.parameter}.v" for site in random if site.kind == "scale"}
+        for name, parameter in self.net.named_parameters():
+            parameter.requires_grad_(name in self._learnt)
+        self._prefix: str | None = None
         self.likelihood = likelihood
         self.priors = dict(priors)
         self.num_data = num_data
         self._random = tuple(random)
+        self._is_tried = False
+        self.eval()
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -140,7 +158,12 @@ class BayesianNet:
         """
         return {site.name: site.value.clone() for site in self._random}
 
-    def __call__(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    @property
+    def replaced(self) -> list[nn.Parameter]:
+        """The network's parameters that draws take the place of, so that the density does not depend on them."""
+        return [self.net.get_parameter(site.parameter) for site in self._random if site.kind != "scale"]
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Runs the model.
 
         Args:
@@ -160,8 +183,9 @@ class BayesianNet:
                 raise TypeError(f"{name} must be a tensor; got {type(value).__name__}: torch.as_tensor({name}).")
         if _is_readable(x):
             self._check_inputs(x, y)
+            self._warn_of_unused(x)
         with sdpa_kernel(SDPBackend.MATH):  # of attention's kernels the one that vmap can batch
-            f = torch.func.functional_call(self.net, self._parameters(), (x,))
+            f = torch.func.functional_call(self.net, self._values(), (x,))
         f = f.unsqueeze(-1) if f.dim() == 1 else f
         if _is_readable(x):
             self._check_outputs(f, x, y)
@@ -177,8 +201,27 @@ class BayesianNet:
     def __repr__(self) -> str:
         return f"BayesianNet({type(self.net).__name__}, {self.likelihood!r}, sites={list(self.site_names)})"
 
-    def _parameters(self) -> dict[str, Tensor]:
+    def train(self, mode: bool = True) -> "BayesianNet":
+        """Stays in eval mode, whatever is asked for: the density is a function of the weights and the data."""
+        return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "BayesianNet":
+        like = next(self.net.parameters())
+        moved = fn(like.detach()[..., :0] if like.dim() else like.detach())
+        if moved.dtype != like.dtype or moved.device != like.device:
+            raise TypeError(
+                f"The priors are in {like.dtype} on {like.device}: convert the network to {moved.dtype} on "
+                f"{moved.device} before bayesianize, not the model."
+            )
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        forget_announcements(self)
+        return {**self.__dict__, "_prefix": None}
+
+    def _values(self) -> dict[str, Tensor]:
         """All parameters that are not fixed: sampled, or learnt."""
+        learnt = self._announced()
         values = {}
         for site in self._random:
             value = pyro.sample(site.name, self.priors[site.name])
@@ -188,17 +231,16 @@ class BayesianNet:
                     f"{tuple(value.shape)}: the network runs one draw at a time. For many use VectorizedELBO and "
                     "predict, which vmap it, or vectorize_particles=False and parallel=False."
                 )
-            values[site.parameter] = value if site.kind != "scale" else self._rescaled(site, value)
-        for name in self._learnt:
-            values[name] = pyro.param(name, self.net.get_parameter(name).clone)
-        return values
+            if site.kind == "scale":
+                value = _rescaled(learnt.pop(f"{site.parameter}.v"), value, site.axis)
+            values[site.parameter] = value
+        return values | learnt
 
-    def _rescaled(self, site: RandomTensor, g: Tensor) -> Tensor:
-        """Weight norm: `g_k v_k / |v_k|` along the axis of the output units."""
-        v = pyro.param(f"{site.parameter}.v", self.net.get_parameter(site.parameter).clone)
-        shape = [1] * v.dim()
-        shape[site.axis] = -1
-        return g.reshape(shape) * v / _norms(v, site.axis).reshape(shape)
+    def _announced(self) -> dict[str, Tensor]:
+        """The values of the point estimates, from a dict from statement to value."""
+        named = {statement: self.net.get_parameter(name) for name, statement in self._learnt.items()}
+        values, self._prefix = announce(named, type(self).__name__, self._prefix)
+        return values
 
     def _check_inputs(self, x: Tensor, y: Tensor | None) -> None:
         like = next(self.net.parameters())
@@ -217,6 +259,21 @@ class BayesianNet:
                     f"{tuple(y.shape)}."
                 )
             _check_finite("y", y)
+
+    def _warn_of_unused(self, x: Tensor) -> None:
+        """At the first call outside of torch.func: says which random parameters the outputs do not depend on."""
+        if self._is_tried or torch._C._functorch.maybe_current_level() is not None or torch.is_inference_mode_enabled():
+            return
+        self._is_tried = True
+        rows = x[: max(1, _MAX_TRIED * len(x) // max(1, x.numel()))].detach()
+        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), outside_of_pyro():
+            unused = find_unused(self.net, [site.parameter for site in self._random], rows)
+        if unused:
+            warnings.warn(
+                f"The network's outputs do not depend on its random parameters {unused}, whose posterior is their "
+                "prior: leave them out, by sites=[…].",
+                stacklevel=5,
+            )
 
     def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> None:
         if f.dim() != 2 or f.shape[0] != x.shape[0]:
@@ -249,6 +306,13 @@ def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
     return RandomTensor(f"{name}.g", name, norms, "scale", weights, axis)
 
 
+def _rescaled(v: Tensor, g: Tensor, axis: int) -> Tensor:
+    """Weight norm: `g_k v_k / |v_k|` along the axis of the output units."""
+    shape = [1] * v.dim()
+    shape[axis] = -1
+    return g.reshape(shape) * v / _norms(v, axis).reshape(shape)
+
+
 def _norms(v: Tensor, axis: int) -> Tensor:
     return v.movedim(axis, 0).flatten(1).norm(dim=1)
 
@@ -269,8 +333,7 @@ def _choose(net: nn.Module, sites: str | Sequence[str]) -> list[str]:
             )
         return chosen
     if sites == "last_layer":
-        last = list(parameters)[-1].rpartition(".")[0]
-        return [name for name in parameters if name.rpartition(".")[0] == last]
+        return last_layer(net)
     if isinstance(sites, str):
         raise ValueError(f"sites must be 'all', 'last_layer' or a list of name patterns; got {sites!r}.")
     check_patterns("sites", sites, parameters)

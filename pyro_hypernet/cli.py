@@ -14,7 +14,7 @@ from pyro_hypernet.job_report import write_report
 from pyro_hypernet.output.report import report_from
 from pyro_hypernet.tabular import TASKS, Table, read_csv
 
-_NEEDED = {"matplotlib": "plot", "sklearn": "cli"}
+_NEEDED = {"matplotlib": "plot", "sklearn": "cli", "pandas": "cli"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +117,8 @@ def _run(table: Table, options: argparse.Namespace) -> int:
     _draw_without_a_screen()
     torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
     print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
+    for note in table.notes:
+        print(f"note: {note}", flush=True)
     amount = Options(
         num_steps=options.steps,
         budget=options.budget,

@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import MODES, Model, Vectorized, trace_one
+from pyro_hypernet.vectorize import MODES, Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
 
 
 class LogJoint:
@@ -188,7 +188,7 @@ class LogJoint:
         return torch.stack(split_density(self._trace(values, args, kwargs), self.layout, log_det))
 
     def _grad_and_value_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
-        return torch.func.grad_and_value(self._value_of_one)(w, args, kwargs)
+        return grad_and_value(self._value_of_one)(w, args, kwargs)
 
     def _trace(self, values: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Trace:
         trace = trace_one(self.model, values, args, kwargs)
@@ -273,7 +273,7 @@ def sample_prior(
         trace = poutine.trace(model).get_trace(*args, **kwargs)
         return {name: trace.nodes[name]["value"] for name in layout.names}
 
-    with torch.no_grad(), poutine.block(), warnings.catch_warnings():
+    with torch.no_grad(), outside_of_pyro(), warnings.catch_warnings():
         # Dirichlets and their like are drawn one by one, which once is no harm.
         warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
         draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)

@@ -1,9 +1,7 @@
 """AutoHypernet: an invertible hypernetwork as a Pyro autoguide over all latent sites of a model."""
 
-import copy
 import logging
 import math
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,18 +9,15 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
-from pyro.nn.module import _is_module_local_param_enabled
-from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_hypernet.announce import announce, stored_names
+from pyro_hypernet.copies import copied, pickled, unpickled, warn_of_tracing
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
-from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
 from pyro_hypernet.mixture import MixtureBase
@@ -113,9 +108,11 @@ class AutoHypernet(AutoContinuous):
         self.structure = structure
         self.init_scale = None if init_scale is None else float(init_scale)
         self.num_components = num_components
-        self._uninitialised_model = (model,)
+        self._uninitialised_model: tuple[Model] | None = (model,)  # None after pickling, where no draw needs it
+        self._init_loc_fn = init_loc_fn
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
+        self._stored_names: dict[str, bool] = {}  # of the model's own parameters
         self._knowledge: Knowledge | None = None
         self._width: Tensor | None = None
         self._has_default_start = init_loc_fn is init_to_median and init_scale is None
@@ -169,6 +166,7 @@ class AutoHypernet(AutoContinuous):
 
     def restart(self, *args: Any, **kwargs: Any) -> "AutoHypernet":
         """Forgets all parameters and makes new ones, from a new draw of the start where it is random."""
+        self._its_model()
         self.reject(None)
         if self._layout is not None:
             self.prototype_trace = self._layout = None
@@ -220,10 +218,13 @@ class AutoHypernet(AutoContinuous):
     def rejection(self) -> Rejection | None:
         """The rejection that draws go through; None where every draw is kept, as while the guide learns."""
         rejection = self._modules.get("keeper")
-        if rejection is None or torch.jit.is_tracing():
+        if rejection is None:
             return None
         if rejection.fingerprint != self._fingerprint():  # the parameters have moved on: it holds no longer
             self.reject(None)
+            return None
+        if torch.jit.is_tracing():
+            warn_of_tracing()
             return None
         return rejection
 
@@ -284,7 +285,8 @@ class AutoHypernet(AutoContinuous):
             args: The model's arguments.
         """
         is_default = self.hypernet == "auto" and self.structure == "auto" and self.num_components == 1
-        return is_default and self.latent_dim <= MAX_TRIANGULAR_DIM and can_be_kept(args, {})
+        can_weigh = self._uninitialised_model is not None and can_be_kept(args, {})
+        return is_default and can_weigh and self.latent_dim <= MAX_TRIANGULAR_DIM
 
     def _install(self, rejection: Rejection) -> None:
         rejection.fingerprint = self._fingerprint()
@@ -306,7 +308,7 @@ class AutoHypernet(AutoContinuous):
 
     def _log_weights(self, arguments: tuple[tuple, dict], eps: Tensor) -> Tensor:
         """log p(data, w) − log q(w) of proposals of shape `(S, D)`, rejection aside; shape `(S,)`."""
-        model = self._uninitialised_model[0]
+        model = self._its_model()
         if self._density is None or self._density[0] is not model:
             log_joint = LogJoint(model, self.layout)
             self._density = (model, Vectorized(log_joint._value_of_one, differentiable=False))
@@ -429,31 +431,51 @@ class AutoHypernet(AutoContinuous):
         return self.layout.constrain(torch.lerp(w[lower], w[upper], (position - lower)[:, None]))[0]
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        arguments = name_arguments(self._uninitialised_model[0], args, kwargs)
+        if self._layout is not None and self._uninitialised_model is None:  # unpickled without it
+            return
+        with outside_of_pyro():  # whoever calls the guide, in whatever plates: the model is looked at by itself
+            layout = self._look_at_the_model(args, kwargs)
+            if self._layout is not None:
+                self._layout.check(layout, "this call")
+                return
+            self._start_at(layout, args, kwargs)
+        logger.info(self.describe())
+
+    def _its_model(self) -> Model:
+        if self._uninitialised_model is None:
+            raise RuntimeError(
+                "This guide was unpickled without its model, which draws do not need but this does: make a new guide "
+                "with AutoHypernet(model) and load_state_dict, or keep guides with pyro_hypernet.save and load."
+            )
+        return self._uninitialised_model[0]
+
+    def _look_at_the_model(self, args: tuple, kwargs: dict) -> Layout:
+        """Runs the model once, as every AutoContinuous does."""
         try:
             super()._setup_prototype(*args, **kwargs)
         except ValueError:
-            raise_for_nan(arguments)
+            raise_for_nan(name_arguments(self._its_model(), args, kwargs))
             raise
         refuse_local_latents(self.prototype_trace)
-        layout = Layout.from_trace(self.prototype_trace)
-        if self.master is None:
-            with poutine.block():  # NeuTraReparam asks for them before the first call
-                self._create_plates(*args, **kwargs)
-        if self._layout is not None:
-            self._layout.check(layout, "this call")
-            return
-        loc = self._init_loc()
-        check_start(LogJoint(self.model, layout), loc, arguments, args, kwargs)
-        refuse_dependent_supports(self._uninitialised_model[0], layout, loc, args, kwargs)
+        if self.master is None:  # NeuTraReparam asks for them before the first call
+            self._create_plates(*args, **kwargs)
+        return Layout.from_trace(self.prototype_trace)
+
+    def _start_at(self, layout: Layout, args: tuple, kwargs: dict) -> None:
+        """Checks the model at the start and makes every parameter."""
+        loc, model = self._init_loc(), self._its_model()
+        log_joint = LogJoint(self.model, layout)
+        check_start(log_joint, loc, name_arguments(model, args, kwargs), args, kwargs)
+        with torch.random.fork_rng(devices=[]):  # for a file: the prototype hides them
+            self._stored_names = stored_names(log_joint.params(loc, *args, **kwargs))
+        refuse_dependent_supports(model, layout, loc, args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False):
             knowledge = self._learn(layout, loc, args, kwargs)
             if self.num_components > 1 and self.init_scale is None:  # several modes may lie anywhere in the prior
-                self._width = prior_width(self._uninitialised_model[0], layout, loc, args, kwargs)
+                self._width = prior_width(model, layout, loc, args, kwargs)
         self.build(layout, loc, knowledge)
         if self._width is not None:
             self._spread_components(args, kwargs)
-        logger.info(self.describe())
 
     def _learn(self, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
         """What the structure will build in, if it is one that builds anything in."""
@@ -465,13 +487,12 @@ class AutoHypernet(AutoContinuous):
                 return None
         elif self._structure_function() is not informed:
             return None
-        return learn(self._uninitialised_model[0], layout, self.prototype_trace, loc, args, kwargs) or None
+        return learn(self._its_model(), layout, self.prototype_trace, loc, args, kwargs) or None
 
     @torch.no_grad()
     def _spread_components(self, args: tuple, kwargs: dict) -> None:
         """Starts every component of the base at a mode of its own, as far as there are several."""
-        with poutine.block():
-            modes = find_modes(self._uninitialised_model[0], self.layout, args, kwargs, num_modes=self.num_components)
+        modes = find_modes(self._its_model(), self.layout, args, kwargs, num_modes=self.num_components)
         self._modules["base"].locs.copy_(self.bijection.inverse_and_log_det(modes.to(self._origin))[0])
 
     def _structure_function(self) -> Callable[..., Bijection]:
@@ -488,34 +509,16 @@ class AutoHypernet(AutoContinuous):
         return informed(layout, hypernet, loc, scale, knowledge=self._knowledge)
 
     def _announce_parameters(self) -> None:
-        """Issues a `pyro.param` statement for every parameter, as SVI expects, where someone listens.
-
-        The names carry this guide's own prefix, so that two guides of one class share nothing; the maps themselves stay
-        plain modules, for Pyro would bind those to the parameter store by class name.
-        """
-        if not _PYRO_STACK:
-            return
-        if _is_module_local_param_enabled():
-            for name, parameter in self.named_parameters():
-                parameter.unconstrained = weakref.ref(parameter)
-                statement = effectful(type="param")(partial(_return_second, parameter=parameter))
-                statement(f"{self._pyro_name}.{name}", parameter, constraint=constraints.real, name=name)
-            return
-        store = pyro.get_param_store()
+        """Tells Pyro of every parameter; the maps stay plain modules, for Pyro would bind those by class name."""
         named = dict(self.named_parameters())
-        if self._param_prefix is None or not self._owns(self._param_prefix, named, store):
-            self._param_prefix = next(p for p in self._prefixes() if self._owns(p, named, store))
+        values, self._param_prefix = announce(named, self._pyro_name, self._param_prefix)
         for name, parameter in named.items():
-            pyro.param(f"{self._param_prefix}.{name}", parameter)
-
-    def _prefixes(self) -> Any:
-        yield self._pyro_name
-        for number in range(2, 1_000_000):
-            yield f"{self._pyro_name}_{number}"
-
-    @staticmethod
-    def _owns(prefix: str, named: dict[str, Tensor], store: Any) -> bool:
-        return all(store._params.get(f"{prefix}.{name}", parameter) is parameter for name, parameter in named.items())
+            if values[name] is not parameter:
+                raise ValueError(
+                    f"A handler around the guide puts another value in the place of its parameter {name!r}, as "
+                    "poutine.lift does: the map holds its own parameters and would not see it. Put priors on the "
+                    "model's parameters, or set the guide's with load_state_dict."
+                )
 
     def _fixed_noise(self, num_draws: int) -> Tensor:
         """Antithetic draws of the base that are the same at every call, shape `(num_draws, D)`, `num_draws` even."""
@@ -535,41 +538,14 @@ class AutoHypernet(AutoContinuous):
         return kept if bool(kept.any()) else accept == accept.max()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the model and what a run of the model gave, which the next run gives again."""
-        for parameter in self.parameters():
-            parameter.__dict__.pop("unconstrained", None)  # a weak reference of the parameter store
-        # With the model goes what holds it; `informed` maps are of use again after `load` or a deep copy.
-        dropped = {
-            "_model": None,
-            "_knowledge": None,
-            "_uninitialised_model": None,
-            "prototype_trace": None,
-            "master": None,
-            "_density": None,
-            "_start": None,
-        }
-        modules = {name: module for name, module in self._modules.items() if name != "keeper"}
-        empty = {"_prototype_frames": {}, "_cond_indep_stacks": {}, "_param_prefix": None}
-        return {**self.__dict__, **dropped, **empty, "_modules": modules}
+        return pickled(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        unpickled(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoHypernet":
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new.__dict__["_model"] = self._model
-        new.__dict__["_uninitialised_model"] = self._uninitialised_model
-        new.__dict__["_knowledge"] = self._knowledge
-        if "map" in self._modules:
-            for old, copied in zip(self.bijection.modules(), new.bijection.modules(), strict=True):
-                if isinstance(old, GaussianConditional):
-                    copied.response = old.response
-        if self.rejection is not None:
-            new._install(copy.deepcopy(self.rejection, memo))
-        return new
-
-
-def _return_second(*_: Any, parameter: Tensor, **__: Any) -> Tensor:
-    return parameter
+        return copied(self, memo)
 
 
 def _name(choice: Any, chosen: str) -> str:

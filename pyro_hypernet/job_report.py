@@ -45,6 +45,7 @@ def write_report(result: Result, table: Table, out: Path) -> Path:
             "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
             f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
             "Inputs": ", ".join(table.features),
+            **({"Notes": " ".join(table.notes)} if table.notes else {}),
         },
         tables=[TableOfText("Guides and NUTS on this table", cells[0], tuple(cells[1:]), _NOTE)],
     )

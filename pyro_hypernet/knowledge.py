@@ -122,15 +122,13 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
 
 def prior_width(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
     """The prior's standard deviation of every unconstrained weight, shape `(D,)`; None if it cannot be sampled."""
-    with outside_of_pyro():
-        draws = _prior_draws(model, layout, loc, args, kwargs)
+    draws = _prior_draws(model, layout, loc, args, kwargs)
     return None if draws is None else _width(draws[draws.isfinite().all(-1)])
 
 
 def _prior_draws(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with outside_of_pyro(seed=0):
             return sample_prior(model, layout, _NUM_DRAWS, args, kwargs).to(loc)
     except (NotImplementedError, RuntimeError):  # an improper prior
         return None

@@ -86,7 +86,7 @@ def init_to_map(model: Model, *args: Any, **options: Any) -> Callable[..., Any]:
         >>> bool((guide.median()["mean"] - 7).abs() < 0.1)
         True
     """
-    with poutine.block(), torch.no_grad():
+    with outside_of_pyro(), torch.no_grad():
         layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
         values = layout.constrain(find_modes(model, layout, args, **options)[0])[0]
     return init_to_value(values=values)

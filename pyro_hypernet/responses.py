@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 import torch.distributions as td
-from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -79,6 +79,13 @@ class Response:
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
         self._run = Vectorized(self.answer_of_one)
         self._run_without = Vectorized(self._offset_of_one)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Response":
+        return self  # nothing in it changes, and a copy would have a model of its own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        flags = {name: getattr(self, name) for name in ("is_sharp", "is_exact", "is_constant", "is_level")}
+        return partial(Response, **flags), (self.model, self.layout, self.block)
 
     def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
         """The answer at weights of shape `(S, D)`, whatever they hold in the block."""
@@ -285,8 +292,7 @@ def _observe(
     model: Model, layout: Layout, block: tuple[str, ...], values: dict[str, Tensor], args: tuple, kwargs: dict
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Locations and log precisions of the observations, shape `(n,)`; prior locations and scales, shape `(B,)`."""
-    with poutine.block():
-        trace = trace_one(model, values, args, kwargs)
+    trace = trace_one(model, values, args, kwargs)
     locations, log_precisions = [], []
     for _, node, fn in _observed(trace, layout):
         location = _family(fn).location(fn)

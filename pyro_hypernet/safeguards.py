@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.layout import Layout, minibatch_plates
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 
 def spell_bytes(count: float) -> str:
@@ -67,13 +67,14 @@ def refuse_minibatches(trace: Trace, what: str) -> None:
         for frame in minibatch_plates(node):
             raise ValueError(
                 f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
-                f"likelihood is another at every call: {what} needs all data at once; leave subsample_size out."
+                f"likelihood is another at every call: {what} needs all data at once. Leave subsample_size out here; "
+                "where all data are too many, train by fit and judge by predictions of data held out."
             )
 
 
 def check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:
     """Raises where the density at the start is not a finite number, and says why."""
-    with torch.no_grad(), poutine.block():
+    with torch.no_grad(), outside_of_pyro():
         terms = log_joint.site_log_probs(loc, *args, **kwargs)
     bad = {name: float(value) for name, value in terms.items() if not math.isfinite(value)}
     if bad:
@@ -89,7 +90,7 @@ def refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: t
     """Runs the model at another point: sites, shapes and supports must be the same there."""
     elsewhere = init_to_value(values=layout.constrain(loc + 0.5)[0], fallback=None)
     init = InitMessenger(partial(_latent_or_sample, elsewhere))
-    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False), init:
+    with torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False), init:
         layout.check(Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs)), "a run at other weights")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import linecache
+import sys
 import traceback
 import warnings
 from collections import OrderedDict
@@ -14,9 +15,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -50,14 +52,44 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
 
 
 @contextmanager
-def outside_of_pyro() -> Iterator[None]:
-    """Hides the handlers around a call: plates and traces of a caller that runs a model of its own within."""
-    hidden = list(_PYRO_STACK)
+def outside_of_pyro(*, seed: int | None = None) -> Iterator[None]:
+    """Puts aside what a caller of Pyro has under way, for a run of a model that is none of the caller's business.
+
+    Hidden for the while are handlers, so that plates, masks and observers of parameter statements do not see the run;
+    dimensions taken by plates; and the values that PyroModules keep during a call, for the run may be one of a module
+    within its own call, as in NeuTraReparam.
+
+    Args:
+        seed: Also puts random state aside, on all devices, and starts from this seed; None draws on with the caller's.
+    """
+    handlers, dims = list(_PYRO_STACK), list(_DIM_ALLOCATOR._stack)
+    contexts = [(context, dict(vars(context))) for context in _calls_of_modules()]
+    devices = range(torch.cuda.device_count()) if seed is not None and torch.cuda.is_initialized() else ()
     _PYRO_STACK.clear()
+    _DIM_ALLOCATOR._stack.clear()
+    for context, _ in contexts:
+        context.active, context.cache = 0, {}
     try:
-        yield
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
     finally:
-        _PYRO_STACK[:] = hidden
+        _PYRO_STACK[:] = handlers
+        _DIM_ALLOCATOR._stack[:] = dims
+        for context, before in contexts:
+            vars(context).update(before)
+
+
+def _calls_of_modules() -> list[Any]:
+    """The contexts of all PyroModules within whose calls this is, each once; only the calls themselves know them."""
+    contexts, frame = {}, sys._getframe()
+    while frame is not None:
+        if frame.f_code is PyroModule.__call__.__code__:
+            context = frame.f_locals["self"]._pyro_context
+            contexts[id(context)] = context
+        frame = frame.f_back
+    return list(contexts.values())
 
 
 @contextmanager
@@ -83,6 +115,47 @@ def inlined() -> Iterator[None]:
 
 
 _is_inlining = False
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keeps torch's attention layers off their path for inference, an operation without a derivative."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def grad_and_value(function: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
+    """`torch.func.grad_and_value` by the first argument, and plain autograd outside of vmap.
+
+    An old `torch.autograd.Function`, without a `setup_context`, has a gradient only where nothing is vmapped: so a
+    loop over draws asks autograd.
+
+    Args:
+        function: From a tensor and whatever else to a scalar, or with `has_aux` to a scalar and whatever else.
+        has_aux: Whether there is more than the scalar.
+    """
+    transformed = torch.func.grad_and_value(function, has_aux=has_aux)
+
+    def run(x: Tensor, *rest: Any) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return transformed(x, *rest)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            result = function(leaf, *rest)
+            value = result[0] if has_aux else result
+            gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+        gradient = torch.zeros_like(leaf) if gradient is None else gradient
+        return gradient, pytree.tree_map(_detached, result)
+
+    return run
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 class Vectorized:
@@ -181,6 +254,10 @@ class Vectorized:
         return graph(leaves)
 
     def _run(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        with _slow_attention():
+            return self._run_uncaptured(draws, args, kwargs)
+
+    def _run_uncaptured(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         if self.mode != "loop":
             try:
                 return self._vmapped(draws, args, kwargs)
@@ -228,7 +305,13 @@ class Vectorized:
         out_spec: list[Any] = [None]
         tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
         try:
-            with same_random_numbers(tensors), poutine.block(), poutine.trace(param_only=True) as params:
+            # Gradients on or off, the graph is the same: it may be differentiated later.
+            with (
+                same_random_numbers(tensors),
+                _slow_attention(),
+                poutine.block(),
+                poutine.trace(param_only=True) as params,
+            ):
                 module = simplify(record(batched, *tensors))
                 scripted = not (self.differentiable or params.trace.nodes)
                 run = as_script(module, tensors) if scripted else module

@@ -1,18 +1,7 @@
-"""What every test starts from: a fresh parameter store, a fixed seed, one thread."""
+"""Fixtures of the tests; what each of them starts from is in the conftest of the folder above."""
 
-import pyro
 import pytest
 import torch
-
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def fresh_pyro():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
 
 
 @pytest.fixture

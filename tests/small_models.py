@@ -6,6 +6,8 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
+from tests.seeds import seed
+
 
 def linear(x, y=None):
     """Function model: a slope, a noise, a plate over the data."""
@@ -16,7 +18,7 @@ def linear(x, y=None):
 
 
 def linear_data(num=30, dim=2):
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed(1))
     x = torch.randn(num, dim, generator=generator)
     return x, x.sum(-1) + 0.3 * torch.randn(num, generator=generator)
 

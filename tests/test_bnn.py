@@ -1,6 +1,8 @@
 """Networks as Pyro models: priors, likelihoods, what stays unchanged, and what is refused."""
 
 import copy
+import gc
+import io
 import math
 import pickle
 
@@ -15,6 +17,9 @@ from torch import nn
 
 from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.density import LogJoint, map_model
+from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.fit import fit
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.likelihoods import (
     LIKELIHOODS,
@@ -184,8 +189,8 @@ def test_choice_of_sites_and_the_rest_is_learnt(chosen, expected):
     assert list(model.site_names) == expected == sites(trace)[:-1]
     for name, value in net.named_parameters():
         if name not in expected:
-            assert trace.nodes[name]["type"] == "param"
-            torch.testing.assert_close(pyro.param(name), value, rtol=0, atol=0)
+            assert trace.nodes[f"BayesianNet.{name}"]["type"] == "param"
+            torch.testing.assert_close(pyro.param(f"BayesianNet.{name}"), value, rtol=0, atol=0)
 
 
 def test_frozen_parameters_stay_fixed_unless_named():
@@ -202,7 +207,7 @@ def test_frozen_parameters_stay_fixed_unless_named():
 def test_the_network_is_not_changed(make):
     net = make()
     before, flags = copy.deepcopy(net.state_dict()), [p.requires_grad for p in net.parameters()]
-    model = bayesianize(net, sites="last_layer")
+    model = bayesianize(net, sites=["*bias"])
     y = poutine.trace(model).get_trace(X).nodes["y"]["value"].detach()
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
     for _ in range(2):
@@ -214,7 +219,7 @@ def test_the_network_is_not_changed(make):
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     learnt = [name for name, _ in net.named_parameters() if name not in model.site_names]
     if learnt:  # but the point estimates moved
-        assert any(not torch.equal(pyro.param(name), before[name]) for name in learnt)
+        assert any(not torch.equal(model.net.get_parameter(name), before[name]) for name in learnt)
 
 
 @pytest.mark.parametrize("parametrization", ["weights", "weight_norm"])
@@ -258,17 +263,18 @@ def test_weight_norm_is_a_scale_times_a_unit_vector():
     model = bayesianize(net, parametrization="weight_norm")
     trace = poutine.trace(model).get_trace(X, X[:, 0])
     assert sites(trace) == ["0.weight.g", "0.bias", "2.weight.g", "2.bias", "sigma"]
-    assert sorted(trace.param_nodes) == ["0.weight.v", "2.weight.v"]
+    assert sorted(trace.param_nodes) == ["BayesianNet.0.weight.v", "BayesianNet.2.weight.v"]
     g = trace.nodes["0.weight.g"]["value"]
     with poutine.condition(data={"0.weight.g": g}):
-        torch.testing.assert_close(model._parameters()["0.weight"].norm(dim=1), g.abs())
+        torch.testing.assert_close(model._values()["0.weight"].norm(dim=1), g.abs())
 
 
 def test_weight_norm_as_in_the_paper():
     model = bayesianize(network(), sites=["*.weight"], parametrization="weight_norm")
     trace = poutine.trace(model).get_trace(X, X[:, 0])
     assert list(model.site_names) == ["0.weight.g", "2.weight.g"]
-    assert sorted(trace.param_nodes) == ["0.bias", "0.weight.v", "2.bias", "2.weight.v"]
+    learnt = ["0.bias", "0.weight.v", "2.bias", "2.weight.v"]
+    assert sorted(trace.param_nodes) == [f"BayesianNet.{name}" for name in learnt]
     for prior in model.priors.values():
         assert bool((prior.base_dist.loc == 0).all())
         assert bool((prior.base_dist.scale == 1).all())
@@ -277,10 +283,10 @@ def test_weight_norm_as_in_the_paper():
 def test_weight_norm_trains_its_directions():
     model = bayesianize(network(), parametrization="weight_norm")
     guide = AutoNormal(model, init_loc_fn=init_to_value(values=model.initial_values))
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    svi, before = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO()), model.net[0].weight.detach().clone()
     losses = [svi.step(X, X.sum(-1)) for _ in range(150)]
     assert sum(losses[-10:]) < sum(losses[:10])
-    assert not torch.equal(pyro.param("0.weight.v"), model.net[0].weight)
+    assert not torch.equal(model.net[0].weight, before)
 
 
 def test_num_data_scales_the_likelihood_alone():
@@ -328,12 +334,309 @@ def test_making_a_model_draws_no_random_numbers():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_pickle_and_deepcopy():
-    model = bayesianize(network())
-    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        assert copied.site_names == model.site_names
-        poutine.trace(copied).get_trace(X, X[:, 0])
-    assert repr(model).startswith("BayesianNet(Sequential, Gaussian(sigma=None), sites=['0.weight'")
+# -- the last layer is the one that acts last --
+
+
+class HeadFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Unused(HeadFirst):
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.Linear(4, 7)
+
+    def forward(self, x):
+        h = self.body(x)
+        if self.training:
+            return self.auxiliary(h)
+        self.auxiliary(h)
+        return self.head(h).reshape(x.shape[0], -1)
+
+
+class TwoHeads(HeadFirst):
+    def __init__(self):
+        super().__init__()
+        self.skip = nn.Linear(3, 1)
+
+    def forward(self, x):
+        return super().forward(x) + self.skip(x)
+
+
+class InPlace(TwoHeads):
+    def forward(self, x):
+        f = HeadFirst.forward(self, x)
+        f.add_(self.skip(x))
+        return f
+
+
+class Branching(HeadFirst):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Threshold(HeadFirst):
+    """Its outputs depend on a parameter that has no gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return super().forward(x) * (x[:, :1] > self.threshold)
+
+
+LAST = {
+    "head first": (HeadFirst, ["head.weight", "head.bias"]),
+    "unused": (Unused, ["head.weight", "head.bias"]),
+    "tied": (Tied, ["first.weight", "second.bias"]),
+    "one layer": (lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), ["0.weight", "0.bias"]),
+    "norm": (lambda: nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), ["1.weight", "1.bias"]),
+}
+
+
+@pytest.mark.parametrize("make, expected", LAST.values(), ids=LAST.keys())
+def test_the_last_layer_is_the_one_that_acts_last(make, expected):
+    net = make()
+    model = bayesianize(net, sites="last_layer")
+    assert list(model.site_names) == expected
+    assert net.training
+    poutine.trace(model).get_trace(X)
+
+
+UNCLEAR = {
+    "two heads": (TwoHeads, "'head', 'skip' may be the last"),
+    "in place": (InPlace, r"it changes values in place \(add_\)"),
+    "branching": (Branching, r"it cannot be traced \(symbolically traced"),
+    "attention": (NETS["attention"], "'2.linear1', '2.linear2'.*may be the last"),
+}
+
+
+@pytest.mark.parametrize("make, reason", UNCLEAR.values(), ids=UNCLEAR.keys())
+def test_where_no_layer_is_clearly_the_last_it_is_asked_for(make, reason):
+    with pytest.raises(
+        ValueError, match=f"^sites='last_layer': which layer .* for {reason}.*Name its parameters, as in"
+    ):
+        bayesianize(make(), sites="last_layer")
+
+
+def test_random_parameters_that_do_nothing_are_said_once():
+    model = bayesianize(Unused())
+    with pytest.warns(
+        UserWarning, match=r"do not depend on its random parameters \['auxiliary.weight', 'auxiliary.bias'\]"
+    ):
+        poutine.trace(model).get_trace(X)
+    poutine.trace(model).get_trace(X)
+
+
+@pytest.mark.parametrize("make", [*NETS.values(), Threshold], ids=[*NETS.keys(), "threshold"])
+def test_of_parameters_that_do_something_nothing_is_said(make):
+    model = bayesianize(make())
+    poutine.trace(model).get_trace(X)
+
+
+# -- point estimates are their model's own --
+
+
+def body_frozen():
+    net = network()
+    net[0].weight.requires_grad_(False)
+    return net
+
+
+# From a name to a model with point estimates.
+LEARNT = {
+    "last layer": lambda: bayesianize(network(), sites="last_layer"),
+    "patterns": lambda: bayesianize(network(), sites=["*.bias"]),
+    "weight norm": lambda: bayesianize(network(), parametrization="weight_norm"),
+    "weight norm as in the paper": lambda: bayesianize(network(), sites=["*.weight"], parametrization="weight_norm"),
+    "frozen weights": lambda: bayesianize(body_frozen(), sites=["2.*"]),
+    "tied": lambda: bayesianize(Tied(), sites=["*.bias"]),
+    "channels last": lambda: bayesianize(
+        nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 1)).to(
+            memory_format=torch.channels_last
+        ),
+        sites=["3.*"],
+    ),
+    "strided": lambda: bayesianize(strided(), sites=["2.*"]),
+}
+
+
+def strided():
+    """A network with a parameter that is not contiguous, of which Pyro's store would keep a copy."""
+    net = network()
+    net[0].weight = nn.Parameter(torch.randn(3, 4).mT)
+    return net
+
+
+def through_file(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "copy": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": through_file,
+    "state_dict": lambda model: _with_state(model),
+}
+
+
+def _with_state(model):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 1.0
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def estimates(model):
+    return {name: p.detach().clone() for name, p in model.net.named_parameters() if p.requires_grad}
+
+
+def targets(model):
+    return poutine.trace(model).get_trace(X).nodes["y"]["value"].detach()
+
+
+def train(model, steps=3):
+    y = targets(model)
+    svi = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(steps):
+        assert math.isfinite(svi.step(x=X, y=y))
+
+
+def assert_equal(found, expected):
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+def assert_all_differ(found, expected):
+    assert expected
+    for name, value in expected.items():
+        assert not torch.equal(found[name], value), name
+
+
+def another_after(what, first, make):
+    if what == "deleted":
+        del first
+        gc.collect()
+    elif what == "cleared":
+        pyro.clear_param_store()
+    return make()
+
+
+@pytest.mark.parametrize("what", ["alive", "deleted", "cleared"])
+@pytest.mark.parametrize("make", LEARNT.values(), ids=LEARNT.keys())
+def test_two_models_share_nothing(make, what):
+    """Exact: the second starts at its own network's values, and neither is moved by the other's training."""
+    models = [make()]
+    train(models[0])
+    after_first = estimates(models[0])
+    second = another_after(what, models.pop() if what == "deleted" else models[0], make)
+    start = estimates(second)
+    with torch.no_grad():
+        trace = poutine.trace(second).get_trace(X)
+    seen = {id(node["value"].unconstrained()) for node in trace.nodes.values() if node["type"] == "param"}
+    assert seen == {id(p) for p in second.net.parameters() if p.requires_grad}
+    assert_equal(estimates(second), start)
+    train(second)
+    assert_all_differ(estimates(second), start)
+    for first in models:
+        assert_equal(estimates(first), after_first)
+        train(first)  # goes on from where it was, after the store was cleared too
+        assert_all_differ(estimates(first), after_first)
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize("make", LEARNT.values(), ids=LEARNT.keys())
+def test_a_copy_starts_at_the_present_values_and_is_its_own(make, copied):
+    model = make()
+    train(model)
+    at_the_copy = estimates(model)
+    other = copied(model)
+    assert_equal(estimates(other), at_the_copy)
+    train(model)
+    assert_equal(estimates(other), at_the_copy)
+    trained = estimates(model)
+    train(other)
+    assert_equal(estimates(model), trained)
+    assert_all_differ(estimates(other), at_the_copy)
+
+
+@pytest.mark.parametrize("make", LEARNT.values(), ids=LEARNT.keys())
+def test_pyros_own_file_of_parameters(make, tmp_path):
+    """`ParamStoreDict.save` and `load`, before the model is used again; a second model stays as it is."""
+    model = make()
+    train(model)
+    pyro.get_param_store().save(tmp_path / "params")
+    pyro.clear_param_store()
+    fresh, second = make(), make()
+    start = estimates(second)
+    pyro.get_param_store().load(tmp_path / "params")
+    for one in (fresh, second):
+        poutine.trace(one).get_trace(X)
+    assert_equal(estimates(fresh), estimates(model))
+    assert_equal(estimates(second), start)
+
+
+def test_an_ensemble_is_the_same_as_its_members_alone():
+    """Exact: three fits in turn, each with a network of its own, and each again in an empty store."""
+
+    def member(seed):
+        pyro.set_rng_seed(seed)
+        model = bayesianize(network(), Gaussian(sigma=0.5), sites="last_layer")
+        guide = AutoHypernet(model)
+        fit(model, guide, (X, X[:, 0]), num_steps=20, num_particles=2, progress=False)
+        return model, predict(model, guide, X, num_samples=5, return_sites=["f"])["f"]
+
+    together = [member(seed) for seed in range(3)]
+    for seed, (_, expected) in enumerate(together):
+        pyro.clear_param_store()
+        torch.testing.assert_close(member(seed)[1], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_point_estimates_train_by_torchs_own_optimisers(local):
+    model = bayesianize(network(), sites="last_layer")
+    start, y = estimates(model), targets(model)
+    with pyro.settings.context(module_local_params=local):
+        loss = Trace_ELBO()(model, AutoNormal(model))
+        loss(X, y)
+        optimiser = torch.optim.Adam(loss.parameters(), lr=0.1)
+        loss(X, y).backward()
+        optimiser.step()
+    assert_all_differ(estimates(model), start)
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS.keys())
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES.keys())
+def test_copies_of_every_network(make, copied):
+    model = bayesianize(make())
+    other = copied(model)
+    assert other.site_names == model.site_names
+    values = [
+        poutine.trace(poutine.condition(m, m.initial_values)).get_trace(X).nodes["f"]["value"] for m in (model, other)
+    ]
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+def test_it_stays_in_eval_mode_and_in_the_type_of_its_priors():
+    model = bayesianize(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))).train()
+    assert not any(module.training for module in model.modules())
+    assert model.to("cpu") is model
+    with pytest.raises(TypeError, match="convert the network to torch.float64 on cpu before bayesianize"):
+        model.double()
+    assert repr(bayesianize(network())).startswith("BayesianNet(Sequential, Gaussian(sigma=None), sites=['0.weight'")
 
 
 def test_nicknames():

@@ -7,12 +7,14 @@ import pytest
 
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
+from tests.seeds import seed
 
 QUICK = ["--budget", "1 second", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
+QUICK += ["--seed", str(seed())]
 
 
 def write_csv(path, classes, header="a,b,y"):
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed(0))
     x = generator.normal(size=(60, 2))
     score = x[:, 0] - x[:, 1] + 0.3 * generator.normal(size=60)
     target = score if classes is None else np.array(classes)[np.digitize(score, np.linspace(-1, 1, len(classes) - 1))]

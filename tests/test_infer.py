@@ -11,6 +11,7 @@ from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, infer, predict
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, USE
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y
+from tests.seeds import seed
 from tests.small_models import one_weight
 
 MODULE = sys.modules["pyro_hypernet.infer"]
@@ -109,7 +110,7 @@ def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
 def test_the_same_seed_gives_the_same_draws():
     found = []
     for _ in range(2):
-        pyro.set_rng_seed(4)
+        pyro.set_rng_seed(seed(4))
         found.append(quick(one_weight, Y, num_steps=20, budget=0.01).samples["mean"])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 

@@ -11,8 +11,9 @@ from scipy import stats
 from models.posteriordb import FLAT, POSTERIORS, read_posteriordb
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.layout import Layout
+from tests.seeds import seed
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(seed(0))
 DATA = {
     "arK-arK": {"K": 2, "T": 9, "y": RNG.normal(size=9)},
     "diamonds-diamonds": {
@@ -100,7 +101,7 @@ STAN = dict(zip(POSTERIORS, (ark, diamonds, eight_schools, gp_regr, kidscore, ga
 
 def write(path, name):
     """A file of the format, with made-up data and draws."""
-    draws = np.random.default_rng(1).normal(size=(10, 20, len(NAMES[name]))).astype(np.float32)
+    draws = np.random.default_rng(seed(1)).normal(size=(10, 20, len(NAMES[name]))).astype(np.float32)
     mean, sd = draws.mean((0, 1), dtype=float), draws.std((0, 1), dtype=float)
     data = {f"data_{key}": np.asarray(value) for key, value in DATA[name].items()}
     path.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hypernet.tabular import read_csv, split
+from pyro_hypernet.tabular import Table, read_csv, split
+from tests.seeds import seed
 
 
 def write(path, header, rows):
@@ -14,7 +15,7 @@ def write(path, header, rows):
 
 @pytest.fixture
 def rows():
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed(0))
     return [[*generator.normal(size=2).round(3), round(generator.normal(), 3)] for _ in range(40)]
 
 
@@ -49,13 +50,13 @@ def test_byte_order_mark_and_spaces(tmp_path, rows):
 
 
 def test_split_standardises_by_the_training_part(tmp_path, rows):
-    data = split(read_csv(write(tmp_path / "t.csv", HEADER, rows), "y"), seed=3)
+    data = split(read_csv(write(tmp_path / "t.csv", HEADER, rows), "y"), seed=seed(3))
     assert len(data.x_train) == 30
     assert len(data.x_test) == 10
     torch.testing.assert_close(data.x_train.mean(0), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(data.x_train.std(0), torch.ones(2))
     torch.testing.assert_close(data.y_train.std(), torch.tensor(1.0))
-    again = split(read_csv(tmp_path / "t.csv", "y"), seed=3)
+    again = split(read_csv(tmp_path / "t.csv", "y"), seed=seed(3))
     torch.testing.assert_close(again.x_test, data.x_test)
 
 
@@ -95,3 +96,163 @@ def test_file_errors(tmp_path):
         read_csv(tmp_path / "alone.csv", "y")
     with pytest.raises(ValueError, match="task must be one of regression, classification; got 'guess'"):
         read_csv(tmp_path / "alone.csv", "y", "guess")
+
+
+NUMBERS = np.random.default_rng(0).normal(size=(60, 2)).round(3)
+
+
+def lines_of(header, *columns, separator=","):
+    """A file of 60 rows; a column is a function of the row's number, of `a` and of `b`."""
+    rows = [[str(column(i, a, b)) for column in columns] for i, (a, b) in enumerate(NUMBERS)]
+    return "\n".join([header, *(separator.join(row) for row in rows)]) + "\n"
+
+
+def a(i, a, b):
+    return a
+
+
+def b(i, a, b):
+    return b
+
+
+def blank_lines(text):
+    lines = text.split("\n")
+    for place in (30, 12, 4, 1):
+        lines.insert(place, "")
+    return "\n".join(lines)
+
+
+# Classes, features, words of a note; or the words of an error. The target is the last column.
+CSV = {
+    "ids with underscores are text": (
+        lines_of("id,b,y", lambda i, *_: f"{i // 10}_{i % 10}", b, a),
+        "Column 'id' holds text, '0_0' in line 2",
+    ),
+    "lines after blank ones": (
+        blank_lines(lines_of("a,b,y", lambda i, a, _: "oops" if i == 20 else a, b, a)),
+        "Column 'a' holds text, 'oops' in line 25",  # 22nd line of the file, and three blank lines before it
+    ),
+    "lines after breaks in quotes": (
+        lines_of("a,b,y", lambda i, a, _: "oops" if i == 20 else a, b, lambda i, *_: f'"x\n{i % 2}"'),
+        "Column 'a' holds text, 'oops' in line 42",
+    ),
+    "a missing value after breaks in quotes": (
+        lines_of("a,b,y", lambda i, a, _: "" if i == 20 else a, b, lambda i, *_: f'"x\n{i % 2}"'),
+        "Column 'a' has 1 missing values, the first in line 42",
+    ),
+    "a row that is too long": (
+        lines_of("a,b,y", a, b, lambda i, *_: "1,2,3" if i == 9 else i % 7),
+        "Line 11 has 5 cells; the header has 3 columns",
+    ),
+    "a row that is too short": (
+        lines_of("a,b,y", a, b, a).replace("\n", "\n\n1.5,2.5\n", 1),
+        "Line 3 has 2 cells; the header has 3 columns",
+    ),
+    "a quotation mark left open": (lines_of("a,b,y", lambda i, a, _: f'"{a}' if i == 9 else a, b, a), "quotation mark"),
+    "one value in nearly all rows of a target": (
+        lines_of("a,b,y", a, b, lambda i, *_: {7: 5.0, 50: 5.01}.get(i, 0)),
+        "Target 'y' has one and the same value in 58 of 60 rows",
+    ),
+    "a rare column of 0 and 1": (lines_of("a,rare,y", a, lambda i, *_: int(i == 3), b), (), ("a", "rare"), ""),
+    "a row number without a name": (
+        lines_of(",a,b,y", lambda i, *_: i, a, b, lambda i, *_: "pos" if i >= 30 else "neg"),
+        ("neg", "pos"),
+        ("a", "b"),
+        "without a name ('Unnamed: 0') numbers the rows",
+    ),
+    "the row numbers of a subset, shuffled": (
+        lines_of("Unnamed: 0,a,b,y", lambda i, *_: 7 * i % 61, a, b, b),
+        (),
+        ("a", "b"),
+        "('Unnamed: 0') numbers the rows",
+    ),
+    "a column without a name that is none": (lines_of(",b,y", a, b, a), "A column has no name"),
+    "an empty last column, as spreadsheets write it": (
+        lines_of("a,b,y,", a, b, a, lambda *_: ""),
+        (),
+        ("a", "b"),
+        "",
+    ),
+    "a named row number": (lines_of("id,a,y", lambda i, *_: i + 1, a, b), (), ("id", "a"), "counts the rows"),
+    "a class called none": (
+        lines_of("a,b,y", a, b, lambda i, *_: ("none", "mild", "severe")[i % 3]),
+        ("mild", "none", "severe"),
+        ("a", "b"),
+        "",
+    ),
+    "none among numbers": (
+        lines_of("a,b,y", lambda i, a, _: "none" if i == 0 else a, b, a),
+        "Column 'a' has 1 missing values, the first in line 2",
+    ),
+    "classes that differ in case": (
+        lines_of("a,b,y", a, b, lambda i, *_: ("Yes", "yes", "NO", "no", "no", "yes")[i % 6]),
+        ("no", "yes"),
+        ("a", "b"),
+        "'Yes', 'yes' were taken for one class",
+    ),
+    "classes that are the same number": (
+        lines_of("a,b,y", a, b, lambda i, *_: ("1", "1.0", "1", "2")[i % 4]),
+        ("1", "2"),
+        ("a", "b"),
+        "'1', '1.0' were taken for one class",
+    ),
+    "semicolons and decimal commas": (
+        lines_of("a;b;y", a, b, b, separator=";").replace(".", ","),
+        (),
+        ("a", "b"),
+        "decimal commas",
+    ),
+    "semicolons and decimal points": (lines_of("a;b;y", a, b, b, separator=";"), (), ("a", "b"), ""),
+    "tabs": (lines_of("a\tb\ty", a, b, b, separator="\t"), (), ("a", "b"), ""),
+    "commas and points in numbers": (
+        lines_of("a;b;y", lambda i, a, _: "1,5" if i == 3 else a, b, b, separator=";"),
+        "Column 'a' holds text, '1,5' in line 5",
+    ),
+    "decimal commas in quotes": (
+        lines_of("a,b,y", lambda i, a, _: f'"{i},5"', b, b),
+        "decimal commas are read in files",
+    ),
+    "inputs of True and False": (
+        lines_of("flag,b,y", lambda i, a, _: a > 0, b, b),
+        (),
+        ("flag", "b"),
+        "",
+    ),
+    "numbers of other scripts": (lines_of("a,b,y", lambda i, a, _: "\u0661" if i == 0 else a, b, b), "holds text"),
+    "no numbers at all in the header": (lines_of("1.5,2.5,y", a, b, b).replace("y", "3"), "a header is needed"),
+}
+
+
+@pytest.mark.parametrize("case", CSV.values(), ids=CSV.keys())
+def test_every_file_is_read_or_gets_a_word(tmp_path, case):
+    """The law: a table whose every cut can be learnt from, or an error; what was changed stands in a note."""
+    text, *expected = case
+    (tmp_path / "t.csv").write_text(text)
+    if len(expected) == 1:
+        with pytest.raises(ValueError) as caught:
+            read_csv(tmp_path / "t.csv", "y")
+        assert expected[0] in str(caught.value)
+        return
+    classes, features, note = expected
+    table = read_csv(tmp_path / "t.csv", "y")
+    assert (table.classes, table.features) == (classes, features)
+    assert note in " ".join(table.notes)
+    assert bool(table.notes) == bool(note)
+    for cut in range(200):  # no cut makes numbers of what cannot be divided
+        parts = split(table, seed=seed(cut))
+        assert all(bool(part.isfinite().all()) for part in (parts.x_train, parts.y_train, parts.x_test, parts.y_test))
+
+
+def test_values_of_true_false_and_decimal_commas(tmp_path):
+    (tmp_path / "t.csv").write_text(CSV["inputs of True and False"][0])
+    assert read_csv(tmp_path / "t.csv", "y").x[:, 0].tolist() == (NUMBERS[:, 0] > 0).astype(float).tolist()
+    (tmp_path / "t.csv").write_text(CSV["semicolons and decimal commas"][0])
+    assert read_csv(tmp_path / "t.csv", "y").y.tolist() == NUMBERS[:, 1].tolist()
+
+
+def test_a_target_that_varies_in_the_held_out_rows_alone_is_no_number_to_divide_by():
+    y = torch.zeros(60, dtype=torch.float64)
+    y[torch.from_numpy(np.random.default_rng(0).permutation(60))[:15]] = torch.arange(15.0, dtype=torch.float64)
+    data = split(Table(torch.from_numpy(NUMBERS), y, ("a", "b"), "y", ()), seed=0)
+    assert data.y_train.tolist() == [0.0] * 45
+    assert bool(data.y_test.isfinite().all())

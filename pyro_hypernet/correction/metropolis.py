@@ -68,7 +68,7 @@ def metropolis(
 
     Raises:
         TypeError: If the guide is none or a point estimate.
-        ValueError: If a number is out of range, or no proposal has a finite density.
+        ValueError: If a number is out of range, no proposal has a finite density, or the model draws minibatches.
 
     Source: Tierney 1994, section 2.3.3; the acceptance rate as a measure of the proposal: Neklyudov et al. 2018,
         arXiv 1810.07151.
@@ -91,7 +91,9 @@ def metropolis(
             f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
         )
     start = time.perf_counter()
-    proposals = weighted_draws(model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps))
+    proposals = weighted_draws(
+        model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps), what="metropolis"
+    )
     path = walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
     flat = path + torch.arange(num_chains, device=path.device)[:, None] * path.shape[1]
     by_chain = {name: value[flat[:, warmup_steps:]] for name, value in proposals.samples.items()}

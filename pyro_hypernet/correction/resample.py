@@ -87,7 +87,7 @@ def resample(
             "num_samples must be positive, num_proposals at least 5 and, without replacement, at least num_samples; "
             f"got {num_samples} and {num_proposals}."
         )
-    proposals = weighted_draws(model, guide, *args, num_samples=num_proposals)
+    proposals = weighted_draws(model, guide, *args, num_samples=num_proposals, what="resample")
     log_weights = finite_log_weights(proposals.log_weights)
     shares, khat = log_weights.log_softmax(0), math.nan
     if smooth and float(log_weights.max() - log_weights.min()) > 0:

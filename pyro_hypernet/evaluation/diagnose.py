@@ -121,7 +121,7 @@ def examine(
     kwargs = kwargs or {}
     start = time.perf_counter()
     num_samples = _at_most(num_samples, layout_of(model, args, kwargs, guide).dim)
-    proposals = weighted_draws(model, guide, *args, num_samples=num_samples, **kwargs)
+    proposals = weighted_draws(model, guide, *args, num_samples=num_samples, what="diagnose", **kwargs)
     log_weights = finite_log_weights(proposals.log_weights)
     found = Elsewhere("nothing", note="there was no time, max_seconds=0")
     if max_seconds > 0 or draws is not None:

@@ -3,21 +3,16 @@
 import math
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_hypernet.density import LogJoint
-from pyro_hypernet.evaluation.draws import draws_and_log_prob
-from pyro_hypernet.evaluation.predict import MAX_BYTES, count_bytes
+from pyro_hypernet.evaluation.predict import MAX_BYTES
 from pyro_hypernet.evaluation.psis import pareto_shape
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.evaluation.weighted import weighted_draws
 from pyro_hypernet.vectorize import Model
 
 # Weights within one per cent of each other: no tail to fit.
-_EQUAL_WEIGHTS = 0.01
+EQUAL_WEIGHTS = 0.01
 # Above this Pareto shape neither weights nor the guide are to be believed (Vehtari et al. 2024, section 3.2.4).
 BELIEVABLE_KHAT = 0.7
 
@@ -42,16 +37,10 @@ def importance_log_weights(
 
     Raises:
         TypeError: If `guide` is no guide or a point estimate.
-        ValueError: If the guide's sites are not the model's latent sites.
+        ValueError: If the guide's sites are not the model's latent sites, or the model draws minibatches.
     """
-    samples, log_q = draws_and_log_prob(guide, *args, num_samples=num_samples, **kwargs)
-    layout = guide.layout if isinstance(guide, AutoHypernet) else _layout(model, args, kwargs)
-    w, log_det = layout.unconstrain(samples)
-    log_joint = LogJoint(model, layout, mode="eager")
-    size = max(1, int(max_bytes // max(1, count_bytes(lambda: log_joint.site_log_probs(w[0], *args, **kwargs)))))
-    with poutine.block(), pyro.validation_enabled(False):
-        log_p = torch.cat([log_joint(chunk, *args, **kwargs) for chunk in w.split(size)])
-    return (log_p - log_det).double() - log_q.double()
+    drawn = weighted_draws(model, guide, *args, num_samples=num_samples, max_bytes=max_bytes, **kwargs)
+    return drawn.log_weights
 
 
 def elbo(
@@ -69,8 +58,13 @@ def elbo(
 
     Returns:
         The mean of `log p(data, w) − log q(w)` and its Monte Carlo standard error, both in nats.
+
+    Raises:
+        TypeError: If `guide` is no guide or a point estimate.
+        ValueError: If the guide's sites are not the model's latent sites, or the model draws minibatches.
     """
-    log_weights = importance_log_weights(model, guide, *args, num_samples=num_samples, max_bytes=max_bytes, **kwargs)
+    options = {"num_samples": num_samples, "max_bytes": max_bytes, "what": "elbo"}
+    log_weights = weighted_draws(model, guide, *args, **options, **kwargs).log_weights
     error = (
         log_weights.std() / math.sqrt(len(log_weights)) if len(log_weights) > 1 else log_weights.new_tensor(math.nan)
     )
@@ -98,7 +92,7 @@ def khat(
         k-hat, without unit; 0 where all weights are within one per cent of each other, as those of an exact posterior.
 
     Raises:
-        ValueError: If a weight is not a number.
+        ValueError: If a weight is not a number, or the model draws minibatches.
 
     Source: Yao, Vehtari, Simpson and Gelman 2018, "Yes, but did it work?", arXiv 1802.02538.
 
@@ -112,8 +106,8 @@ def khat(
         >>> khat(model, guide, num_samples=100) < 0.5
         True
     """
-    log_weights = importance_log_weights(model, guide, *args, num_samples=num_samples, max_bytes=max_bytes, **kwargs)
-    return khat_of(log_weights)
+    options = {"num_samples": num_samples, "max_bytes": max_bytes, "what": "khat"}
+    return khat_of(weighted_draws(model, guide, *args, **options, **kwargs).log_weights)
 
 
 def khat_of(log_weights: Tensor) -> float:
@@ -134,7 +128,7 @@ def khat_of(log_weights: Tensor) -> float:
             f"{int(bad.sum())} of {len(log_weights)} log weights are NaN or +inf: the model's density or the guide's "
             "is not a number there. LogJoint.site_log_probs names the site."
         )
-    if float(log_weights.max() - log_weights.min()) < _EQUAL_WEIGHTS:
+    if float(log_weights.max() - log_weights.min()) < EQUAL_WEIGHTS:
         return 0.0
     return pareto_shape(log_weights)
 
@@ -172,11 +166,6 @@ def importance_weighted_bound(log_weights: Tensor, *, num_particles: int) -> Ten
         raise ValueError(f"num_particles must lie between 1 and {len(log_weights)}, the draws; got {num_particles}.")
     groups = log_weights[: len(log_weights) // num_particles * num_particles].reshape(-1, num_particles)
     return (torch.logsumexp(groups, -1) - math.log(num_particles)).mean()
-
-
-def _layout(model: Model, args: tuple, kwargs: dict) -> Layout:
-    with poutine.block():
-        return Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs))
 
 
 def expected_acceptance(log_weights: Tensor) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
+from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT, EQUAL_WEIGHTS
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
@@ -58,12 +58,12 @@ def loo(model: Model, guide: Any, *args: Any, num_samples: int = 4000, site: str
         kwargs: The model's keyword arguments.
 
     Raises:
-        ValueError: If the model observes nothing, or several sites and none is named.
+        ValueError: If the model observes nothing, or several sites and none is named, or draws minibatches.
 
     Source: Magnusson, Andersen, Jonasson and Vehtari 2019, arXiv 1904.10679, equation 6; PSIS-LOO: Vehtari, Gelman and
         Gabry 2017.
     """
-    drawn = weighted_draws(model, guide, *args, num_samples=num_samples, **kwargs)
+    drawn = weighted_draws(model, guide, *args, num_samples=num_samples, what="loo", **kwargs)
     likelihood = log_likelihood(model, drawn.samples, *args, num_samples=num_samples, **kwargs)
     if site is None and len(likelihood) > 1:
         raise ValueError(f"The model observes {list(likelihood)}: name one by site=.")
@@ -72,10 +72,34 @@ def loo(model: Model, guide: Any, *args: Any, num_samples: int = 4000, site: str
     chosen = site if site is not None else next(iter(likelihood))
     values = likelihood[chosen].reshape(num_samples, -1).T.double()
     log_weights = finite_log_weights(drawn.log_weights)
-    shares, khat = smoothed(log_weights - values)
-    pointwise = (shares + values).logsumexp(1)
+    pointwise, khat = leave_out(values, log_weights)
     own = log_weights.log_softmax(0)
     seen = (own + values).logsumexp(1)
     count = len(pointwise)
     error = math.sqrt(count) * float(pointwise.std()) if count > 1 else math.nan
-    return Loo(float(pointwise.sum()), error, float((seen - pointwise).sum()), pointwise, torch.as_tensor(khat))
+    return Loo(float(pointwise.sum()), error, float((seen - pointwise).sum()), pointwise, khat)
+
+
+def leave_out(log_likelihood: Tensor, log_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Every datum left out by Pareto-smoothed weights.
+
+    Args:
+        log_likelihood: Of every datum under every draw, in nats, shape `(N, S)`.
+        log_weights: `log p − log q` of the draws in nats, shape `(S,)`; None for draws of the posterior itself, which
+            makes this the usual PSIS-LOO.
+
+    Returns:
+        Log density of every datum given the others in nats, and k-hat of its weights, 0 where these are all equal; both
+        of shape `(N,)`.
+    """
+    values = log_likelihood.double().cpu()
+    log_weights = values.new_zeros(values.shape[1]) if log_weights is None else log_weights.cpu()
+    alive = log_weights.isfinite()
+    values, log_weights = values[:, alive], log_weights[alive]
+    excluded = values.isneginf().any(1)  # some draw rules the datum out: without it, all weight is that draw's
+    values = values.where(~excluded[:, None], 0.0)
+    ratios = log_weights - values
+    shares, khat = smoothed(ratios)
+    pointwise = (shares + values).logsumexp(1).where(~excluded, -math.inf)
+    khat = torch.as_tensor(khat).where(ratios.max(1).values - ratios.min(1).values >= EQUAL_WEIGHTS, 0.0)
+    return pointwise, khat.where(~excluded, math.inf)

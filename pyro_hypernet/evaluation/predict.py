@@ -114,7 +114,7 @@ def log_likelihood(
         nodes = observed_nodes(trace, samples)
         if not nodes:
             raise ValueError("The model observes nothing: pass its data to log_likelihood, as to the guide's training.")
-        return {name: _log_prob(node) for name, node in nodes.items()}
+        return {name: pointwise_log_prob(node) for name, node in nodes.items()}
 
     return map_in_chunks(model, samples, args, kwargs, collect=collect, batch_size=batch_size, max_bytes=max_bytes)
 
@@ -290,7 +290,8 @@ def _select(values: dict[str, Any], samples: Mapping[str, Tensor], wanted: tuple
     return {name: values[name] for name in wanted if name in values}
 
 
-def _log_prob(node: dict[str, Any]) -> Tensor:
+def pointwise_log_prob(node: dict[str, Any]) -> Tensor:
+    """Log density of every datum of an observed node, in nats: without plate scales, zero where masked."""
     return scale_and_mask(node["fn"].log_prob(node["value"]), 1.0, node["mask"])
 
 

@@ -12,11 +12,12 @@ from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor
 
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.evaluation.draws import draws_and_log_prob
+from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import MAX_BYTES, count_bytes
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.vectorize import Model, trace_one
 
 # Draws in one pass of the captured density.
 _CHUNK = 2048
@@ -48,8 +49,37 @@ class WeightedDraws:
 
 
 @torch.no_grad()
+def refuse_noise(model: Model, posterior: Any, args: tuple, kwargs: Mapping[str, Any], what: str) -> None:
+    """Raises where the model draws minibatches, whose likelihood is noise and no density to weigh draws by.
+
+    Args:
+        model: The Pyro model.
+        posterior: A guide or draws for it, to run it at one draw.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+        what: What needs a density, for the message.
+
+    Raises:
+        ValueError: Naming the plate.
+    """
+    with torch.random.fork_rng(devices=[]), poutine.block():
+        values = {name: value[0] for name, value in draws(posterior, *args, num_samples=1, **kwargs).items()}
+        try:
+            trace = trace_one(model, values, args, dict(kwargs))
+        except Exception:  # a model that raises at this draw, where it has no density: not what is asked here
+            return
+    refuse_minibatches(trace, what)
+
+
+@torch.no_grad()
 def weighted_draws(
-    model: Model, guide: Any, *args: Any, num_samples: int = 10_000, max_bytes: int = MAX_BYTES, **kwargs: Any
+    model: Model,
+    guide: Any,
+    *args: Any,
+    num_samples: int = 10_000,
+    max_bytes: int = MAX_BYTES,
+    what: str = "the weight of a draw",
+    **kwargs: Any,
 ) -> WeightedDraws:
     """Independent draws from a guide with log p and log q.
 
@@ -59,12 +89,15 @@ def weighted_draws(
         args: The model's arguments, data included.
         num_samples: Number of draws S.
         max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
+        what: What the weights are for, to be named where the model draws minibatches.
         kwargs: The model's keyword arguments.
 
     Raises:
         TypeError: If `guide` is no guide or a point estimate.
-        ValueError: If the guide's sites are not the model's latent sites.
+        ValueError: If the guide's sites are not the model's latent sites, or the model draws minibatches.
     """
+    if is_guide(guide):
+        refuse_noise(model, guide, args, kwargs, what)
     samples, log_q = draws_and_log_prob(guide, *args, num_samples=num_samples, **kwargs)
     log_p = _log_joint(model, layout_of(model, args, kwargs, guide), samples, args, kwargs, max_bytes)
     return WeightedDraws(samples, log_p, log_q.double())

@@ -1,9 +1,10 @@
-"""A trained guide as one safetensors file: parameters, constructor arguments and the layout it serves."""
+"""A trained guide as one safetensors file: parameters, constructor arguments, the layout, and the model's own state."""
 
 import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.model_state import ModelState, gather, learnable, restore, warn_of_missing
 from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.hypernets import HYPERNETS
@@ -27,16 +30,21 @@ from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide"
-_VERSION = 1
+# Version 1 had nothing of the model.
+_VERSION = 2
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."
+# Likewise of the model's parameters in Pyro's store, and of the tensors of its modules.
+_PARAM, _TENSOR = "model.param.", "model.tensor."
 
 
 def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     """Writes a guide to a file, whole or not at all.
 
     The file holds no code and no pickle: parameters, the names of hypernet and structure with their options, the layout
-    and the versions of torch and Pyro.
+    and the versions of torch and Pyro. Of the model it holds what predictions need: the values of its `pyro.param`s,
+    and the parameters and buffers of the modules that it is, or that it uses as variables or attributes; not those
+    that draws take the place of.
 
     Args:
         guide: A guide after `setup` or `fit`.
@@ -45,11 +53,12 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: If `guide` is no AutoHypernet.
         RuntimeError: If the guide has no parameters yet.
-        ValueError: If hypernet or structure is a function of the user's own with options that JSON cannot hold.
+        ValueError: If hypernet or structure is a function of the user's own with options that JSON cannot hold, or a
+            parameter of the model cannot be kept.
     """
     if not isinstance(guide, AutoHypernet):
         raise TypeError(f"save writes an AutoHypernet; got {type(guide).__name__}.")
-    layout, rejection = guide.layout, guide.rejection
+    layout, rejection, state = guide.layout, guide.rejection, _gather(guide)
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -62,25 +71,17 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
         "rejection": rejection.describe() if rejection else None,
         "layout": [_describe_site(site) for site in layout.sites],
+        "model": _describe_state(state),
     }
     tensors = dict(guide.state_dict())
+    for prefix, named in ((_PARAM, state.params), (_TENSOR, state.tensors)):
+        tensors |= {prefix + name: tensor.detach().clone() for name, tensor in named.items()}
     if rejection:
         # Copies: the file may not hold one tensor under two names, and the map may keep the same data.
         tensors |= {_REJECTION + name: tensor.clone() for name, tensor in rejection.named_buffers()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save_tensors(tensors, metadata={"pyro_hypernet": json.dumps(header)})
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    data = save_tensors(tensors, metadata={"pyro_hypernet": _as_json(header)})
+    _write(Path(path), data)
 
 
 def load(
@@ -90,8 +91,12 @@ def load(
     hypernet: Callable[..., Any] | None = None,
     structure: Callable[..., Any] | None = None,
     device: torch.device | str | None = None,
+    overwrite: bool = False,
 ) -> AutoHypernet:
     """Reads a guide back; it samples and scores without data and without a training step.
+
+    The model's own learnt parameters come back too, into its modules and into Pyro's parameter store, so that it
+    predicts as it did.
 
     Args:
         path: A file written by `save`.
@@ -99,7 +104,9 @@ def load(
         args: The model's arguments, if they are at hand: the sites are then compared now, else at the first use.
         hypernet: The user's own function, where the guide was made with one.
         structure: Likewise.
-        device: Where the parameters go; the CPU by default.
+        device: Where the parameters go; the CPU by default, and for those of the model's modules where these are.
+        overwrite: Whether parameters of the model may take the place of others in Pyro's parameter store that have
+            their names and other values.
 
     Returns:
         The guide.
@@ -107,10 +114,10 @@ def load(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is cut short, not ours, needs a function that is not given, or belongs to a model with
-            other sites.
+            other sites or parameters; or the parameter store holds others.
     """
     header, tensors = _read(Path(path))
-    of_rejection = {n.removeprefix(_REJECTION): tensors.pop(n) for n in list(tensors) if n.startswith(_REJECTION)}
+    of_rejection, params, of_modules = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR))
     layout = _read_layout(header["layout"])
     guide = AutoHypernet(
         model,
@@ -133,9 +140,94 @@ def load(
     if header.get("rejection"):
         rejection = Rejection.from_description(header["rejection"], of_rejection)
         guide._install(rejection.to(guide._origin.device))
-    if args:
-        guide.setup(*args)
+    _restore(guide, model, header, params, of_modules, args, overwrite, path)
     return guide
+
+
+def _gather(guide: AutoHypernet) -> ModelState:
+    model = guide._uninitialised_model
+    if model is None:
+        warnings.warn(
+            "The guide came out of a pickle without its model, so the file holds nothing of the model: its own learnt "
+            "parameters, if it has any, have to be kept otherwise.",
+            stacklevel=3,
+        )
+        return ModelState()
+    return gather(model[0], guide._stored_names)
+
+
+def _restore(
+    guide: AutoHypernet,
+    model: Model,
+    header: dict[str, Any],
+    params: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    args: tuple,
+    overwrite: bool,
+    path: Any,
+) -> None:
+    """Puts the model's own parameters back, and warns of those that the file does not hold."""
+    own = _set_up(guide, model, args) if args else None
+    described = header.get("model")
+    if described is None:
+        missing = learnable(model) + [name for name, leaf in (own or {}).items() if not isinstance(leaf, nn.Parameter)]
+        if missing:
+            warn_of_missing(missing, path)
+        return
+    device = guide._origin.device
+    state = ModelState(
+        params={name: value.to(device) for name, value in params.items()},
+        constraints={name: _recall_constraint(entry) for name, entry in described["constraints"].items()},
+        tensors=tensors,
+        statements=described["statements"],
+        hidden=tuple(described["hidden"]),
+    )
+    restore(model, state, own=own, overwrite=overwrite, path=path)
+    guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
+
+
+def _set_up(guide: AutoHypernet, model: Model, args: tuple) -> dict[str, Tensor]:
+    """Compares the sites; the leaves that the model makes for its `pyro.param`s where the parameter store is empty."""
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        guide.setup(*args)
+        return LogJoint(model, guide.layout).params(guide._origin, *args)
+
+
+def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def _as_json(header: dict[str, Any]) -> str:
+    try:
+        return json.dumps(header)
+    except TypeError as error:
+        raise ValueError(
+            f"A constraint of the model's sites or parameters cannot be written to a file ({error}): use one of "
+            "torch.distributions.constraints, or keep the guide by torch.save."
+        ) from None
+
+
+def _describe_state(state: ModelState) -> dict[str, Any]:
+    return {
+        "constraints": {name: _describe_constraint(constraint) for name, constraint in state.constraints.items()},
+        "statements": state.statements,
+        "hidden": state.hidden,
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -230,6 +322,8 @@ def _describe_value(value: Any) -> Any:
         return {"constraint": _describe_constraint(value)}
     if isinstance(value, Tensor):
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_describe_value(part) for part in value]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"number": repr(value)}
     return {"value": value}
@@ -259,4 +353,6 @@ def _recall_value(described: dict[str, Any]) -> Any:
         return _recall_constraint(described["constraint"])
     if "tensor" in described:
         return torch.tensor(described["tensor"], dtype=getattr(torch, described["dtype"]))
+    if "list" in described:
+        return [_recall_value(part) for part in described["list"]]
     return float(described["number"]) if "number" in described else described["value"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_hypernet.density import sample_prior, split_density
 from pyro_hypernet.inference.moves import State
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import Model, Vectorized, trace_one
+from pyro_hypernet.vectorize import Model, Vectorized, grad_and_value, trace_one
 
 # Rows are evaluated in chunks, so that intermediate results stay in the processor's caches and fit into memory:
 # at most so many rows, and about so many numbers of the largest argument for all rows together.
@@ -83,7 +83,7 @@ class Tempered(ABC):
         return log_prior, log_likelihood, gradient
 
     def _of_one(self, draw: tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> tuple:
-        function = torch.func.grad_and_value(self.parts_of_one, has_aux=True)
+        function = grad_and_value(self.parts_of_one, has_aux=True)
         return function(*draw, args, kwargs)
 
 

@@ -39,6 +39,11 @@ class Bijection(TransformModule):
         return all(child.fast_inverse for child in self.children() if isinstance(child, Bijection))
 
     @property
+    def sign(self) -> int:
+        """Not known in general. Transforms then raise NotImplementedError, at which `hasattr` and torch.jit stumble."""
+        raise AttributeError(f"{type(self).__name__} does not know the sign of its determinant.")
+
+    @property
     def suits_path_gradient(self) -> bool:
         """Whether the score of the density that it makes is cheap and tame enough for path gradients."""
         parts = (module for module in self.modules() if module is not self and isinstance(module, Bijection))

@@ -72,11 +72,6 @@ class GaussianConditional(Bijection):
 
     def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`Lᵀ mean`, Cholesky factor L of the precision and its log determinant, in float64, for rows of `w`."""
-        if self.response is None:
-            raise RuntimeError(
-                "This guide was unpickled without its model, which its map needs: keep guides with "
-                "pyro_hypernet.save and read them with pyro_hypernet.load(path, model)."
-            )
         args, kwargs = self._arguments()
         answer = self.response(w, args, kwargs)
         dtype = torch.float64 if self.response.is_sharp else w.dtype
@@ -118,6 +113,3 @@ class GaussianConditional(Bijection):
         parts = [function(part) for part in flat.split(rows)]
         values, log_dets = (torch.cat(part) for part in zip(*parts, strict=True))
         return values.reshape(x.shape), log_dets.reshape(x.shape[:-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "response": None}  # it holds the model; the guide gives it back

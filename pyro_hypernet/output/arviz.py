@@ -15,11 +15,12 @@ from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import log_likelihood, map_in_chunks, observed_nodes, predict
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.layout import plate_names
+from pyro_hypernet.layout import minibatch_plates, plate_names
 from pyro_hypernet.safeguards import name_arguments
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
 Groups = dict[str, dict[str, np.ndarray]]
+_OWN_AXES = {"chain", "draw"}
 
 
 @torch.no_grad()
@@ -36,8 +37,10 @@ def to_arviz(
 ) -> Any:
     """Gathers a posterior, its predictions, the prior's, and the data for ArviZ.
 
-    Axes are named after the plates that they belong to. Draws of a guide are independent: one chain, for which R-hat
-    and ESS say nothing; judge a guide by `khat` and `compare`.
+    Axes are named after the plates that they belong to; sites and plates called "chain" or "draw", as ArviZ calls its
+    own axes, and plates called as a site get other names, with a warning. Draws of a guide are independent: one chain,
+    for which R-hat and ESS say nothing; judge a guide by `khat` and `compare`, and leave data out by `loo`: ArviZ's own
+    takes the draws for the posterior's.
 
     Args:
         model: The Pyro model.
@@ -99,7 +102,8 @@ def to_arviz(
     constants = _constants(model, trace, args, kwargs)
     groups["constant_data"] = {name: _to_numpy(value) for name, value in constants.items()}
     names = {**_plates(trace), **_axes_of_constants(constants, trace), **(dims or {})}
-    return _convert({name: group for name, group in groups.items() if group}, coords, names)
+    groups = {name: group for name, group in groups.items() if group}
+    return _convert(*_without_collisions(groups, coords or {}, names))
 
 
 def _draws(posterior: Any, args: tuple, kwargs: dict, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
@@ -130,6 +134,8 @@ def _densities(
     known = {} if log_q is None else {"log_q": log_q}
     if any(name not in samples and not site_is_subsample(node) for name, node in trace.iter_stochastic_nodes()):
         return known  # some site is neither drawn nor observed: this run of the model has no density of the draws
+    if any(minibatch_plates(node) for node in trace.nodes.values()):
+        return known  # of other data for every draw: noise, by which no two draws compare
 
     def collect(one: Trace) -> Tensor:
         one.compute_log_prob()
@@ -181,9 +187,45 @@ def _axes_of_constants(constants: Mapping[str, Tensor], trace: Trace) -> dict[st
     return names
 
 
-def _convert(groups: Groups, coords: Mapping[str, Any] | None, dims: Mapping[str, Any]) -> Any:
+def _without_collisions(
+    groups: Groups, coords: Mapping[str, Any], dims: Mapping[str, Sequence[str]]
+) -> tuple[Groups, dict[str, Any], dict[str, list[str]]]:
+    """Other names for sites called as ArviZ calls its own axes, and for axes called as these or as a site."""
+    axes = {axis for names in dims.values() for axis in names} | set(coords)
+    sites = {name for group in groups.values() for name in group}
+    clashing = axes & _OWN_AXES
+    for key, group in groups.items():
+        used = {axis for name in group for axis in dims.get(name, ())}
+        # Data along an axis of their own name are its labels.
+        labels = {name for name in group if key.endswith("_data") and list(dims.get(name, ())) == [name]}
+        clashing |= used & set(group) - labels
+    taken = {*sites, *axes, *_OWN_AXES}
+    new_sites = {name: _free(name, "site", taken) for name in sites & _OWN_AXES}
+    new_axes = {axis: _free(axis, "axis", taken) for axis in clashing}
+    if new_sites or new_axes:
+        spelt = ", ".join(
+            f"{old!r} to {new!r}" for names in (new_sites, new_axes) for old, new in sorted(names.items())
+        )
+        warnings.warn(
+            f"Names that ArviZ cannot hold beside each other were changed: {spelt}. Give others in the model, or to "
+            "axes by dims=.",
+            stacklevel=3,
+        )
+    groups = {key: {new_sites.get(n, n): value for n, value in group.items()} for key, group in groups.items()}
+    coords = {new_axes.get(axis, axis): labels for axis, labels in coords.items()}
+    return groups, coords, {new_sites.get(n, n): [new_axes.get(a, a) for a in names] for n, names in dims.items()}
+
+
+def _free(name: str, suffix: str, taken: set[str]) -> str:
+    new = f"{name}_{suffix}"
+    while new in taken:
+        new += "_"
+    return new
+
+
+def _convert(groups: Groups, coords: Mapping[str, Any], dims: Mapping[str, Any]) -> Any:
     """The one place that knows ArviZ's two interfaces."""
-    options = {"coords": dict(coords or {}), "dims": {name: list(names) for name, names in dims.items()}}
+    options = {"coords": dict(coords), "dims": {name: list(names) for name, names in dims.items()}}
     if arviz_is_split():
         return import_module_quietly("arviz_base").from_dict(groups, sample_dims=["chain", "draw"], **options)
     return import_module_quietly("arviz").from_dict(**groups, **options)

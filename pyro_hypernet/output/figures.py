@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_hypernet.evaluation.loo import leave_out
 from pyro_hypernet.evaluation.metrics import calibration_bins, coverage, ece, quantiles
-from pyro_hypernet.evaluation.predict import log_likelihood, predict
-from pyro_hypernet.evaluation.psis import pareto_shape
+from pyro_hypernet.evaluation.predict import map_in_chunks, observed_nodes, pointwise_log_prob, predict
+from pyro_hypernet.evaluation.weighted import finite_log_weights
 from pyro_hypernet.vectorize import Model
 
 _LEVEL = 0.9
@@ -181,26 +183,47 @@ def weights_figure(log_weights: Tensor, khat: float) -> Figure:
     return {"khat": float(khat), "fraction": _numbers((index + 1) / total), "share": _numbers(shares[index])}
 
 
-def loo_figure(model: Model, posterior: Any, args: tuple, kwargs: dict, *, num_samples: int) -> Figure:
-    """The Pareto shape of leaving every datum out, by which ArviZ judges LOO; the first 400 data.
+def loo_figure(
+    model: Model,
+    samples: Mapping[str, Tensor],
+    args: tuple,
+    kwargs: dict,
+    *,
+    log_weights: Tensor | None = None,
+    source: str = "posterior",
+) -> Figure:
+    """The Pareto shape of leaving every datum out, and what that gives for the predictive density; the first 400 data.
 
     Args:
         model: The Pyro model.
-        posterior: Anything that `draws` knows.
+        samples: A dict from site to draws of shape `(S, *shape)`.
         args: The model's arguments, data included.
         kwargs: Its keyword arguments.
-        num_samples: Number of draws.
+        log_weights: `log p − log q` of draws of a guide in nats, shape `(S,)`, which correct for the guide not being
+            the posterior, see `evaluation.loo`; None for other draws, taken for the posterior's.
+        source: What these are: "posterior" or "moved".
 
     Returns:
-        "khat", one for every datum.
+        "khat", one for every datum; "elpd" and "error" of all of them together, in nats; "source", "guide" where there
+        are weights.
 
-    Source: Vehtari, Gelman and Gabry 2017, section 2.
+    Source: Vehtari, Gelman and Gabry 2017, section 2; with weights Magnusson et al. 2019, arXiv 1904.10679, equation 6.
     """
-    likelihood = log_likelihood(model, posterior, *args, num_samples=num_samples, **kwargs)
-    columns = torch.cat([value.flatten(1) for value in likelihood.values()], 1)[:, :_MOST_DATA]
-    constant = columns.max(0).values == columns.min(0).values
-    shapes = [0.0 if flat else pareto_shape(-column) for column, flat in zip(columns.T, constant, strict=True)]
-    return {"khat": [round(shape, 4) if math.isfinite(shape) else str(shape) for shape in shapes]}
+
+    def collect(trace: Trace) -> Tensor:
+        nodes = observed_nodes(trace, samples).values()
+        return torch.cat([pointwise_log_prob(node).flatten() for node in nodes])[:_MOST_DATA]
+
+    likelihood = map_in_chunks(model, samples, args, kwargs, collect=collect).T
+    weights = None if log_weights is None else finite_log_weights(log_weights)
+    pointwise, khat = leave_out(likelihood, weights)
+    error = float(pointwise.std()) * math.sqrt(len(pointwise)) if len(pointwise) > 1 else math.nan
+    return {
+        "khat": [round(shape, 4) if math.isfinite(shape) else str(shape) for shape in khat.tolist()],
+        "elpd": float(pointwise.sum()),
+        "error": error,
+        "source": source if log_weights is None else "guide",
+    }
 
 
 def classes_of(observed: Tensor) -> int | None:

@@ -203,17 +203,35 @@ def _loo(figure: Figure, colors: _Colors) -> Picture:
         ax.axhline(level, linestyle="--", linewidth=1, color=color)
     _label(ax, "datum", "k-hat of leaving it out")
     bad = sum(shape > _BAD for shape in shapes)
+    source, reading = figure.get("source", "unknown"), f"{bad} of {len(shapes)} data are above {_BAD}"
+    reading += f": there the figure is not to be believed. {_LOO_REMEDIES[source]}" if bad else "."
+    if "elpd" in figure:
+        spelt = f"{float(figure['elpd']):.1f} ± {float(figure['error']):.1f}"
+        reading += f" All together their expected log predictive density is {spelt} nats."
     return Picture(
         "Influence of single data",
         _svg(ax),
         f"k-hat of leaving out each of {len(shapes)} data; {bad} are above {_BAD}, the largest is {max(shapes):.2f}.",
-        f"{bad} of {len(shapes)} data are above {_BAD}"
-        + (
-            ": so influential that leave-one-out figures cannot be trusted there. Look at these rows for outliers."
-            if bad
-            else ": no single datum decides the posterior, and leave-one-out figures can be trusted."
-        ),
+        f"{_LOO_SOURCES[source]} {reading}",
     )
+
+
+# What the shapes of leaving out are worth, by where the draws come from, and what to do where they are high.
+_LOO_SOURCES = {
+    "guide": "Draws of the guide, weighted by the posterior without the datum over the guide's density: corrected for "
+    "the guide not being the posterior, as far as k-hat of these weights says.",
+    "posterior": "PSIS-LOO as usual: the draws are taken for draws of the posterior.",
+    "moved": "PSIS-LOO as usual, of draws whose density is not known: they are taken for draws of the posterior, which "
+    "they are not quite, and low shapes do not show that.",
+    "unknown": "The draws are taken for draws of the posterior; for those of a guide this is not right.",
+}
+_LOO_REMEDIES = {
+    "guide": "The datum decides much, or the guide is far from the posterior there: see its own k-hat. Draws of refine "
+    "or nuts tell one from the other.",
+    "posterior": "Look at these rows for outliers.",
+    "moved": "Look at these rows for outliers.",
+    "unknown": "Look at these rows for outliers.",
+}
 
 
 def _forest(comparison: Comparison, colors: _Colors) -> Picture:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.comparison import Comparison
 from pyro_hypernet.evaluation.diagnose import diagnose
-from pyro_hypernet.evaluation.diagnostics import importance_log_weights
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.predict import observed_nodes, predict, predictive_nodes
 from pyro_hypernet.evaluation.verdict import Diagnosis
+from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, weighted_draws
 from pyro_hypernet.inference.fit import Fit
 from pyro_hypernet.output.figures import (
     Band,
@@ -126,14 +126,17 @@ def report(
     named = {name: posterior, **(beside or {})}
     samples = {key: draws(value, *args, num_samples=num_samples, **kwargs) for key, value in named.items()}
     figures: dict[str, Figure] = {"marginals": marginals_figure(samples)}
+    drawn = None
+    if diagnosis is not None and is_guide(guide):
+        drawn = weighted_draws(model, guide, *args, num_samples=_WEIGHT_DRAWS, what="a report", **kwargs)
+        figures["weights"] = weights_figure(finite_log_weights(drawn.log_weights), diagnosis.khat)
     figures |= _data_figures(model, samples, name, args, kwargs, held_out)
+    if "check" in figures:
+        figures["loo"] = _loo(model, posterior, samples[name], drawn, args, kwargs)
     if fit is not None:
         figures["trace"] = trace_figure(fit.losses)
     if band is not None:
         figures["band"] = band_figure(model, samples, band, num_samples=num_samples)
-    if diagnosis is not None and is_guide(guide):
-        weights = importance_log_weights(model, guide, *args, num_samples=_WEIGHT_DRAWS, **kwargs)
-        figures["weights"] = weights_figure(weights, diagnosis.khat)
     known = {**_facts(model, posterior, guide, fit, diagnosis), **_data_facts(model, args, kwargs), **(facts or {})}
     record = Record(
         title=title,
@@ -179,7 +182,7 @@ def _write_page(record: Record, folder: Path) -> Path:
 def _data_figures(
     model: Model, samples: Mapping[str, Any], name: str, args: tuple, kwargs: dict, held_out: tuple | None
 ) -> dict[str, Figure]:
-    """The check on data sampled anew, the calibration and the influence of single data, of the first observed site."""
+    """The check on data sampled anew and the calibration, of the first observed site."""
     own = samples[name]
     observed = _observed(model, own, args, kwargs)
     if observed is None:
@@ -198,8 +201,17 @@ def _data_figures(
         for key, one in samples.items()
     }
     figures["calibration"] = calibration_figure(replicated, seen[1], held_out=held_out is not None)
-    figures["loo"] = loo_figure(model, own, args, kwargs, num_samples=_size(own))
     return figures
+
+
+def _loo(
+    model: Model, posterior: Any, own: dict[str, Tensor], drawn: WeightedDraws | None, args: tuple, kwargs: dict
+) -> Figure:
+    """Single data left out: by weights where the draws are a guide's, resampled or not; else as the posterior's."""
+    source = getattr(posterior, "source", "guide" if is_guide(posterior) else "posterior")
+    if source in ("guide", "resampled") and drawn is not None:
+        return loo_figure(model, drawn.samples, args, kwargs, log_weights=drawn.log_weights)
+    return loo_figure(model, own, args, kwargs, source="moved" if source in ("guide", "moved") else "posterior")
 
 
 def _observed(model: Model, samples: Mapping[str, Tensor], args: tuple, kwargs: dict) -> tuple[str, Tensor] | None:

@@ -10,6 +10,7 @@ from pyro_hypernet.calibration.sbc import LIKELIHOOD, sbc
 from pyro_hypernet.guide import AutoHypernet
 from tests.evaluation.conjugate import Y
 from tests.inference.conjugate import exact_posterior, make_data, regression
+from tests.seeds import seed
 from tests.small_models import one_weight
 
 ARGS = make_data()
@@ -28,7 +29,7 @@ def closed_form(width=1.0, shift=0.0):
 
 
 def run(train, **options):
-    return sbc(regression, *ARGS, train=train, **{"num_simulations": 60, "num_processes": 1, **options})
+    return sbc(regression, *ARGS, train=train, **{"num_simulations": 60, "num_processes": 1, "seed": seed(), **options})
 
 
 @pytest.mark.usefixtures("double")
@@ -93,7 +94,7 @@ def test_guides_are_trained_on_the_simulated_data():
             guide.bijection.bijections[-1].log_scale.fill_(-0.5 * torch.tensor(5.0).log())
         return guide
 
-    found = sbc(one_weight, Y, train=train, num_simulations=60, alpha=0.001, num_processes=1)
+    found = sbc(one_weight, Y, train=train, num_simulations=60, alpha=0.001, num_processes=1, seed=seed())
     assert found.is_calibrated, str(found)
     assert set(found.ranks) == {"mean", LIKELIHOOD}
 
@@ -104,7 +105,7 @@ def test_failed_fits_are_counted():
             raise FloatingPointError("did not converge")
         return {"mean": torch.randn(50)}
 
-    found = sbc(one_weight, Y, train=train, num_simulations=20, num_processes=1)
+    found = sbc(one_weight, Y, train=train, num_simulations=20, num_processes=1, seed=seed())
     assert 0 < found.num_failed < 20
     assert len(found.ranks["mean"]) == 20 - found.num_failed
 
@@ -122,9 +123,9 @@ def test_the_default_fit_runs(monkeypatch):
 
 def test_the_callers_generator_and_parameters_are_left_alone():
     pyro.param("mine", torch.tensor(1.0))
-    torch.manual_seed(5)
+    torch.manual_seed(seed(5))
     expected = torch.rand(3)
-    torch.manual_seed(5)
+    torch.manual_seed(seed(5))
     sbc(one_weight, Y, train=lambda model, y: {"mean": torch.randn(9)}, num_simulations=3, num_processes=1)
     torch.testing.assert_close(torch.rand(3), expected)
     assert list(pyro.get_param_store().keys()) == ["mine"]

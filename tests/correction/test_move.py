@@ -12,6 +12,7 @@ from pyro_hypernet.correction.move import move
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.moves import Trajectories
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width, line
+from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, one_weight, subsampled, supports
 
 
@@ -76,7 +77,7 @@ def test_step_size_and_length_are_held_fixed_while_draws_move(monkeypatch):
 
 
 def test_a_network_by_its_functions():
-    torch.manual_seed(0)
+    torch.manual_seed(seed(0))
     x = torch.randn(20, 2)
     y = x.sum(-1).tanh()
     model = Network()

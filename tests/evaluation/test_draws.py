@@ -21,6 +21,7 @@ from torch.distributions import biject_to
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.guide import AutoHypernet
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width
+from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, nested_plates, one_weight, supports
 
 
@@ -157,6 +158,6 @@ def test_draws_of_a_trained_guide_follow_the_seed():
     SVI(linear, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(x, y)
     found = []
     for _ in range(2):
-        pyro.set_rng_seed(3)
+        pyro.set_rng_seed(seed(3))
         found.append(draws(guide, num_samples=5)["slope"])
     torch.testing.assert_close(*found)

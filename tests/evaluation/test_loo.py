@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.evaluation.loo import loo
+from pyro_hypernet.evaluation.loo import leave_out, loo
 from tests.evaluation.conjugate import Y, guide_of_width
 from tests.small_models import one_weight
 
@@ -52,3 +52,15 @@ def test_several_observed_sites_must_be_named():
     assert len(loo(model, guide, Y, site="z", num_samples=200).pointwise) == 4
     with pytest.raises(ValueError, match="site must be one of"):
         loo(model, guide, Y, site="mean")
+
+
+def test_draws_without_weight_are_not_there_and_a_datum_that_a_draw_rules_out_is_hopeless():
+    values, log_weights = torch.randn(3, 200).double(), torch.randn(200).double()
+    values[2] = 0.0
+    log_weights[:50] = -torch.inf
+    values[1, 10] = values[0, 60] = -torch.inf
+    pointwise, khat = leave_out(values, log_weights)
+    torch.testing.assert_close(pointwise[1:], leave_out(values[1:, 50:], log_weights[50:])[0])
+    assert (float(pointwise[0]), float(khat[0])) == (-torch.inf, torch.inf)
+    assert bool(khat[1:].isfinite().all())
+    assert leave_out(values[2:])[1].tolist() == [0.0]  # equal weights have no tail

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_hypernet.evaluation.predict import count_bytes, log_likelihood, predict
 from tests.evaluation.conjugate import line
+from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, subsampled, with_switch
 
 X = torch.linspace(-1, 1, 6)
@@ -168,7 +169,7 @@ def test_batch_size_must_be_positive():
 def test_the_seed_decides():
     found = []
     for _ in range(2):
-        pyro.set_rng_seed(5)
+        pyro.set_rng_seed(seed(5))
         found.append(predict(line, {"slope": torch.zeros(3)}, X)["y"])
     torch.testing.assert_close(*found)
 

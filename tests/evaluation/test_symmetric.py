@@ -10,6 +10,7 @@ from models.references import ReferenceNet
 from pyro_hypernet import AutoHypernet
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.symmetric import canonical, symmetric_bound, symmetric_copies, symmetries_of
+from tests.seeds import seed
 
 NET = ReferenceNet([1, 4, 1], "normal", 0.1)
 ARGS = (torch.linspace(-1, 1, 9)[:, None], torch.linspace(-1, 1, 9))
@@ -17,7 +18,7 @@ ARGS = (torch.linspace(-1, 1, 9)[:, None], torch.linspace(-1, 1, 9))
 
 @pytest.fixture
 def guide():
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     return AutoHypernet(NET, "linear").setup(*ARGS)
 
 

@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_hypernet.guide import AutoHypernet
+from tests.seeds import seed
 
 NOISE = 0.5
 
@@ -18,7 +19,7 @@ def regression(x, y=None):
 
 def make_data(num=20, dim=3):
     """Correlated inputs, so that the posterior is far from the mean field."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seed(2))
     x = torch.randn(num, dim, generator=generator, dtype=torch.float64)
     x[:, 1] += 2 * x[:, 0]
     noise = torch.randn(num, generator=generator, dtype=torch.float64)

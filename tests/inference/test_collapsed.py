@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro_hypernet.inference.collapsed import Collapsed, temper
 from pyro_hypernet.inference.tempered import Whole
 from pyro_hypernet.layout import Layout
+from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 X = torch.linspace(-1, 1, 12, dtype=torch.float64)[:, None]
@@ -31,7 +32,7 @@ def network(x, y, *, observe=dist.Normal, prior=dist.Normal):
 
 
 def target_of(model, *args, collapse=True):
-    torch.manual_seed(0)
+    torch.manual_seed(seed(0))
     layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
     return temper(model, layout, args, collapse=collapse)
 

@@ -20,6 +20,7 @@ from tests.inference.conjugate import (
     regression,
     set_exactly,
 )
+from tests.seeds import seed
 
 X, Y = make_data()
 POSTERIOR, EVIDENCE = exact_posterior(X, Y), exact_evidence(X, Y)
@@ -69,13 +70,13 @@ def test_loss_methods_agree():
     elbo.loss(regression, guide, X, Y)  # the first call draws once more, to look for the model's params
     values = []
     for method in (elbo.loss, elbo.differentiable_loss, elbo.loss_and_grads):
-        pyro.set_rng_seed(3)
+        pyro.set_rng_seed(seed(3))
         loss = method(regression, guide, X, Y)
         values.append(loss.item() if isinstance(loss, torch.Tensor) else loss)
     assert values[0] == pytest.approx(values[1], rel=1e-12)
     assert values[0] == pytest.approx(values[2], rel=1e-12)
     stored = [parameter.grad for parameter in guide.parameters()]
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     fresh = torch.autograd.grad(elbo.differentiable_loss(regression, guide, X, Y), list(guide.parameters()))
     for a, b in zip(stored, fresh, strict=True):
         torch.testing.assert_close(a, b)
@@ -84,9 +85,9 @@ def test_loss_methods_agree():
 @pytest.mark.parametrize("mode", ["graph", "eager", "loop"])
 def test_every_mode_gives_the_same(mode):
     guide = off_optimum()
-    pyro.set_rng_seed(4)
+    pyro.set_rng_seed(seed(4))
     expected = VectorizedELBO(4).loss(regression, guide, X, Y)
-    pyro.set_rng_seed(4)
+    pyro.set_rng_seed(seed(4))
     assert VectorizedELBO(4, mode=mode).loss(regression, guide, X, Y) == pytest.approx(expected, rel=1e-12)
 
 
@@ -125,7 +126,7 @@ def test_importance_weighted_bound_lies_between_elbo_and_evidence():
     guide = off_optimum()
     bounds = {}
     for bound in ("elbo", "importance_weighted"):
-        pyro.set_rng_seed(0)
+        pyro.set_rng_seed(seed(0))
         elbo = VectorizedELBO(8, bound=bound)
         bounds[bound] = torch.tensor([-elbo.loss(regression, guide, X, Y) for _ in range(200)])
     assert bool((bounds["importance_weighted"] > bounds["elbo"]).all())  # of the same draws, by Jensen
@@ -150,10 +151,10 @@ def test_gradient_of_the_models_own_params_is_that_of_the_bound(make_guide, boun
     found = []
     for gradient in ("path", "total"):
         pyro.clear_param_store()
-        pyro.set_rng_seed(1)
+        pyro.set_rng_seed(seed(1))
         guide = make_guide(m.with_param)
         guide(y)
-        pyro.set_rng_seed(2)
+        pyro.set_rng_seed(seed(2))
         elbo = VectorizedELBO(4, gradient=gradient, bound=bound)
         estimate = elbo.estimate(m.with_param, guide, y)
         leaf = pyro.param("noise").unconstrained()
@@ -242,7 +243,7 @@ def test_many_steps_of_svi_are_captured_and_go_on_the_same(monkeypatch, case):
     losses, captured = [], []
     for may_capture in (False, True):
         pyro.clear_param_store()
-        pyro.set_rng_seed(1)
+        pyro.set_rng_seed(seed(1))
         elbo = VectorizedELBO(4)
         elbo._may_capture = may_capture
         svi = SVI(model, AutoHypernet(model, "coupling", "full"), pyro.optim.Adam({"lr": 0.02}), elbo)

@@ -16,6 +16,7 @@ from pyro_hypernet.inference.fit import _Schedule, fit
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 from tests import small_models as m
 from tests.inference.conjugate import affine_of, exact_evidence, exact_guide, exact_posterior, make_data, regression
+from tests.seeds import seed
 
 X, Y = make_data()
 
@@ -52,12 +53,12 @@ def test_conjugate_regression_is_found(keep):
 def test_the_same_seed_gives_the_same_run(hypernet):
     runs = []
     for _ in range(2):
-        pyro.set_rng_seed(5)
+        pyro.set_rng_seed(seed(5))
         guide, result = quick(AutoHypernet(regression, hypernet), num_steps=30)
         runs.append((result.losses, flat(guide)))
     assert torch.equal(runs[0][0], runs[1][0])
     assert torch.equal(runs[0][1], runs[1][1])
-    pyro.set_rng_seed(6)
+    pyro.set_rng_seed(seed(6))
     assert not torch.equal(quick(AutoHypernet(regression, hypernet), num_steps=30)[1].losses, runs[0][0])
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat, side_by_side
+from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -25,7 +26,7 @@ def test_function_values_are_means_probabilities_and_deterministic_sites():
 
 
 def test_pooled_rhat_is_one_for_equal_populations_and_grows_with_their_distance():
-    values = torch.randn(1, 500, 3, generator=torch.Generator().manual_seed(0)).expand(4, -1, -1)
+    values = torch.randn(1, 500, 3, generator=torch.Generator().manual_seed(seed(0))).expand(4, -1, -1)
     assert pooled_rhat(values) == pytest.approx(1)
     shift = torch.tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None]
     # Variances of 1 within and 4/3 between populations, in every function.
@@ -35,7 +36,7 @@ def test_pooled_rhat_is_one_for_equal_populations_and_grows_with_their_distance(
 
 @pytest.mark.parametrize("repeats", [1, 4])
 def test_repeated_draws_count_once(repeats):
-    chains = torch.randn(4000, 8 // repeats, 5, generator=torch.Generator().manual_seed(0))
+    chains = torch.randn(4000, 8 // repeats, 5, generator=torch.Generator().manual_seed(seed(0)))
     # 4 000 chain means, five functions: the variance of their mean is known to one per cent.
     assert effective_draws(chains.repeat_interleave(repeats, 1)) == pytest.approx(32_000 / repeats, rel=0.05)
 

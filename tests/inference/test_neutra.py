@@ -9,6 +9,7 @@ from models import PROBLEMS
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.fit import fit
 from pyro_hypernet.inference.nuts import nuts
+from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -18,7 +19,7 @@ def through(name, num_steps, **options):
     guide = AutoHypernet(problem.model, structure="informed").setup(*problem.args)
     if num_steps:
         fit(problem.model, guide, problem.args, num_steps=num_steps, progress=False)
-    pyro.set_rng_seed(1)
+    pyro.set_rng_seed(seed(1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "NUTS has not mixed")
         return problem, guide, nuts(problem.model, *problem.args, guide=guide, num_processes=1, **options)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pyro_hypernet.inference.no_u_turn import _Sampler, _StepSize, _Tree, _turns, _Variance, _window_ends, run_together
+from tests.seeds import seed
 
 OPTIONS = {"num_samples": 500, "warmup_steps": 300, "target_accept_prob": 0.8, "max_tree_depth": 10}
 
@@ -22,7 +23,7 @@ def nothing():
 
 def test_moments_of_a_correlated_gaussian_of_unequal_scales():
     """Ten numbers within five standard errors of 2 000 draws at half efficiency: by chance once in 10^5 runs."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed(0))
     factor = rng.standard_normal((5, 5)) * [0.1, 1, 10, 1, 1]
     covariance, mean = factor.T @ factor + 0.01 * np.eye(5), np.arange(5.0)
     evaluate = gaussian(mean, np.linalg.inv(covariance))
@@ -37,7 +38,7 @@ def test_moments_of_a_correlated_gaussian_of_unequal_scales():
 
 def test_a_chain_does_not_depend_on_those_beside_it():
     evaluate = gaussian(np.zeros(3), np.diag([1.0, 4.0, 9.0]))
-    starts = np.random.default_rng(1).standard_normal((3, 3))
+    starts = np.random.default_rng(seed(1)).standard_normal((3, 3))
     short = {**OPTIONS, "num_samples": 20, "warmup_steps": 30}
     together = run_together(evaluate, starts, [5, 6, 7], nothing, **short)
     for number in range(3):
@@ -49,7 +50,7 @@ def test_a_chain_does_not_depend_on_those_beside_it():
 @pytest.mark.parametrize("depth", range(6))
 def test_a_tree_turns_where_any_of_its_subtrees_does(depth):
     """Against all subtrees spelt out, over random momenta with a drift that makes turns neither rare nor certain."""
-    rng = np.random.default_rng(depth)
+    rng = np.random.default_rng(seed(depth))
     outcomes = set()
     for _ in range(200):
         momenta = rng.standard_normal((2**depth, 4)) + rng.uniform(0, 2)
@@ -70,7 +71,7 @@ def test_a_tree_turns_where_any_of_its_subtrees_does(depth):
 
 def test_a_leaf_is_proposed_by_its_weight():
     """8 000 trees of two leaves with weights 1 and 3: four standard errors are .02."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed(0))
     chosen = []
     for _ in range(8000):
         tree = _Tree(1, 1)
@@ -88,7 +89,7 @@ def test_windows_are_stans():
 
 
 def test_variance_is_numpys():
-    points = np.random.default_rng(0).standard_normal((50, 3)) * [1, 2, 3]
+    points = np.random.default_rng(seed(0)).standard_normal((50, 3)) * [1, 2, 3]
     variance = _Variance(3)
     for point in points:
         variance.update(point)
@@ -116,7 +117,7 @@ def test_a_cliff_diverges_and_the_chain_stays():
 
 
 def test_the_first_step_size_is_of_the_order_of_the_scale():
-    sampler = _Sampler(np.random.default_rng(0), np.zeros(20), 10)
+    sampler = _Sampler(np.random.default_rng(seed(0)), np.zeros(20), 10)
     evaluate = gaussian(np.zeros(20), np.eye(20) / 1e-6)
     finding = sampler.find_step_size()
     point = next(finding)

@@ -12,6 +12,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.nuts import nuts
 from tests import small_models as m
 from tests.inference.conjugate import exact_guide, exact_posterior, make_data, regression, set_exactly
+from tests.seeds import seed
 
 X, Y = make_data()
 POSTERIOR = exact_posterior(X, Y)
@@ -27,13 +28,13 @@ def run(*args, model=None, **options):
 
 @pytest.fixture(scope="module")
 def plain():
-    pyro.set_rng_seed(1)
+    pyro.set_rng_seed(seed(1))
     return run()
 
 
 @pytest.fixture(scope="module")
 def through_guide():
-    pyro.set_rng_seed(2)
+    pyro.set_rng_seed(seed(2))
     return run(guide=exact_guide(X, Y))
 
 
@@ -128,7 +129,7 @@ def test_mean_of_a_constrained_posterior():
 def test_the_same_seed_gives_the_same_draws_in_one_process_or_two():
     found = []
     for num_processes in (1, 1, 2):
-        pyro.set_rng_seed(3)
+        pyro.set_rng_seed(seed(3))
         short = {"num_samples": 20, "warmup_steps": 20, "num_processes": num_processes}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "NUTS has not mixed")
@@ -147,7 +148,7 @@ def test_chains_that_stay_in_different_modes_warn():
         modes = torch.stack([dist.Normal(sign * 8.0, 0.3).log_prob(f) for sign in (-1.0, 1.0)])
         pyro.factor("modes", modes.logsumexp(0))
 
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     with pytest.warns(UserWarning, match="^NUTS has not mixed: the worst split R-hat in function space is"):
         result = run(torch.zeros(1), model=model, num_samples=40, warmup_steps=40, num_chains=4)
     means = result.samples_by_chain["w"].mean(1)
@@ -162,7 +163,7 @@ def test_symmetric_weights_that_agree_in_function_space_do_not_warn():
         f = pyro.deterministic("f", w**2)
         pyro.sample("y", dist.Normal(f, 0.5), obs=y)
 
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     result = run(torch.tensor(16.0), model=model, num_samples=100, warmup_steps=100, num_chains=4)
     assert result.max_rhat > 2
     assert result.max_function_rhat < 1.05

@@ -16,6 +16,7 @@ from pyro_hypernet.inference.step import FlatParameters
 from pyro_hypernet.maps.hypernets import coupling
 from tests import small_models as m
 from tests.inference.conjugate import make_data, regression
+from tests.seeds import seed
 
 X, Y = make_data()
 SMALL = partial(coupling, num_layers=2, hidden=(8,))
@@ -77,7 +78,7 @@ def run(case, compile, num_steps=12):
     model, args, of_guide, of_fit = CASES[case]
     model = model() if model is m.Network else model
     pyro.clear_param_store()
-    pyro.set_rng_seed(1)
+    pyro.set_rng_seed(seed(1))
     options = {"num_particles": 4, "learning_rate": 0.02, "progress": False, "num_steps": num_steps, **of_fit}
     return fit(model, AutoHypernet(model, **of_guide), args, compile=compile, **options)
 
@@ -107,7 +108,7 @@ def test_a_captured_step_gives_the_same_losses_on_a_gpu(compile):
     losses = []
     for how in ("off", compile):
         pyro.clear_param_store()
-        pyro.set_rng_seed(1)
+        pyro.set_rng_seed(seed(1))
         with torch.device("cuda"):
             guide = AutoHypernet(regression, SMALL, "full")
             losses.append(fit(regression, guide, (x, y), num_steps=12, compile=how, progress=False).losses)
@@ -196,7 +197,7 @@ def test_a_convolution_is_captured_though_torchscript_knows_no_gradient_of_it():
     model, args = bayesianize(net, "categorical"), (torch.randn(6, 1, 4, 4), torch.arange(6) % 2)
     losses = []
     for compile in ("off", "graph"):
-        pyro.set_rng_seed(0)
+        pyro.set_rng_seed(seed(0))
         guide = AutoHypernet(model, structure="low_rank")
         result = fit(model, guide, args, num_steps=12, num_particles=2, compile=compile, progress=False)
         assert result.compile == compile

@@ -13,6 +13,7 @@ from pyro_hypernet.inference.tempering import (
     resample,
     resample_in_order,
 )
+from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -44,7 +45,7 @@ def test_temperatures_rise_though_one_draw_towers_over_all():
 
 
 def test_systematic_resampling_gives_every_draw_its_expected_number_but_for_one():
-    log_weights = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    log_weights = torch.randn(3, 50, generator=torch.Generator().manual_seed(seed(0)))
     index = resample(log_weights, 20)
     for number, chosen in enumerate(index.view(3, 20)):
         counts = torch.bincount(chosen - 50 * number, minlength=50)
@@ -59,7 +60,7 @@ def test_resampling_leaves_out_what_has_no_weight():
 
 def test_modes_along_the_main_axis_keep_their_masses():
     """Three modes on a line in five dimensions, draws in random order: each gets its expected number but for one."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed(0))
     mode = torch.randint(3, (2, 200), generator=generator)
     x = 0.01 * torch.randn(400, 5, generator=generator) + mode.flatten()[:, None] * torch.tensor([1.0, -1, 2, 0.5, 1])
     log_weights = torch.randn(2, 200, generator=generator)

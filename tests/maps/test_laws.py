@@ -21,6 +21,7 @@ from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, iaf, linear
 from pyro_hypernet.maps.linear import Affine, Identity, LowRank, Permute, UnitTriangular
 from pyro_hypernet.maps.sets import SetCoupling, SharedAffine, Slots
 from pyro_hypernet.maps.structures import STRUCTURES, last_layer, low_rank, multiplicative, weight_norm
+from tests.seeds import seed
 from tests.small_models import Network, linear_data
 
 DIM = 6
@@ -108,7 +109,7 @@ INVERSE_ERROR = {"Pyro spline coupling": 1e-6}
 
 def perturbed(name):
     """The map with random parameters, so that no law holds by its being the identity, and its dimension."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed(0))
     bijection = BIJECTIONS[name]()
     with torch.no_grad():
         for parameter in bijection.parameters():
@@ -207,7 +208,7 @@ def plane_layout(shape):
 @pytest.mark.parametrize("structure", ["full", "layerwise", "last_layer", "low_rank", "weight_norm", "multiplicative"])
 @pytest.mark.parametrize("hypernet", HYPERNETS)
 def test_log_q_integrates_to_one_in_the_plane(structure, hypernet):
-    torch.manual_seed(0)
+    torch.manual_seed(seed(0))
     layout = plane_layout({"weight_norm": (1, 2), "multiplicative": (2, 1)}.get(structure, (2,)))
     bijection = STRUCTURES[structure](layout, HYPERNETS[hypernet], torch.zeros(2), torch.ones(2))
     with torch.no_grad():

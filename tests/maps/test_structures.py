@@ -13,6 +13,7 @@ from pyro_hypernet.maps.coordinates import GroupNorms
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, identity, resolve_hypernet
 from pyro_hypernet.maps.linear import Permute
 from pyro_hypernet.maps.structures import STRUCTURES, choose_structure, last_layer, resolve_structure
+from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -85,7 +86,7 @@ def test_density_over_two_norms_integrates_to_one(structure, hypernet):
 
     The parameters are moved so far that nothing is the identity, and no ridge is narrower than the grid.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed(0))
     layout = layout_of(w={"weight_norm": (2, 1), "multiplicative": (1, 2)}[structure])
     make = partial(
         HYPERNETS[hypernet], **({} if hypernet == "linear" else {"hidden": 8 if hypernet == "iaf" else (8,)})

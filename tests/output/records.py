@@ -50,7 +50,7 @@ FIGURES = {
     "marginals": {NASTY: {"edges": [0.0, 1.0, 2.0], "densities": {NASTY: [0.5, 0.5], "other": [0.1, 0.9]}}},
     "trace": {"step": [10, 20], "elbo": [None, -3.0]},
     "weights": {"khat": 0.8, "fraction": [0.001, 0.01, 1.0], "share": [0.1, 0.3, 1.0]},
-    "loo": {"khat": [0.1, "inf", 0.9]},
+    "loo": {"khat": [0.1, "inf", 0.9], "elpd": -3.0, "error": "nan", "source": "guide"},
 }
 RECORD = Record(
     title=NASTY,

@@ -1,6 +1,7 @@
 """Every group of an InferenceData, with its dims, and ArviZ's own functions on it: written for ArviZ 0.x and 1.x."""
 
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 
 import arviz
@@ -22,6 +23,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.nuts import nuts
 from pyro_hypernet.inference.refine import refine
 from pyro_hypernet.output.arviz import to_arviz
+from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, nested_plates, subsampled
 
 ALL = {
@@ -34,6 +36,11 @@ ALL = {
     "prior",
     "prior_predictive",
 }
+
+
+def test_the_daily_notice_of_arviz_is_no_error():
+    """The first import of a day gives it: on a fresh machine every run of the tests begins with it."""
+    warnings.warn("\nArviZ is undergoing a major refactor\nand more of it.", FutureWarning, stacklevel=1)
 
 
 def groups(data):
@@ -193,9 +200,9 @@ def test_densities_of_the_draws_stand_beside_them(double):
         trace = pyro.poutine.trace(pyro.poutine.condition(linear, data=values)).get_trace(x, y)
         torch.testing.assert_close(stats["lp"][s], trace.log_prob_sum())
     torch.testing.assert_close(stats["log_weight"], stats["lp"] - stats["log_q"])
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     weights = importance_log_weights(linear, guide, x, y, num_samples=20)
-    pyro.set_rng_seed(3)
+    pyro.set_rng_seed(seed(3))
     torch.testing.assert_close(
         torch.tensor(to_arviz(linear, guide, x, y, num_samples=20).sample_stats["log_weight"].values[0]), weights
     )
@@ -269,7 +276,7 @@ def test_refined_draws_and_point_estimates():
 @pytest.fixture(scope="module")
 def two():
     """Two posteriors of one model: chains, and a guide whose widths are wrong."""
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     x, y = linear_data()
     chains = nuts(linear, x, y, num_samples=100, warmup_steps=100, num_chains=2, num_processes=1)
     names = {"coords": {"feature": ["a", "b"]}, "dims": {"slope": ["feature"]}}
@@ -302,3 +309,47 @@ def test_plots_of_arviz_run_on_it(two, name, plot):
 def test_errors_come_from_the_draws():
     with pytest.raises(TypeError, match="posterior must be a guide"):
         to_arviz(linear, 3, *linear_data())
+
+
+def in_plate(plate, site):
+    """A latent of the name `site` in a plate of the name `plate`, around the data."""
+
+    def model(y=None):
+        with pyro.plate(plate, 4):
+            value = pyro.sample(site, dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(value, 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("plate", "site", "axis", "variable"),
+    [
+        ("chain", "a", "chain_axis", "a"),
+        ("draw", "a", "draw_axis", "a"),
+        ("shop", "draw", "shop", "draw_site"),
+        ("chain", "draw", "chain_axis", "draw_site"),
+    ],
+)
+def test_names_that_arviz_has_taken_are_changed_with_a_word(plate, site, axis, variable):
+    samples = {site: torch.randn(10, 4)}
+    with pytest.warns(UserWarning, match="Names that ArviZ cannot hold beside each other were changed"):
+        data = to_arviz(in_plate(plate, site), samples, torch.zeros(4), coords={plate: list("abcd")})
+    assert data.posterior[variable].dims == ("chain", "draw", axis)
+    assert data.log_likelihood["y"].dims == ("chain", "draw", axis)
+    assert data.observed_data["y"].dims == (axis,)
+    assert data.posterior[axis].values.tolist() == list("abcd")
+    np.testing.assert_array_equal(data.posterior[variable].values[0], samples[site].numpy())
+
+
+def test_an_axis_called_as_a_site_gets_another_name():
+    with pytest.warns(UserWarning, match="'a' to 'a_axis'"):
+        data = to_arviz(in_plate("shop", "a"), {"a": torch.randn(10, 4)}, torch.zeros(4), dims={"a": ["a"]})
+    assert data.posterior["a"].dims == ("chain", "draw", "a_axis")
+    assert data.log_likelihood["y"].dims == ("chain", "draw", "shop")
+
+
+def test_a_subsampled_plate_leaves_out_a_density_that_is_noise():
+    guide = AutoHypernet(subsampled).setup(torch.arange(20.0))
+    data = to_arviz(subsampled, guide, torch.arange(20.0), num_samples=8)
+    assert set(data.sample_stats.data_vars) == {"log_q"}

@@ -90,7 +90,7 @@ def test_an_outlier_has_the_largest_khat():
     y = y.clone()
     y[7] += 3.0
     samples = {"slope": 1 + 0.1 * torch.randn(2000, 2), "noise": 0.3 + 0.05 * torch.rand(2000)}
-    khat = figures.loo_figure(linear, samples, (x, y), {}, num_samples=2000)["khat"]
+    khat = figures.loo_figure(linear, samples, (x, y), {})["khat"]
     assert len(khat) == 30
     assert max(range(30), key=khat.__getitem__) == 7
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.evaluation.compare import compare
+from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.fit import fit
@@ -29,8 +30,11 @@ from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
 from tests.output.records import NASTY, RECORD
 from tests.output.test_page import check_self_contained
+from tests.seeds import seed
 from tests.small_models import linear, linear_data, one_weight
 
+# Leaving out each of the four data of `one_weight` in closed form, in nats: see test_loo.exact.
+LOO_OF_Y = -5.9235
 WIDTHS = {"desktop": 1280, "phone": 390}
 
 
@@ -38,7 +42,7 @@ WIDTHS = {"desktop": 1280, "phone": 390}
 def folder(tmp_path_factory):
     """A folder with the report of a small network, trained briefly, with everything in it."""
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     x = torch.linspace(-1, 1, 30)[:, None]
     y = torch.sin(4 * x[:, 0]) + 0.3 * torch.randn(30)
     model = bayesianize(nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)), "gaussian")
@@ -135,6 +139,29 @@ def test_a_guide_is_diagnosed_where_nobody_has(tmp_path):
     assert record.diagnosis.khat < 0.5
     assert set(record.figures) == {"marginals", "check", "calibration", "loo", "weights"}
     assert not record.figures["calibration"]["held_out"]
+
+
+@pytest.mark.parametrize("kind", ["guide", "resampled", "moved", "draws"])
+def test_leaving_out_is_corrected_for_the_guide(tmp_path, kind):
+    """Of a guide twice as wide as the posterior: corrected within .12 nats, seven standard errors of 4 000 draws.
+
+    A false alarm in 10⁻¹¹ of runs. Over 20 seeds plain PSIS-LOO of these draws is off by 5.4 ± .7 nats.
+    """
+    guide = guide_of_width(2.0)
+    samples = draws(guide, Y, num_samples=4000)
+    posterior = {"guide": guide, "draws": samples}.get(kind)
+    if posterior is None:
+        posterior = SimpleNamespace(guide=guide, samples=samples, source=kind)
+    report(one_weight, posterior, Y, out=tmp_path, num_samples=1000)
+    figure = read_record(tmp_path).figures["loo"]
+    corrected = kind in ("guide", "resampled")
+    assert figure["source"] == {"moved": "moved"}.get(kind, "guide" if corrected else "posterior")
+    error = float(figure["elpd"]) - LOO_OF_Y
+    assert (abs(error) < 0.12) == corrected, error
+    page = (tmp_path / "report.html").read_text()
+    assert "can be trusted" not in page
+    assert ("corrected for the guide not being the posterior" in page) == corrected
+    assert ("which they are not quite" in page) == (kind == "moved")
 
 
 def test_stored_draws_have_no_verdict(tmp_path):

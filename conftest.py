@@ -1,0 +1,51 @@
+"""What every test and doctest starts from: a fresh parameter store, one thread, and randomness of `tests.seeds`.
+
+Nothing random depends on the order of the tests, or on which of them run: the generators start anew before a test
+module is imported, before a fixture of wider scope is made, and before each test.
+"""
+
+import pyro
+import pytest
+import torch
+from pyro.util import get_rng_state, set_rng_state
+
+from tests.seeds import SHIFT, seed
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_pyro(request, monkeypatch):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed())
+    if isinstance(request.node, pytest.DoctestItem):  # an example shows its reader a plain seed
+        shown = pyro.set_rng_seed
+        monkeypatch.setattr(pyro, "set_rng_seed", lambda number: shown(seed(number)))
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Data that a module draws as it is imported."""
+    if isinstance(collector, pytest.Module):
+        pyro.set_rng_seed(seed())
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef):
+    """A fixture that several tests share draws the same whichever of them comes first, and leaves them their state."""
+    if fixturedef.scope == "function":
+        return (yield)
+    state = get_rng_state()
+    pyro.set_rng_seed(seed())
+    try:
+        return (yield)
+    finally:
+        set_rng_state(state)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if SHIFT:
+        terminalreporter.write_line(f"All seeds were shifted: PYRO_HYPERNET_SEED={SHIFT}")

@@ -1,0 +1,83 @@
+"""What of a guide goes along when it is copied, pickled, or traced by torch.jit: all of that is decided here."""
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import InitMessenger
+from torch import nn
+
+from pyro_hypernet.announce import forget_announcements
+from pyro_hypernet.maps.conditional import GaussianConditional
+
+# Found again when needed: a weak reference, graphs, what only a guide that was never trained is asked for.
+_LEFT_BEHIND = {"master": None, "_density": None, "_start": None, "_param_prefix": None}
+_WITH_THE_MODEL = ("_uninitialised_model", "_init_loc_fn", "_knowledge")
+# What a run of the model gave: copies share it, for it never changes.
+_SHARED = ("_model", *_WITH_THE_MODEL, "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "plates")
+
+
+def needs_its_model(guide: nn.Module) -> bool:
+    """Whether a guide draws by its model: weights given others, or rejecting, or not at all before `setup`."""
+    is_new, is_rejecting = guide._layout is None, guide.rejection is not None
+    return is_new or is_rejecting or any(isinstance(module, GaussianConditional) for module in guide.modules())
+
+
+def pickled(guide: AutoContinuous) -> dict[str, Any]:
+    """The state to pickle: without the model, as of Pyro's own guides, but where draws need it.
+
+    Raises:
+        TypeError: If it is needed and cannot be pickled.
+    """
+    forget_announcements(guide)
+    state = {**guide.__dict__, **_LEFT_BEHIND, "_model": None}
+    if not needs_its_model(guide):
+        return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
+    try:
+        pickle.dumps([state[name] for name in _WITH_THE_MODEL])
+    except Exception as error:
+        raise TypeError(
+            f"The guide's model cannot be pickled ({error}), and draws need it: {_why(guide)}. Define the model at the "
+            "top of a module, or keep the guide with pyro_hypernet.save(guide, path) and read it with "
+            "pyro_hypernet.load(path, model)."
+        ) from error
+    return state
+
+
+def _why(guide: AutoContinuous) -> str:
+    if guide._layout is None:
+        return "the guide has no parameters before setup"
+    return "the guide rejects some by its density" if guide.rejection else 'the guide has the structure "informed"'
+
+
+def unpickled(guide: AutoContinuous) -> None:
+    """Puts a guide together again from the state of `pickled`."""
+    if guide._uninitialised_model is not None:
+        guide._model = (InitMessenger(guide._init_loc_fn)(guide._uninitialised_model[0]),)
+    if "keeper" in guide._modules:  # it holds for the parameters that came with it
+        guide._modules["keeper"].fingerprint = guide._fingerprint()
+
+
+def copied(guide: AutoContinuous, memo: dict[int, Any]) -> AutoContinuous:
+    """A deep copy of a guide of the same model."""
+    new = type(guide).__new__(type(guide))
+    memo[id(guide)] = new
+    needs_its_model(guide)  # forgets a rejection that holds no longer
+    forget_announcements(guide)
+    shared = {name: value for name, value in guide.__dict__.items() if name in _SHARED}
+    own = {name: value for name, value in guide.__dict__.items() if name not in _SHARED}
+    new.__dict__.update(copy.deepcopy({**own, **_LEFT_BEHIND}, memo))
+    new.__dict__.update(shared)
+    unpickled(new)
+    return new
+
+
+def warn_of_tracing() -> None:
+    """Says that torch.jit.trace takes the map without rejection, which is a loop of random length."""
+    warnings.warn(
+        "torch.jit.trace cannot follow the rejection of this guide's draws: what it records keeps every draw. Call "
+        "guide.reject(None) first if that is what you want, or draw without tracing.",
+        stacklevel=3,
+    )
