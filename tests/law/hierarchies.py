@@ -256,7 +256,7 @@ def branching(y):
         pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
-Y = normal(8, seed=6)
+Y = normal(8, stream=6)
 SEEN = uniform(8) < 0.7
 
 HIERARCHIES = {
@@ -265,9 +265,7 @@ HIERARCHIES = {
     "nested": lambda: Style(nested, (normal(2, 3),)),
     "nested, dim": lambda: Style(nested_with_dim, (normal(2, 3),)),
     "crossed": lambda: Style(crossed, (normal(3, 4),)),
-    "grouped": lambda: Style(
-        grouped, (torch.arange(8) % 3, Y), at=lambda rows: ((torch.arange(rows) % 3,), {})
-    ),
+    "grouped": lambda: Style(grouped, (torch.arange(8) % 3, Y), at=lambda rows: ((torch.arange(rows) % 3,), {})),
     "reparametrised": lambda: Style(
         poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS)
     ),
@@ -292,11 +290,13 @@ HIERARCHIES = {
     "masked latent": lambda: Style(masked_latent, (Y,)),
     "scaled": lambda: Style(scaled, (Y,)),
     "obs_mask": lambda: Style(partly_observed, (Y, SEEN)),
-    "subsampled": lambda: Style(subsampled, (Y,)),
+    "subsampled": lambda: Style(subsampled, (Y,), is_function=False),
     "subsampled latent": lambda: Style(subsampled_latent, (Y,)),
     "sequential plate": lambda: Style(sequential, (Y,)),
     "sequential data": lambda: Style(sequential_data, (Y[:4],)),
-    "enumerated beside": lambda: Style(switched, (Y,), served=poutine.block(switched, hide=["switch"])),
+    "enumerated beside": lambda: Style(
+        switched, (Y,), served=poutine.block(switched, hide=["switch"]), is_function=False
+    ),
     "discrete": lambda: Style(switched, (Y,)),
     "branching": lambda: Style(branching, (Y,)),
 }

@@ -13,8 +13,9 @@ from torch import nn
 from torch.distributions import constraints
 
 from tests.law.style import Style, at_inputs, normal
+from tests.seeds import seed
 
-X, Y = normal(8), 2 * normal(8) + 0.3 * normal(8, seed=3)
+X, Y = normal(8), 2 * normal(8) + 0.3 * normal(8, stream=3)
 
 
 def line(x, y=None, *, scale=0.5):
@@ -73,7 +74,7 @@ class Registered:
     """`pyro.module` in the model: a feature network that is learnt, a head that is drawn."""
 
     def __init__(self):
-        torch.manual_seed(0)
+        torch.manual_seed(seed())
         self.features = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
 
     def __call__(self, x, y=None):
@@ -106,7 +107,7 @@ class Relevance(PyroModule):
         super().__init__()
         self.scale = PyroSample(dist.HalfCauchy(torch.ones(3)).to_event(1))
         self.weight = PyroSample(dist.Normal(torch.zeros(4, 3), 1.0).to_event(2))
-        torch.manual_seed(0)
+        torch.manual_seed(seed())
         self.last = PyroModule[nn.Linear](4, 1)
         self.last.weight = PyroSample(dist.Normal(torch.zeros(1, 4), 1.0).to_event(2))
 
@@ -178,9 +179,7 @@ INTERFACES = {
     "only keywords": lambda: Style(only_keywords, (), {"x": X, "y": Y}, at_keywords),
     "dict": lambda: Style(of_dict, ({"x": X, "y": Y},), at=lambda rows: (({"x": normal(rows)},), {})),
     "tuple": lambda: Style(of_tuple, ((X, Y),), at=lambda rows: (((normal(rows),),), {})),
-    "numpy": lambda: Style(
-        of_numpy, (X.numpy(), Y.numpy()), at=lambda rows: ((np.asarray(normal(rows)),), {})
-    ),
+    "numpy": lambda: Style(of_numpy, (X.numpy(), Y.numpy()), at=lambda rows: ((np.asarray(normal(rows)),), {})),
     "number": lambda: Style(of_number, (X, Y, 2), at=lambda rows: ((normal(rows), None, 2), {})),
     "function": lambda: Style(of_function, (X, Y, torch.sin), at=lambda rows: ((normal(rows), None, torch.sin), {})),
     "partial": lambda: Style(partial(line, scale=0.3), (X, Y), at=at_inputs()),

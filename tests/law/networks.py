@@ -7,9 +7,10 @@ from torch import nn
 from pyro_hypernet import bayesianize
 from pyro_hypernet.likelihoods import Gaussian
 from tests.law.style import Style, normal, uniform
+from tests.seeds import seed
 
 ROWS = 10
-X, Y = normal(ROWS, 3), normal(ROWS, seed=3)
+X, Y = normal(ROWS, 3), normal(ROWS, stream=3)
 LABELS = (uniform(ROWS) < 0.5).float()
 CLASSES = (uniform(ROWS) * 3).long()
 
@@ -56,7 +57,7 @@ def frozen():
 
 def of_net(make, *likelihood, x=X, y=Y, **options):
     def style():
-        torch.manual_seed(0)
+        torch.manual_seed(seed())
         rows = lambda n: ((normal(n, *x.shape[1:]),), {})  # noqa: E731
         return Style(bayesianize(make(), *likelihood, **options), (x, y), at=rows)
 
@@ -82,9 +83,7 @@ NETWORKS = {
     "net poisson": of_net(mlp, "poisson", y=CLASSES.float()),
     "net attention": of_net(Attention, x=normal(ROWS, 2, 4)),
     "net transformer": of_net(
-        lambda: nn.Sequential(
-            nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), nn.Flatten(), nn.Linear(8, 1)
-        ),
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), nn.Flatten(), nn.Linear(8, 1)),
         x=normal(ROWS, 2, 4),
     ),
     "net prior dict": of_net(mlp, prior={"*.bias": 0.1, "*": dist.Laplace(0.0, 1.0)}),

@@ -6,11 +6,12 @@ import torch
 from pyro import poutine
 
 from tests.law.style import Style, at_inputs, normal, uniform
+from tests.seeds import seed
 
 ROWS = 12
 X = normal(ROWS, 2)
 LINE = X @ torch.tensor([1.0, -0.5]) + 0.3
-NOISE = normal(ROWS, seed=3)
+NOISE = normal(ROWS, stream=3)
 
 
 def line(x):
@@ -170,8 +171,8 @@ def two_responses(x, y=None, z=None):
         pyro.sample("z", dist.Bernoulli(logits=f), obs=z)
 
 
-def counts(rate, seed=4):
-    return torch.poisson(rate, generator=torch.Generator().manual_seed(seed))
+def counts(rate):
+    return torch.poisson(rate, generator=torch.Generator().manual_seed(seed(4)))
 
 
 def regress(model, y, **kwargs):
@@ -182,7 +183,7 @@ Y = LINE + 0.5 * NOISE
 LABELS = (uniform(ROWS) < LINE.sigmoid()).float()
 COUNTS = counts(LINE.exp())
 CLASSES = (uniform(ROWS) * 3).long()
-THREE = normal(ROWS, 3, seed=5)
+THREE = normal(ROWS, 3, stream=5)
 
 REGRESSIONS = {
     "linear": regress(linear, Y),

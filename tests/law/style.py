@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.seeds import seed
+
 Arguments = tuple[tuple, dict[str, Any]]
 
 
@@ -19,6 +21,7 @@ class Style:
         args: Its arguments, data included.
         kwargs: Its keyword arguments, data included.
         at: From a number of rows to arguments that predict so many, without data; None where the rows are fixed.
+        is_function: Whether its density is the same at every run; else there is no rejection.
         served: The model that guides serve, where it is not `model` itself.
     """
 
@@ -27,6 +30,7 @@ class Style:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     at: Callable[[int], Arguments] | None = None
     served: Callable[..., Any] | None = None
+    is_function: bool = True
 
     @property
     def guided(self) -> Callable[..., Any]:
@@ -34,14 +38,14 @@ class Style:
         return self.served or self.model
 
 
-def normal(*shape: int, seed: int = 1) -> Tensor:
+def normal(*shape: int, stream: int = 1) -> Tensor:
     """Standard normal numbers, the same at every call."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed(stream)))
 
 
-def uniform(*shape: int, seed: int = 2) -> Tensor:
+def uniform(*shape: int, stream: int = 2) -> Tensor:
     """Uniform numbers in (0, 1), the same at every call."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed(stream)))
 
 
 def at_inputs(width: int | None = None) -> Callable[[int], Arguments]:
