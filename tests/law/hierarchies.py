@@ -178,8 +178,16 @@ def imputed(y, missing):
     """Missing data as latents."""
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     filled = pyro.sample("filled", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y.index_put((missing,), filled))
+
+
+def imputed_in_place(y, missing):
+    """Written into a tensor that vmap cannot batch: runs in a loop."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    filled = pyro.sample("filled", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     complete = y.clone()
-    complete = complete.masked_scatter(missing, filled) if filled.dim() == 1 else complete
+    complete[missing] = filled
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=complete)
 
@@ -257,6 +265,7 @@ def branching(y):
 
 
 Y = normal(8, stream=6)
+LOOPS = ("The model cannot be vmapped",)
 SEEN = uniform(8) < 0.7
 
 HIERARCHIES = {
@@ -284,7 +293,8 @@ HIERARCHIES = {
     "matrix factorisation": lambda: Style(factorisation, (normal(4, 5),)),
     "walk": lambda: Style(walk, (Y,)),
     "chain": lambda: Style(chain, (Y,)),
-    "imputed": lambda: Style(imputed, (Y, torch.arange(8) < 2)),
+    "imputed": lambda: Style(imputed, (Y, torch.tensor([0, 3]))),
+    "imputed in place": lambda: Style(imputed_in_place, (Y, torch.tensor([0, 3])), warns=LOOPS),
     "factor": lambda: Style(factor, (Y,)),
     "masked": lambda: Style(masked, (Y,)),
     "masked latent": lambda: Style(masked_latent, (Y,)),
@@ -298,5 +308,5 @@ HIERARCHIES = {
         switched, (Y,), served=poutine.block(switched, hide=["switch"]), is_function=False
     ),
     "discrete": lambda: Style(switched, (Y,)),
-    "branching": lambda: Style(branching, (Y,)),
+    "branching": lambda: Style(branching, (Y,), warns=LOOPS),
 }

@@ -46,3 +46,16 @@ class Refusal:
 
 def _matches(patterns: str, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns.split("|"))
+
+
+REFUSED: list[Refusal] = []
+
+
+def refusal_of(style: str, idiom: str, guide: str) -> Refusal | None:
+    """The first entry that covers a triple; None where it must work."""
+    return next((refusal for refusal in REFUSED if refusal.covers(style, idiom, guide)), None)
+
+
+def table() -> str:
+    """The page `docs/idioms.md`."""
+    return ""

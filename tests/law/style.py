@@ -22,6 +22,7 @@ class Style:
         kwargs: Its keyword arguments, data included.
         at: From a number of rows to arguments that predict so many, without data; None where the rows are fixed.
         is_function: Whether its density is the same at every run; else there is no rejection.
+        warns: Beginnings of warnings of ours that are due.
         served: The model that guides serve, where it is not `model` itself.
     """
 
@@ -31,6 +32,7 @@ class Style:
     at: Callable[[int], Arguments] | None = None
     served: Callable[..., Any] | None = None
     is_function: bool = True
+    warns: tuple[str, ...] = ()
 
     @property
     def guided(self) -> Callable[..., Any]:
