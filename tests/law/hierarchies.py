@@ -270,7 +270,7 @@ SEEN = uniform(8) < 0.7
 
 HIERARCHIES = {
     "eight schools": lambda: Style(eight_schools, (ERRORS, SCHOOLS), at=lambda rows: ((ERRORS[:1].expand(rows),), {})),
-    "eight schools apart": lambda: Style(eight_schools_apart, (ERRORS, SCHOOLS)),
+    "eight schools apart": lambda: Style(eight_schools_apart, (ERRORS, SCHOOLS), broadcasts=False),
     "nested": lambda: Style(nested, (normal(2, 3),)),
     "nested, dim": lambda: Style(nested_with_dim, (normal(2, 3),)),
     "crossed": lambda: Style(crossed, (normal(3, 4),)),
@@ -280,7 +280,7 @@ HIERARCHIES = {
     ),
     "lkj cholesky": lambda: Style(correlated, (normal(8, 3),)),
     "lkj": lambda: Style(correlation_matrix),
-    "ordered": lambda: Style(ordered, (Y,)),
+    "ordered": lambda: Style(ordered, (Y,), broadcasts=False),
     "simplex": lambda: Style(simplex, (torch.arange(8) % 3,)),
     "simplex in plate": lambda: Style(simplex_in_plate, ((torch.arange(8) % 3).reshape(4, 2),)),
     "positive": lambda: Style(positive, (Y.abs(),)),
@@ -289,12 +289,12 @@ HIERARCHIES = {
     "sphere": lambda: Style(sphere, (Y,)),
     "improper": lambda: Style(improper, (Y,)),
     "one weight": lambda: Style(one_weight, (Y,)),
-    "horseshoe": lambda: Style(horseshoe, (normal(8, 3), Y), at=at_inputs(3)),
+    "horseshoe": lambda: Style(horseshoe, (normal(8, 3), Y), at=at_inputs(3), broadcasts=False),
     "matrix factorisation": lambda: Style(factorisation, (normal(4, 5),)),
     "walk": lambda: Style(walk, (Y,)),
     "chain": lambda: Style(chain, (Y,)),
-    "imputed": lambda: Style(imputed, (Y, torch.tensor([0, 3]))),
-    "imputed in place": lambda: Style(imputed_in_place, (Y, torch.tensor([0, 3])), warns=LOOPS),
+    "imputed": lambda: Style(imputed, (Y, torch.tensor([0, 3])), broadcasts=False),
+    "imputed in place": lambda: Style(imputed_in_place, (Y, torch.tensor([0, 3])), warns=LOOPS, broadcasts=False),
     "factor": lambda: Style(factor, (Y,)),
     "masked": lambda: Style(masked, (Y,)),
     "masked latent": lambda: Style(masked_latent, (Y,)),
@@ -308,5 +308,5 @@ HIERARCHIES = {
         switched, (Y,), served=poutine.block(switched, hide=["switch"]), is_function=False
     ),
     "discrete": lambda: Style(switched, (Y,)),
-    "branching": lambda: Style(branching, (Y,), warns=LOOPS),
+    "branching": lambda: Style(branching, (Y,), warns=LOOPS, broadcasts=False),
 }

@@ -59,7 +59,7 @@ def of_net(make, *likelihood, x=X, y=Y, **options):
     def style():
         torch.manual_seed(seed())
         rows = lambda n: ((normal(n, *x.shape[1:]),), {})  # noqa: E731
-        return Style(bayesianize(make(), *likelihood, **options), (x, y), at=rows)
+        return Style(bayesianize(make(), *likelihood, **options), (x, y), at=rows, broadcasts=False)
 
     return style
 

@@ -6,7 +6,13 @@ A pair of a style and an idiom that is listed here must raise what stands here; 
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
+from pyro import poutine
+
+from pyro_hypernet.layout import Layout
+from tests.law.bench import GUIDES
+from tests.law.idioms import IDIOMS, NotApplicable
 from tests.law.style import Style
 from tests.law.styles import STYLES
 
@@ -35,8 +41,9 @@ class Refusal:
 
     def covers(self, style: str, idiom: str, guide: str) -> bool:
         """Whether a triple is refused by this."""
-        return _matches(self.idioms, idiom) and _matches(self.guides, guide) and style in self.named()
+        return _matches(self.idioms, idiom) and _matches(self.guides, guide) and style in self.named
 
+    @cached_property
     def named(self) -> list[str]:
         """The names of the styles."""
         if isinstance(self.styles, str):
@@ -48,7 +55,95 @@ def _matches(patterns: str, name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns.split("|"))
 
 
-REFUSED: list[Refusal] = []
+def latents(style: Style) -> Layout:
+    """The latent sites of a style whose sites are all continuous."""
+    return Layout.from_trace(poutine.trace(style.guided).get_trace(*style.args, **style.kwargs))
+
+
+def has_one_weight(style: Style) -> bool:
+    return _count(style, weights=True) == 1
+
+
+def has_one_site(style: Style) -> bool:
+    return _count(style, weights=False) == 1
+
+
+def _count(style: Style, *, weights: bool) -> int:
+    try:
+        layout = latents(style)
+    except (ValueError, NotImplementedError):  # no guide can serve it
+        return 0
+    return layout.dim if weights else len(layout.sites)
+
+
+def has_fixed_rows(style: Style) -> bool:
+    return style.at is None
+
+
+def does_not_broadcast(style: Style) -> bool:
+    return not style.broadcasts
+
+
+OTHER_ROWS = "*, shorter|*, longer|*, one row|call, many sizes"
+PYRO_VECTORISED = (
+    "Predictive, parallel, *|WeighedPredictive, parallel|vectorized_importance_weights|*, vectorised|"
+    "Trace_ELBO, many vectorised particles|TraceTailAdaptive_ELBO|EnergyDistance"
+)
+JIT = "JitTrace*"
+
+REFUSED: list[Refusal] = [
+    # No guide of Pyro's can serve these models.
+    Refusal(
+        "sequential plate",
+        "*",
+        "*",
+        "latents in a sequential plate",
+        NotImplementedError,
+        "sequential pyro.plate",
+        "Pyro",
+    ),
+    Refusal("sphere", "*", "*", "a latent on a sphere has no map from the real line", ValueError, "spherical", "Pyro"),
+    Refusal("discrete", "*", "*", "a discrete latent", ValueError, "discrete", "Pyro"),
+    Refusal("improper", "*", "*", "a prior that cannot be sampled", NotImplementedError, "does not support", "Pyro"),
+    Refusal(
+        "subsampled latent",
+        "*",
+        "*",
+        "a latent in a subsampled plate changes with the minibatch; Pyro's guides get it wrong in silence",
+        ValueError,
+        "lies inside the subsampled plate",
+    ),
+    # Ours cannot.
+    Refusal(
+        has_one_weight,
+        "*",
+        "two components",
+        "a mixture's network needs two coordinates",
+        ValueError,
+        "needs at least two unconstrained weights",
+    ),
+    Refusal(
+        "*",
+        "lift|substitute",
+        "*",
+        "a handler that puts other values in the place of the guide's parameters",
+        ValueError,
+        "puts another value in the place",
+    ),
+    # There is nothing to do.
+    Refusal(has_fixed_rows, OTHER_ROWS, "*", "the model's rows are fixed", NotApplicable, "rows", "nobody"),
+    Refusal(has_one_site, "AutoGuideList, shared", "*", "there is one site", NotApplicable, "one site", "nobody"),
+    # What Pyro's idiom asks of the model.
+    Refusal(
+        does_not_broadcast,
+        PYRO_VECTORISED,
+        "*",
+        "the model is written for one draw; VectorizedELBO and predict vmap it",
+        Exception,
+        "",
+        "Pyro",
+    ),
+]
 
 
 def refusal_of(style: str, idiom: str, guide: str) -> Refusal | None:
@@ -56,6 +151,59 @@ def refusal_of(style: str, idiom: str, guide: str) -> Refusal | None:
     return next((refusal for refusal in REFUSED if refusal.covers(style, idiom, guide)), None)
 
 
+BY = {
+    "us": "refused by us",
+    "Pyro": "Pyro's own guide cannot either",
+    "nobody": "has no meaning",
+}
+
+
 def table() -> str:
     """The page `docs/idioms.md`."""
-    return ""
+    rows = [
+        f"| {_spell(refusal.styles, refusal.named)} | {_listed(refusal.idioms)} | {_listed(refusal.guides)} "
+        f"| {refusal.reason} | {BY[refusal.by]} |"
+        for refusal in REFUSED
+    ]
+    return "\n".join(
+        [
+            "# Models, idioms, guides: what works and what is refused",
+            "",
+            f"`tests/law` tries {len(STYLES)} styles of models with {len(IDIOMS)} idioms and {len(GUIDES)} guides: a "
+            "walk through them in `make test`, all",
+            "with `pytest -m slow tests/law`, where the guides take turns. Draws are finite, of the right shapes and "
+            "distributed like",
+            "`sample_posterior`, densities equal `log_prob`; or the pair stands in this table, which is made from "
+            "`tests/law/refused.py` by",
+            "`python -m tests.law.refused > docs/idioms.md`. An entry that is refused no longer fails a test.",
+            "",
+            "| models | idioms | guides | why | |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "## The models",
+            "",
+            _listed("|".join(STYLES)),
+            "",
+            "## The idioms",
+            "",
+            _listed("|".join(IDIOMS)),
+            "",
+            "## The guides",
+            "",
+            _listed("|".join(GUIDES)),
+            "",
+        ]
+    )
+
+
+def _listed(patterns: str) -> str:
+    return "all" if patterns == "*" else "; ".join(patterns.split("|"))
+
+
+def _spell(styles: str | Callable[[Style], bool], named: list[str]) -> str:
+    return _listed(styles) if isinstance(styles, str) else "; ".join(named)
+
+
+if __name__ == "__main__":
+    print(table(), end="")

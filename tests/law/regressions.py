@@ -175,8 +175,8 @@ def counts(rate):
     return torch.poisson(rate, generator=torch.Generator().manual_seed(seed(4)))
 
 
-def regress(model, y, **kwargs):
-    return lambda: Style(model, (X, y), kwargs, at_inputs(2))
+def regress(model, y, *, broadcasts=True, **kwargs):
+    return lambda: Style(model, (X, y), kwargs, at_inputs(2), broadcasts=broadcasts)
 
 
 Y = LINE + 0.5 * NOISE
@@ -190,18 +190,18 @@ REGRESSIONS = {
     "linear, dim": regress(linear_with_dim, Y),
     "known noise": lambda: Style(known_noise, (X[:, 0], Y), at=at_inputs()),
     "one datum": lambda: Style(known_noise, (X[:1, 0], Y[:1]), at=at_inputs()),
-    "matrix product": regress(matrix_product, Y),
+    "matrix product": regress(matrix_product, Y, broadcasts=False),
     "logistic": regress(logistic, LABELS),
     "poisson": regress(poisson, COUNTS),
     "student": regress(student, Y),
-    "ordinal": regress(ordinal, CLASSES),
+    "ordinal": regress(ordinal, CLASSES, broadcasts=False),
     "zero-inflated": regress(zero_inflated, COUNTS),
     "negative binomial": regress(negative_binomial, COUNTS),
     "beta": regress(beta, uniform(ROWS).clamp(0.05, 0.95)),
     "von mises": regress(von_mises, Y.clamp(-3, 3)),
-    "multivariate": regress(multivariate, THREE),
-    "multinomial": regress(multinomial, torch.nn.functional.one_hot(CLASSES, 3).float() * 5),
-    "categorical": regress(categorical, CLASSES),
+    "multivariate": regress(multivariate, THREE, broadcasts=False),
+    "multinomial": regress(multinomial, torch.nn.functional.one_hot(CLASSES, 3).float() * 5, broadcasts=False),
+    "categorical": regress(categorical, CLASSES, broadcasts=False),
     "gamma": regress(gamma, LINE.exp()),
     "survival": regress(survival, LINE.exp(), seen=LABELS.bool()),
     "mixture": regress(mixture, Y),

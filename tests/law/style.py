@@ -23,6 +23,7 @@ class Style:
         at: From a number of rows to arguments that predict so many, without data; None where the rows are fixed.
         is_function: Whether its density is the same at every run; else there is no rejection.
         warns: Beginnings of warnings of ours that are due.
+        broadcasts: Whether it broadcasts over an axis of draws to the left, as Pyro's vectorised particles ask.
         served: The model that guides serve, where it is not `model` itself.
     """
 
@@ -33,6 +34,7 @@ class Style:
     served: Callable[..., Any] | None = None
     is_function: bool = True
     warns: tuple[str, ...] = ()
+    broadcasts: bool = True
 
     @property
     def guided(self) -> Callable[..., Any]:

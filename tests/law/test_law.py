@@ -49,11 +49,20 @@ def hold(style: str, idiom: str, guide: str) -> None:
 
 
 def expect_refusal(refusal: Refusal, style: str, idiom: str, guide: str) -> None:
+    """What Pyro's own guide cannot do with a model may nevertheless work with ours."""
+    if refusal.by == "Pyro" and fails(style, idiom, guide, refusal) is None:
+        return
     with pytest.raises(refusal.error, match=refusal.message):
         attempt(style, idiom, guide)
-    if refusal.by == "Pyro":
-        with pytest.raises(Exception, match=""):
-            attempt(style, idiom, "stock")
+    assert refusal.by != "Pyro" or fails(style, idiom, "stock", refusal), "Pyro's own guide can do this"
+
+
+def fails(style: str, idiom: str, guide: str, refusal: Refusal) -> Exception | None:
+    try:
+        attempt(style, idiom, guide)
+    except refusal.error as error:
+        return error
+    return None
 
 
 def walk() -> list[tuple[str, str, str]]:
@@ -97,7 +106,7 @@ def test_law_with_every_idiom(style):
 def first_covered(refusal: Refusal) -> tuple[str, str, str] | None:
     """A triple that this entry refuses, and no entry before it; the quickest guide to make, where there is a choice."""
     order = sorted(GUIDES, key=lambda name: QUICK.index(name))
-    triples = ((s, i, g) for s in refusal.named() for i in IDIOMS for g in order)
+    triples = ((s, i, g) for s in refusal.named for i in IDIOMS for g in order)
     return next((triple for triple in triples if refusal_of(*triple) is refusal), None)
 
 
@@ -105,6 +114,7 @@ def first_covered(refusal: Refusal) -> tuple[str, str, str] | None:
 def test_what_stands_in_the_table_is_refused(refusal):
     triple = first_covered(refusal)
     assert triple is not None, "no triple is left to this entry: it outlived its reason, or another one covers it"
+    assert fails(*triple, refusal), "it is not refused any more"
     expect_refusal(refusal, *triple)
 
 
