@@ -1,6 +1,6 @@
 """A test's verdict depends on neither the seed nor the processor: the suite for many seeds and instruction sets.
 
-    python benchmarks/tests_pass_for_every_seed.py [SELECTION ...] [--seeds 20] [--capabilities default avx2 avx512]
+    python benchmarks/tests_pass_for_every_seed.py [SELECTION ...] [--seeds 0 1 2] [--capabilities default avx2 avx512]
 
 SELECTION is anything that pytest takes: files, folders, names of tests, `-m slow`. The first run of each test watches
 whether it draws random numbers or asks for a seed; a test that does neither is run once for each instruction set, the
@@ -124,7 +124,7 @@ def one_run(journal: Path, seed: int, capability: str, selection: list[str]) -> 
     os.chdir(ROOT)
     lines = read(journal)
     done = {line["test"] for line in lines if (line["seed"], line["capability"]) == (seed, capability)}
-    known = {line["test"]: line["random"] for line in lines} if seed else {}
+    known = {line["test"]: line["random"] for line in lines if line["capability"] == capability}
     watch = Watch(journal, seed, capability, done, known)
     watch.listen()
     pytest.main(["-q", "-p", "no:cacheprovider", "--tb=no", *selection], plugins=[watch])
@@ -165,13 +165,14 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     """One process for each seed and instruction set, then the table of all that the journal holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="0 to this number less one (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(20)), help="(0 to 19)")
     parser.add_argument("--capabilities", nargs="+", default=[], choices=CAPABILITIES, help="all that the machine has")
     parser.add_argument("--journal", type=Path, default=JOURNAL)
+    parser.add_argument("--table", type=Path, default=RESULTS / "seeds.md")
     parser.add_argument("--quick", action="store_true", help="two seeds of one file")
     parser.add_argument("--only", nargs=2, metavar=("SEED", "CAPABILITY"), help=argparse.SUPPRESS)
     options, selection = parser.parse_known_args()
-    journal, seeds = options.journal.absolute(), 2 if options.quick else options.seeds
+    journal, seeds = options.journal.absolute(), [0, 1] if options.quick else options.seeds
     selection = ["tests/test_density.py"] if options.quick else selection
     journal.parent.mkdir(exist_ok=True, parents=True)
     if options.only:
@@ -179,13 +180,13 @@ def main() -> None:
         return
     best = torch.backends.cpu.get_cpu_capability().lower()
     has = CAPABILITIES[: CAPABILITIES.index(best) + 1] if best in CAPABILITIES else ("default",)
-    for seed in range(seeds):
+    for seed in seeds:
         for capability in options.capabilities or has[::-1]:
             environment = {"PYRO_HYPERNET_SEED": str(seed), "ATEN_CPU_CAPABILITY": capability}
             command = [sys.executable, __file__, "--only", str(seed), capability, "--journal", str(journal), *selection]
             subprocess.run(command, env={**os.environ, **environment}, check=False)
-            name = "seeds-quick.md" if options.quick else "seeds.md"
-            (RESULTS / name).write_text(table(read(journal)))
+            to = RESULTS / "seeds-quick.md" if options.quick else options.table
+            to.write_text(table(read(journal)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A budget of time: read from words, and spent."""
+"""A budget of time: read from words, spent, and what things cost of it."""
 
 import math
 import re
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 _UNITS = {"second": 1.0, "sec": 1.0, "s": 1.0, "minute": 60.0, "min": 60.0, "m": 60.0, "hour": 3600.0, "h": 3600.0}
 
@@ -40,18 +42,77 @@ class Clock:
 
     Args:
         seconds: The budget.
+        now: Tells the time in seconds.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, now: Callable[[], float] = time.perf_counter) -> None:
         self.budget = seconds
-        self._start = time.perf_counter()
+        self.now = now
+        self._start = now()
 
     @property
     def spent(self) -> float:
         """Seconds since the start."""
-        return time.perf_counter() - self._start
+        return self.now() - self._start
 
     @property
     def left(self) -> float:
         """Seconds until the end, negative after it."""
         return self.budget - self.spent
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What n of something take: `fixed + n * each` seconds.
+
+    Attributes:
+        fixed: Seconds, whatever the number.
+        each: Seconds for one more.
+    """
+
+    fixed: float = 0.0
+    each: float = 0.0
+
+    def of(self, number: float) -> float:
+        """Seconds for so many."""
+        return self.fixed + number * self.each
+
+    def affordable(self, seconds: float, *, most: int) -> int:
+        """How many of at most so many can be had in some seconds; 0 where none can."""
+        if self.of(most) <= seconds:
+            return most
+        return max(0, min(most, int((seconds - self.fixed) / self.each))) if self.each > 0 else 0
+
+
+def measure(
+    run: Callable[[int], object],
+    sizes: Sequence[int],
+    *,
+    seconds: float,
+    now: Callable[[], float] = time.perf_counter,
+) -> Cost:
+    """Times a function of a number at growing numbers, as long as the next one is likely to stay within the time.
+
+    Args:
+        run: The function; each number is run twice, for the first run warms up, and once where once is dear.
+        sizes: Growing numbers; the first is always run.
+        seconds: To spend about on all of it.
+        now: Tells the time in seconds.
+    """
+    start, taken = now(), {}
+    for size in sizes:
+        if taken:
+            last = max(taken)
+            if taken[last] * size / last > seconds - (now() - start):
+                break
+        times = []
+        while len(times) < 2 and (not times or now() - start < seconds / 4):
+            begin = now()
+            run(size)
+            times.append(now() - begin)
+        taken[size] = min(times)
+    first, last = min(taken), max(taken)
+    if first == last:
+        return Cost(0.0, taken[first] / first)
+    each = max(0.0, taken[last] - taken[first]) / (last - first)
+    return Cost(max(0.0, taken[first] - first * each), each)

@@ -1,5 +1,6 @@
 """The log joint density of a Pyro model and its arguments, as a batched function of the flat weight vector."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -20,9 +22,11 @@ class LogJoint:
 
     The model is written for one draw and vmapped. With `mode="graph"` that run is captured once as a graph of tensor
     operations and used again while the shapes of all arguments stay the same; new values (the next minibatch) do not
-    capture again, and neither do updates of `pyro.param`s. Python numbers and globals that the model reads are fixed at
-    the capture: pass what changes as an argument, or use `mode="eager"`. A model that cannot be vmapped (`.item()`,
-    `if` on a value) runs in a loop, after one warning that names the line.
+    capture again, and neither do updates of `pyro.param`s. Other Python numbers, as arguments or globals, capture a
+    graph of their own; a model that reads what changes unseen, such as a clock, runs uncaptured once a graph is found
+    to differ from it. A model that cannot be vmapped (`.item()`,
+    `if` on a value) runs in a loop, after one warning that names the line. Weights at which the model raises an error,
+    such as a covariance without a Cholesky factor, have density zero, after one warning.
 
     Args:
         model: A Pyro model without discrete latent sites.
@@ -47,15 +51,22 @@ class LogJoint:
     def __init__(self, model: Model, layout: Layout, *, mode: str = "graph") -> None:
         self.model = model
         self.layout = layout
-        self._value = Vectorized(self._value_of_one, mode=mode)
-        self._grad_and_value = Vectorized(self._grad_and_value_of_one, mode=mode, differentiable=False)
-        self._parts = Vectorized(self._parts_of_one, mode=mode)
+        self._value = Vectorized(self._value_of_one, mode=mode, failed=zero_density)
+        self._grad_and_value = Vectorized(
+            self._grad_and_value_of_one, mode=mode, differentiable=False, failed=lambda w: (0 * w, zero_density(w))
+        )
+        self._parts = Vectorized(self._parts_of_one, mode=mode, failed=lambda w: torch.stack([zero_density(w)] * 2))
 
     @property
     def mode(self) -> str:
         """How the density runs now: "graph", "eager" or "loop"."""
         used = {self._value.mode, self._grad_and_value.mode}
         return next(mode for mode in reversed(MODES) if mode in used)
+
+    @property
+    def num_failed(self) -> int:
+        """At how many weights so far the model raised an error, so that they count as of density zero."""
+        return sum(run.num_failed for run in (self._value, self._grad_and_value, self._parts))
 
     def __call__(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Evaluates the density.
@@ -196,6 +207,15 @@ class LogJoint:
         return trace
 
 
+def zero_density(w: Tensor) -> Tensor:
+    """The log density, in nats, shape `()`, of weights at which the model raises an error: −inf.
+
+    Args:
+        w: The weights, shape `(D,)`; fixes dtype and device.
+    """
+    return w.new_full((), -math.inf)
+
+
 def split_density(trace: Trace, layout: Layout, log_det: Tensor) -> tuple[Tensor, Tensor]:
     """Log prior and log likelihood of a trace, both of shape `()`.
 
@@ -270,14 +290,39 @@ def sample_prior(
     """
 
     def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-        return {name: trace.nodes[name]["value"] for name in layout.names}
+        latents = _Latents(layout.names)
+        try:
+            with latents:
+                model(*args, **kwargs)
+        except _Enough:
+            pass
+        return {name: latents.values[name] for name in layout.names}
 
     with torch.no_grad(), outside_of_pyro(), warnings.catch_warnings():
         # Dirichlets and their like are drawn one by one, which once is no harm.
         warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
         draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
         return layout.unconstrain(draws)[0]
+
+
+class _Enough(Exception):
+    """All latent sites have been drawn; caught where `_Latents` is entered."""
+
+
+class _Latents(Messenger):
+    """Notes the latent sites and ends the run with the last of them: what the data cost is not paid."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.missing = set(names)
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.missing:
+            self.missing.remove(msg["name"])
+            self.values[msg["name"]] = msg["value"]
+            if not self.missing:
+                raise _Enough
 
 
 def _check_sites(layout: Layout, trace: Trace) -> None:

@@ -29,10 +29,11 @@ from pyro_hypernet.safeguards import (
     raise_for_nan,
     refuse_dependent_supports,
     refuse_local_latents,
+    refuse_minibatches,
     refuse_what_cannot_fit,
     spell_bytes,
 )
-from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro
+from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class AutoHypernet(AutoContinuous):
             What was chosen, and the bound it reaches; None where nothing is rejected.
 
         Raises:
-            ValueError: If a rate is out of its range, or no proposal has a finite weight.
+            ValueError: If a rate is out of its range, a plate draws minibatches, or no proposal has a finite weight.
 
         Source: Grover et al. 2018, arXiv 1804.01712.
         """
@@ -259,6 +260,9 @@ class AutoHypernet(AutoContinuous):
         if not rates or not all(isinstance(rate, (int, float)) and 0 < rate < 1 for rate in rates):
             raise ValueError(f"rates must be shares of draws to keep, between 0 and 1; got {rates!r}.")
         arguments = (tuple(args), kwargs or {})
+        with outside_of_pyro(), pyro.validation_enabled(False):
+            values = self.layout.constrain(self.bijection.forward_and_log_det(self._origin)[0])[0]
+            refuse_minibatches(trace_one(self._uninitialised_model[0], values, *arguments), "rejection")
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
         while len(log_weights) < NUM_PROPOSALS:
             more = self._log_weights(arguments, self._proposals().sample((BATCH,)))

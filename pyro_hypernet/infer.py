@@ -1,41 +1,53 @@
 """infer: one call from a model and its data to draws, the evidence and a verdict."""
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_hypernet.budget import Clock, read_budget
+from pyro_hypernet.budget import Clock, Cost, measure, read_budget
 from pyro_hypernet.correction.move import move
 from pyro_hypernet.correction.resample import resample
+from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
 from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
+from pyro_hypernet.evaluation.weighted import weighted_draws
 from pyro_hypernet.guide import NUM_PROPOSALS, REJECTION_RATES, AutoHypernet
+from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import ANNEAL, Fit, fit
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.plan import (
+    CAUTION,
+    LEAST_GATHERED,
+    LEAST_MOVED,
+    LEAST_REFINED,
+    LEAST_STEPS,
+    LEAST_WEIGHTS,
+    USUAL_WEIGHTS,
+    Plan,
+    fewer,
+    spell_seconds,
+)
+from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.vectorize import Model, Vectorized
 
-# Shares of the budget: training, and looking beyond the guide; what is left is for mending.
-_TRAINING_SHARE, _LOOKING_SHARE = 0.5, 0.15
-# Of the budget, for the draws that diagnosis, samples and pictures take once the posterior chooses among them.
-_CHOOSING_SHARE, _DRAWS_TO_COME = 0.2, 15_000
-_TRIAL_STEPS, _LEAST_STEPS, _MOST_STEPS = (5, 35), 50, 20_000
 _POPULATIONS = 4
-# Fewer refined draws are not worth their time; one of a long run costs so much more than one of a short run.
-_LEAST_REFINED, _LONG_OVER_SHORT = 200, 4.0
 # Checks whose trouble importance weights mend, k-hat allowing.
 _MENDED_BY_WEIGHTS = {"moments", "acceptance", "gap", "training", "functions"}
 # Populations of a refined cloud agree below this.
 _AGREED_RHAT = 1.1
-# Of the time that is left, refining is planned to take so much: its cost is a guess.
-_CAUTION = 0.7
+# Of the budget, for finding out what things cost; numbers of draws to time.
+_PRICING_SHARE, _TIMED_RUNS, _TIMED_DRAWS, _TIMED_WEIGHTS = 0.02, (1, 8), (1, 16, 256), (16, 256)
+# Draws to predict from in a diagnosis by 10 000 weights.
+_FUNCTION_SHARE = 5
 
 
 @dataclass(frozen=True)
@@ -47,10 +59,12 @@ class Posterior:
         source: Where they come from: "guide", "resampled", "refined" or "moved".
         verdict: On these draws: "use it", "refine it" or "do not trust it".
         because: Why, in one or two sentences.
-        diagnosis: Of the guide, whose verdict may differ: draws may have been mended since. None if Ctrl-C came before.
+        diagnosis: Of the guide, whose verdict may differ: draws may have been mended since. None if Ctrl-C came before,
+            or if it failed, see the log.
         log_evidence: log p(data) in nats; a lower bound in expectation unless the source is "refined".
         log_evidence_error: Its standard error.
-        idata: The draws for ArviZ, with predictions and log likelihood; None if Ctrl-C came before.
+        idata: The draws for ArviZ, with predictions and log likelihood; None if Ctrl-C came before, if there was no
+            time, or if it failed, see the log. Where the budget is short it holds some of the draws only.
         guide: The trained guide.
         fit: How training went; None if Ctrl-C came before.
         refined: The result of `refine`, where it was run.
@@ -91,17 +105,20 @@ def infer(
     1. Sets up an AutoHypernet and trains it for at most half of the budget. 2. Diagnoses it (`diagnose`). 3. Where
     the verdict is not "use it": draws by Pareto-smoothed importance resampling where the weights allow it and nothing
     lies elsewhere; else by `refine`, as many as the time that is left allows for, if that is at least 200; else the
-    guide's, moved towards the posterior by `move` until the time is up. 4. Judges what came out. Ctrl-C ends the step
-    it comes in, and all that was reached is returned.
+    guide's, moved towards the posterior by `move` until the time is up. 4. Judges what came out.
+
+    Every step is planned by what one of its draws costs, timed before, and takes fewer where the budget is short; the
+    log says so, and what it means. What fails after training is left out, with its reason in the log, and Ctrl-C ends
+    the step it comes in: all that was reached is returned.
 
     Args:
         model: A Pyro model with continuous latent sites.
         args: Its arguments, data included.
-        budget: Seconds, or words such as "30 seconds", "2 minutes" or "1 hour". Aimed at, not enforced: setting up,
-            at least 50 steps of training and a diagnosis are always done.
+        budget: Seconds, or words such as "30 seconds", "2 minutes" or "1 hour". It holds within a factor of about 1.5
+            on a machine that does nothing else.
         guide: A guide to train instead of the default.
         num_samples: Draws wanted S; refining may have time for fewer.
-        num_steps: Steps of training, instead of as many as the budget allows for, at most 20 000.
+        num_steps: Most steps of training, 20 000 if not given; fewer where the budget does not allow for so many.
         say: Called with every line of the log as it is made.
         progress: Whether to show bars.
 
@@ -109,8 +126,9 @@ def infer(
         Draws, evidence, verdict and log. A warning says so where the verdict is not "use it".
 
     Raises:
-        ValueError: If the budget cannot be read, a number is out of range, or the model cannot be fitted: see
-            `AutoHypernet.setup`.
+        ValueError: If the budget cannot be read or does not allow for 50 steps and a diagnosis of this model, which is
+            found out before any of it and names what is needed; if a number is out of range; if the model draws
+            minibatches; or if it cannot be fitted: see `AutoHypernet.setup`.
         FloatingPointError: If training fails: see `fit`.
 
     Example:
@@ -153,6 +171,7 @@ class _Work:
     ) -> None:
         self.model, self.args, self.guide, self.clock = model, args, guide, clock
         self.num_samples, self.say, self.progress = num_samples, say, progress
+        self.plan = Plan(clock)
         self.lines: list[str] = []
         self.fit: Fit | None = None
         self.examination: Examination | None = None
@@ -164,21 +183,88 @@ class _Work:
         self.idata: Any = None
 
     def run(self, num_steps: int | None) -> None:
-        """All steps, or those before Ctrl-C."""
+        """All steps, or those before Ctrl-C; after the first result none that fails takes it away."""
+        least_steps = min(LEAST_STEPS, num_steps or LEAST_STEPS)
+        self.check(least_steps)
         self.guide.setup(*self.args)
         self.note("setup", self.guide.describe())
+        self.price(least_steps)
         try:
             self.train(num_steps)
-            self.examine()
-            self.mend()
+            if not self.attempt("reject", self.choose, "All draws are kept."):
+                self.guide.reject(None)
+            if self.attempt("diagnose", self.examine, "See diagnose(model, posterior.guide, *args)."):
+                self.mend()
+            else:
+                self.because = "Its diagnosis failed, see the log."
         except KeyboardInterrupt:
             self.note("stop", "interrupted; what was reached is kept")
-        if not self.samples:
-            self.samples = self.guide.sample_posterior(self.num_samples)
+        if not self.samples and not self.attempt("draws", self.draw, "Once more, with every draw kept."):
+            self.guide.reject(None)
+            self.draw()
         try:
-            self.idata = to_arviz(self.model, self.samples, *self.args, guide=self.guide, num_samples=self.num_samples)
+            self.attempt("arviz", self.gather, "See to_arviz(model, posterior, *args).")
         except KeyboardInterrupt:
             self.note("stop", "interrupted before the draws were gathered for ArviZ")
+
+    def attempt(self, step: str, function: Callable[[], None], remedy: str) -> bool:
+        """Runs a step; where it fails the log says why, and what was reached before stands."""
+        try:
+            function()
+        except Exception as error:
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
+            self.note(step, f"failed and was left out ({type(error).__name__}: {reason}). {remedy}")
+            return False
+        return True
+
+    def check(self, least_steps: int) -> None:
+        """Refuses a model that draws minibatches, and what the budget can never hold, by a run or a few."""
+        with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad():
+            start = self.clock.now()
+            try:
+                trace = poutine.trace(self.model).get_trace(*self.args)
+            except Exception:  # a prior that cannot be sampled, or a model at fault: setting up tells
+                return
+            refuse_minibatches(trace, "infer")
+            try:
+                Plan(self.clock, Cost(0.0, self.clock.now() - start)).refuse_what_cannot_end(least_steps=least_steps)
+                return
+            except ValueError:
+                pass  # by one run, of which most may be overhead: several at once tell
+            runs = Vectorized(_run_of_one(self.model), mode="eager", randomness="different")
+            try:
+                options = {"seconds": _PRICING_SHARE * self.clock.budget, "now": self.clock.now}
+                cost = measure(lambda n: runs(torch.zeros(n), self.args), _TIMED_RUNS, **options)
+            except Exception:
+                return
+        Plan(self.clock, cost).refuse_what_cannot_end(least_steps=least_steps)
+
+    def price(self, least_steps: int) -> None:
+        """Times densities of all data and a step of training, none of which leaves a trace."""
+        options = {"seconds": _PRICING_SHARE * self.clock.budget, "now": self.clock.now}
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is to be said is said while training
+            try:
+                w = self.guide.layout.unconstrain(self.guide.sample_posterior(1))[0]
+                log_joint = LogJoint(self.model, self.guide.layout, mode="eager")
+                with poutine.block(), torch.no_grad():
+                    density = measure(lambda n: log_joint(w.expand(n, -1), *self.args), _TIMED_DRAWS, **options)
+                self.plan.density = density
+                self.plan.step = self._price_of_a_step()
+            except Exception as error:  # where the draw has no density; training says whether all is well
+                self.note("plan", f"nothing could be timed ({type(error).__name__}); training ends by the clock")
+                return
+        self.plan.refuse_what_cannot_end(least_steps=least_steps)
+
+    def _price_of_a_step(self) -> Cost:
+        loss, now = VectorizedELBO(self.plan.num_particles)(self.model, self.guide), self.clock.now
+        leaves, taken = list(self.guide.parameters()), []
+        while len(taken) < 2 or (len(taken) < 5 and sum(taken) < _PRICING_SHARE * self.clock.budget):
+            start = now()
+            torch.autograd.grad(loss(*self.args), leaves, allow_unused=True)
+            taken.append(now() - start)
+        captures = 2 if self.guide.suits_annealing else 1
+        return Cost(captures * max(0.0, taken[0] - min(taken)), max(1e-4, min(taken)))
 
     def note(self, step: str, text: str) -> None:
         """Adds a line to the log."""
@@ -188,45 +274,66 @@ class _Work:
             self.say(line)
 
     def train(self, num_steps: int | None) -> None:
-        """As many steps as half of the budget allows for, told by a few of no consequence."""
+        """As many steps as half of the budget allows for."""
         anneal = ANNEAL if self.guide.suits_annealing else 1.0
-        if num_steps is None:
-            per_step = self._seconds_per_step()
-            left = _TRAINING_SHARE * self.clock.budget - self.clock.spent
-            num_steps = int(min(_MOST_STEPS, max(_LEAST_STEPS, left / per_step)))
-            self.note("plan", f"{num_steps} steps of training at {1000 * per_step:.1f} ms")
+        planned = self.plan.steps(num_steps)
+        if num_steps is None or planned < num_steps:
+            asked = "" if num_steps is None else f", of {num_steps} asked for: the budget allows for no more"
+            each = spell_seconds(self.plan.step.each)
+            self.note("plan", f"{planned} steps of training at {each}{asked}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
             options = {"anneal": anneal, "rejection": None, "progress": self.progress}
-            self.fit = fit(self.model, self.guide, self.args, num_steps=num_steps, **options)
+            until = self.plan.training_seconds()
+            self.fit = fit(self.model, self.guide, self.args, num_steps=planned, max_seconds=until, **options)
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
         if self.fit.stopped_because == "interrupted":
             raise KeyboardInterrupt
-        self.choose()
 
     def choose(self) -> None:
         """Lets the posterior choose among the guide's draws, as far as the budget allows for what they then cost."""
         guide = self.guide
         if self.fit.mode == "loop" or not guide.suits_rejection(self.args):
             return
-        start = time.perf_counter()
+        if not self.plan.can_choose(NUM_PROPOSALS):
+            seconds = spell_seconds(self.plan.density.of(NUM_PROPOSALS))
+            self.note("reject", f"left out, every draw is kept: {NUM_PROPOSALS} proposals would take {seconds}")
+            return
+        start = self.clock.now()
         choice = guide.reject(self.args)
-        each = (time.perf_counter() - start) / NUM_PROPOSALS
-        left = _CHOOSING_SHARE * self.clock.budget
-        if choice is not None and _DRAWS_TO_COME * each > left * guide.rejection.rate:
-            rates = [rate for rate in REJECTION_RATES if _DRAWS_TO_COME * each <= left * rate]
+        each = (self.clock.now() - start) / NUM_PROPOSALS
+        if choice is not None and not self.plan.can_pay(each, guide.rejection.rate):
+            rates = [rate for rate in REJECTION_RATES if self.plan.can_pay(each, rate)]
             choice = guide.reject(self.args, rates=rates) if rates else guide.reject(None)
         if choice is not None:
             self.note("reject", f"one in {1 / guide.rejection.rate:.0f} draws is kept; ELBO {choice.elbo:.2f} nats")
 
     def examine(self) -> None:
         """Diagnoses the guide."""
-        looking = max(0.0, min(_LOOKING_SHARE * self.clock.budget, self.clock.left))
-        self.examination = examine(self.model, self.guide, self.args, fit=self.fit, max_seconds=looking)
+        num_weights = max(LEAST_WEIGHTS, self._affordable_weights(USUAL_WEIGHTS))
+        options = {"num_samples": num_weights, "num_functions": num_weights // _FUNCTION_SHARE}
+        looking = self.plan.looking_seconds()
+        self.examination = examine(self.model, self.guide, self.args, fit=self.fit, max_seconds=looking, **options)
         diagnosis, bracket = self.examination.diagnosis, self.examination.bracket
         self.evidence = bracket.lower, bracket.lower_error
         self.verdict, self.because = diagnosis.verdict, diagnosis.because
-        self.note("diagnose", f"{diagnosis.verdict}: {diagnosis.because}")
+        word = fewer(num_weights, USUAL_WEIGHTS, "importance weights")
+        self.note("diagnose", f"{diagnosis.verdict}: {diagnosis.because}" + (f" ({word})" if word else ""))
+
+    def _affordable_weights(self, usual: int) -> int:
+        """Draws of the guide that can be weighed; where that is dear, a few are timed first."""
+        rejection = self.guide.rejection
+        runs = 2 + (1 / rejection.rate if rejection is not None else 0)
+        self.plan.weight = Cost(self.plan.density.fixed, runs * self.plan.density.each)
+        if self.plan.weights(4 * usual) < 4 * usual:
+            options = {"seconds": _PRICING_SHARE * self.clock.budget, "now": self.clock.now}
+            with torch.random.fork_rng(devices=[]):
+                self.plan.weight = measure(
+                    lambda n: weighted_draws(self.model, self.guide, *self.args, num_samples=n),
+                    _TIMED_WEIGHTS,
+                    **options,
+                )
+        return self.plan.weights(usual)
 
     def mend(self) -> None:
         """Corrects the draws, if the verdict asks for it and something can be done."""
@@ -236,17 +343,27 @@ class _Work:
             return
         bad = {check.name for check in diagnosis.checks if check.level != "good"}
         if diagnosis.khat <= BELIEVABLE_KHAT and bad <= _MENDED_BY_WEIGHTS:
-            self.resample()
-        else:
-            self.refine()
+            self.attempt("resample", self.resample, "The guide's draws stand.")
+            return
+        self.attempt("refine", self.refine, "The guide's draws stand.")
+        if self.source == "guide":
+            self.attempt("move", self.move, "The guide's draws stand.")
 
     def resample(self) -> None:
         """Draws by importance weights."""
-        result = resample(self.model, self.guide, *self.args, num_samples=self.num_samples)
+        usual = 10 * self.num_samples
+        num_proposals = self._affordable_weights(usual)
+        if num_proposals < max(self.num_samples, LEAST_WEIGHTS):
+            self.note("resample", f"left out: {num_proposals} draws of the guide are what there is time for")
+            return
+        options = {"num_samples": self.num_samples, "num_proposals": num_proposals}
+        result = resample(self.model, self.guide, *self.args, **options)
         self.samples, self.source = result.samples, "resampled"
         self.evidence = result.log_evidence, result.log_evidence_error
         figures = f"k-hat {result.khat:.2f}, {result.num_distinct} of {self.num_samples} draws differ"
-        self.note("resample", f"{figures}; log evidence {result.log_evidence:.2f} ± {result.log_evidence_error:.2f}")
+        word = fewer(num_proposals, usual, "proposals")
+        evidence = f"log evidence {result.log_evidence:.2f} ± {result.log_evidence_error:.2f}"
+        self.note("resample", "; ".join([figures, evidence, *([word] if word else [])]))
         if result.khat <= BELIEVABLE_KHAT and result.ess >= self.num_samples / 10:
             self.verdict = USE
             self.because = f"The guide's draws were resampled by their importance weights: {figures}."
@@ -259,42 +376,64 @@ class _Work:
         seconds = found.seconds if found.how == "refine" else found.likely_seconds
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
-            self.move()
             return
-        num_samples = self._affordable_draws(seconds)
-        if num_samples < _LEAST_REFINED:
-            enough = f"{self.clock.left:.0f} s are left, enough for {num_samples} draws; {_LEAST_REFINED} are the least"
+        num_samples = self.plan.refined(self.num_samples, seconds, NUM_DRAWS)
+        num_samples -= num_samples % _POPULATIONS
+        if num_samples < LEAST_REFINED:
+            enough = f"{self.plan.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"
             self.note("refine", f"left out: {enough}")
-            self.move()
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*refine", UserWarning)  # part of the verdict
-            self.refined = refine(
-                self.model,
-                *self.args,
-                num_samples=num_samples,
-                num_populations=_POPULATIONS,
-                progress=self.progress,
-            )
-        self._judge_refined(self.refined)
+            options = {"num_populations": _POPULATIONS, "max_seconds": self.plan.left, "progress": self.progress}
+            refined = refine(self.model, *self.args, num_samples=num_samples, **options)
+        if refined.temperatures[-1] < 1:
+            reached = f"it had come to temperature {refined.temperatures[-1]:.2g} of 1 after {refined.seconds:.0f} s"
+            self.note("refine", f"left out: {reached}")
+            return
+        self.refined = refined
+        self._judge_refined(refined)
 
     def move(self) -> None:
         """Draws of the guide moved towards the posterior for the time that is left; the verdict stays what it is."""
-        if self.clock.left <= 0:
+        num_samples = self.plan.moved(self.num_samples)
+        if num_samples < LEAST_MOVED:
+            self.note("move", f"left out: there is time for {num_samples} draws; {LEAST_MOVED} are the least")
             return
-        options = {"max_seconds": _CAUTION * self.clock.left, "progress": self.progress}
-        try:
-            moved = move(self.model, self.guide, *self.args, num_samples=self.num_samples, **options)
-        except ValueError as error:
-            self.note("move", f"left out: {error}")
-            return
+        options = {"max_seconds": CAUTION * self.plan.left, "progress": self.progress}
+        moved = move(self.model, self.guide, *self.args, num_samples=num_samples, **options)
         count = len(moved.acceptance)
         if count == 0:
             self.note("move", "left out: no time is left")
             return
         self.samples, self.source = moved.samples, "moved"
-        self.note("move", f"every draw {count} times, {moved.num_leapfrogs} leapfrog steps in all")
+        word = fewer(num_samples, self.num_samples, "draws")
+        self.note("move", f"every draw {count} times, {moved.num_leapfrogs} leapfrog steps in all{word and '; '}{word}")
         self.because += f" Its draws were moved {count} times: nearer to the posterior, but nobody says how near."
+
+    def draw(self) -> None:
+        """The guide's own draws."""
+        self.samples = self.guide.sample_posterior(self.num_samples)
+
+    def gather(self) -> None:
+        """Draws, predictions and likelihoods for ArviZ, of as many draws as there is time for."""
+        total = len(next(iter(self.samples.values())))
+        count = self.plan.gathered(total, _numbers_of_a_draw(self.guide))
+        if count < min(LEAST_GATHERED, total):
+            todo = "to_arviz(model, posterior, *args, num_samples=…) makes it"
+            self.note("arviz", f"left out: there is time to predict from {count} draws; {todo}")
+            return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            options = {"guide": self.guide, "num_samples": count, "num_prior_samples": min(500, count)}
+            self.idata = to_arviz(self.model, self.samples, *self.args, **options)
+        for warning in caught:
+            if "ArviZ cannot hold" in str(warning.message):
+                self.note("arviz", str(warning.message))
+            else:
+                warnings.warn(warning.message, stacklevel=2)
+        if count < total:
+            self.note("arviz", fewer(count, total, "draws"))
 
     def _judge_refined(self, refined: Refined) -> None:
         rhat = function_rhat(self.model, refined.samples, self.args, _POPULATIONS)
@@ -309,22 +448,6 @@ class _Work:
         self.verdict = USE if rhat <= _AGREED_RHAT else REFINE if rhat <= UNMIXED_RHAT else DO_NOT_TRUST
         agree = "agree" if self.verdict == USE else "disagree: give more time, budget=, or more draws, num_samples="
         self.because = f"The guide was replaced by refined draws: {figures}, so populations {agree}."
-
-    def _affordable_draws(self, seconds: float) -> int:
-        per_draw = _LONG_OVER_SHORT * seconds / NUM_DRAWS
-        affordable = int(_CAUTION * self.clock.left / per_draw) if self.clock.left > 0 else 0
-        wanted = min(max(self.num_samples, _LEAST_REFINED), affordable)
-        return wanted - wanted % _POPULATIONS
-
-    def _seconds_per_step(self) -> float:
-        """From a few steps of next to no size: a longer fit against a shorter one, for each captures the graph anew."""
-        seconds = []
-        for num_steps in _TRIAL_STEPS:
-            start = time.perf_counter()
-            options = {"learning_rate": 1e-9, "keep": "last", "rejection": None, "anneal": 1.0, "progress": False}
-            fit(self.model, self.guide, self.args, num_steps=num_steps, **options)
-            seconds.append(time.perf_counter() - start)
-        return max(1e-4, (seconds[1] - seconds[0]) / (_TRIAL_STEPS[1] - _TRIAL_STEPS[0]))
 
     def result(self) -> Posterior:
         """What was reached."""
@@ -344,3 +467,19 @@ class _Work:
             log=tuple(self.lines),
             seconds=self.clock.spent,
         )
+
+
+def _run_of_one(model: Model) -> Callable[[Tensor, tuple, dict], Tensor]:
+    """A run of a model with its densities, at a draw of the prior."""
+
+    def run(_: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        return poutine.trace(model).get_trace(*args, **kwargs).log_prob_sum()
+
+    return run
+
+
+def _numbers_of_a_draw(guide: AutoHypernet) -> int:
+    """How many numbers predictions from one draw hold."""
+    trace = guide.prototype_trace
+    nodes = () if trace is None else (node for node in trace.nodes.values() if node["type"] == "sample")
+    return sum(node["value"].numel() for node in nodes if isinstance(node["value"], Tensor))

@@ -1,14 +1,12 @@
 """A Pyro model, written for one draw, run for a batch of draws: vmapped, captured as a graph, or in a loop."""
 
 import copy
-import linecache
 import sys
-import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,24 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.agreement import excess, rounded_away
+from pyro_hypernet.graphs.culprits import culprit, first_line, is_numerical, may_be_numerical, root_of
+from pyro_hypernet.graphs.factories import FRESH, UNFILLED, BatchedFactories
+from pyro_hypernet.graphs.outside import Outside
 from pyro_hypernet.graphs.record import record
-from pyro_hypernet.graphs.run import as_script, same_random_numbers
+from pyro_hypernet.graphs.run import as_script, random_state, same_random_numbers, set_random_state
 from pyro_hypernet.graphs.simplify import simplify
 
 Model = Callable[..., Any]
 MODES = ("graph", "eager", "loop")
-_MAX_GRAPHS = 16
+_MAX_GRAPHS = 32
+# Graphs that were never used again before more are captured only for what came often; and how often that is, as long
+# as there is room and after that.
+_MAX_IN_VAIN, _OFTEN, _VERY_OFTEN, _MAX_SIGHTS = 4, 4, 64, 1024
+# The calls at which a graph is held against an uncaptured run.
+_CHECKS = frozenset(8**power for power in range(1, 12))
 
 
 def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Trace:
@@ -163,6 +169,11 @@ class Vectorized:
 
     Pyro's validation, which branches on values, is off while the function runs.
 
+    A graph is captured for all that is fixed in it: shapes, plain arguments, and what the function reads that is no
+    argument, globals and the like (see `Outside`). It is recorded at other draws than those of the call, held against
+    the call's uncaptured results, and held against them again at ever greater intervals: what is found to differ runs
+    uncaptured from then on, after a warning.
+
     Args:
         function: `function(draw, args, kwargs)` to a pytree of tensors; `draw` is a tensor or a dict of tensors without
             batch axes.
@@ -172,6 +183,8 @@ class Vectorized:
         randomness: What `torch.func.vmap` does with random numbers drawn inside: "same" or "different" in every draw.
         differentiable: Whether results are to be differentiated by autograd. If not, graphs run as TorchScript,
             with less overhead, and only under `torch.no_grad`.
+        failed: From a draw to what stands for its result where the function raises at it, as a zero density does; None
+            to raise.
 
     Raises:
         ValueError: If the mode is unknown.
@@ -184,6 +197,7 @@ class Vectorized:
         mode: str = "graph",
         randomness: str = "same",
         differentiable: bool = True,
+        failed: Callable[[Any], Any] | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
@@ -191,7 +205,12 @@ class Vectorized:
         self.mode = mode
         self.randomness = randomness
         self.differentiable = differentiable
-        self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
+        self.failed = failed
+        self.num_failed = 0
+        self._worked_at: Any = None
+        self._factories = UNFILLED
+        self._graphs = _Graphs()
+        self._outside: Outside | None = None
 
     def __call__(self, draws: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Evaluates the function for every draw.
@@ -218,40 +237,134 @@ class Vectorized:
             kwargs: The model's keyword arguments.
         """
         graphs: dict[int, Callable[[Any], Any]] = {}
+        rest = [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
 
         def run(draws: Any) -> Any:
             number = len(pytree.tree_leaves(draws)[0])
-            if number in graphs:
-                return graphs[number](draws)
+            graph = graphs.get(number)
+            if graph is not None and not graph.is_due:
+                graph.calls += 1
+                try:
+                    return graph.of_draws(rest, draws)
+                except RuntimeError:  # at some draw: see which
+                    pass
             result = self(draws, args, kwargs)
-            graph = self._graphs.get(describe_shapes((draws, args, kwargs or {})))
+            graph = self._graphs.get(self._key(draws, args, kwargs or {})) if self.mode == "graph" else None
+            graphs.pop(number, None)
             if graph is not None and not graph.params:
-                rest = [leaf for leaf in pytree.tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
-                graphs[number] = partial(graph.of_draws, rest)
+                graphs[number] = graph
             return result
 
         return run
+
+    def _key(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        """All that must be the same for a graph to serve again; None where that cannot be told."""
+        if self._outside is None:
+            self._outside = Outside(self.function)
+        shapes = describe_shapes((draws, args, kwargs))
+        return None if shapes is None else (*shapes, self._outside.read())
 
     def _evaluate(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         if self.mode != "graph" or not all(isinstance(handler, TRANSPARENT) for handler in _PYRO_STACK):
             return self._run(draws, args, kwargs)
         leaves, spec = pytree.tree_flatten((draws, args, kwargs))
-        key = describe_shapes((draws, args, kwargs))
+        key = self._key(draws, args, kwargs)
         graph = self._graphs.get(key)
         if graph is None and torch.jit.is_tracing() and key is not None:
             # The tracer cannot follow vmap; what it can follow is a graph captured behind its back.
             with _untraced():
-                self._capture(key, leaves, spec)
-            graph = self._graphs.get(key)
+                graph = self._capture(leaves, spec)
+            if graph is not None:
+                self._graphs.add(key, graph)
         if _is_inlining:
             return self._run(draws, args, kwargs) if graph is None else graph.inline(leaves)
         if graph is None or not graph.is_current():
-            result = self._run(draws, args, kwargs)
-            if key is not None and self.mode == "graph":
-                self._capture(key, leaves, spec)
+            return self._run_and_capture(key, leaves, spec)
+        if torch.jit.is_tracing():
+            return graph(leaves)
+        try:
+            if graph.is_due or (graph.has_gradient is None and _is_differentiated(draws)):
+                return self._run_and_check(graph, leaves, spec)
+            self._graphs.note(key)
+            return graph(leaves)
+        except RuntimeError:  # at some draw: see which
+            return self._run(draws, args, kwargs)
+
+    def _run_and_capture(self, key: Any, leaves: list[Any], spec: Any) -> Any:
+        """Runs as it stands, and captures a graph for the next call if that pays and agrees."""
+        state = random_state(_tensors(leaves))
+        result = self._run(*pytree.tree_unflatten(leaves, spec))
+        if key is None or self.mode != "graph":
             return result
-        self._graphs.move_to_end(key)
-        return graph(leaves)
+        # What the model writes itself, such as a counter, is no reason for another graph.
+        own = self._outside.changed(key[-1], self._outside.read())
+        self._outside.forget(own)
+        if own:
+            key = self._key(*pytree.tree_unflatten(leaves, spec))
+        if self._graphs.pays(key, self._outside):
+            graph = self._capture(leaves, spec)
+            if graph is not None and self._agrees(graph, result, leaves, spec, state, own):
+                graph.held = self._outside.held()
+                self._graphs.add(key, graph)
+        return result
+
+    def _run_and_check(self, graph: "_Graph", leaves: list[Any], spec: Any) -> Any:
+        """Runs with and without the graph, on the same random numbers."""
+        state = random_state(_tensors(leaves))
+        result = self._run(*pytree.tree_unflatten(leaves, spec))
+        if self.mode == "graph":
+            self._agrees(graph, result, leaves, spec, state, [])
+        return result
+
+    def _agrees(self, graph: "_Graph", result: Any, leaves: list, spec: Any, state: list, own: list[str]) -> bool:
+        """Whether the graph gives the same results and gradients; if not, it is not used again."""
+        draws = pytree.tree_unflatten(leaves, spec)[0]
+        graph.calls += 1
+        try:
+            with same_random_numbers(_tensors(leaves)):
+                set_random_state(state)
+                found = graph(leaves)
+            pairs = [("its results", result, found)]
+            if _is_differentiated(draws):
+                graph.has_gradient = True
+                pairs.append(("its gradients", *(_gradient(of, draws) for of in (result, found))))
+        except RuntimeError:  # at some draw, as the uncaptured run too, but for what stands for it
+            return True
+        options = {"is_random": self.randomness == "different"}
+        for what, expected, other in pairs:
+            if excess(expected, other, **options) <= 1:
+                continue
+            if what == "its results" and self._is_rounding(result, found, leaves, spec, state):
+                continue
+            self._give_up(what, own)
+            return False
+        return True
+
+    def _is_rounding(self, result: Any, found: Any, leaves: list, spec: Any, state: list) -> bool:
+        """Whether results differ as they do by rounding the draws, as where a covariance is nearly singular."""
+        draws, args, kwargs = pytree.tree_unflatten(leaves, spec)
+        runs = []
+        for point in (draws, rounded_away(draws)):
+            with same_random_numbers(_tensors(leaves)):
+                set_random_state(state)
+                runs.append(self._run(point, args, kwargs))
+        options = {"is_random": self.randomness == "different"}
+        return excess(result, runs[0], **options) <= 1 and excess(result, found, runs[1], **options) <= 1
+
+    def _give_up(self, what: str, own: list[str]) -> None:
+        self.mode = "eager"
+        why = (
+            f"the model changes {', '.join(map(repr, own))} by itself"
+            if own
+            else "the model stops or replaces gradients"
+            if what == "its gradients"
+            else "the model reads something that is no argument of it, such as a clock, a file, data changed behind "
+            "torch's back or random numbers that are not torch's"
+        )
+        _warn(
+            f"Captured as a graph, the model differs in {what} from a run of it as it stands: {why}. It runs "
+            "uncaptured from now on: slower, and right. Pass what changes as an argument."
+        )
 
     def _run(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         with _slow_attention():
@@ -261,29 +374,90 @@ class Vectorized:
         if self.mode != "loop":
             try:
                 return self._vmapped(draws, args, kwargs)
-            except Exception:
-                self._run_first(draws, args, kwargs)
-            try:
-                return self._vmapped(draws, args, kwargs)
             except Exception as error:
-                _warn_that_it_loops(error)
-                self.mode = "loop"
-        size = pytree.tree_leaves(draws)[0].shape[0]
-        rows = [self.function(pytree.tree_map(lambda d, i=i: d[i], draws), args, kwargs) for i in range(size)]
-        return pytree.tree_map(lambda *values: torch.stack(values), *rows)
+                if self._is_failure(error):
+                    return self._in_parts(draws, args, kwargs, random_state(pytree.tree_leaves(draws)))
+                self._run_first(draws, args, kwargs)
+            before, first = self._factories, None
+            for factories in (before, FRESH):
+                self._factories = factories
+                try:
+                    return self._vmapped(draws, args, kwargs)
+                except Exception as error:
+                    if self._is_failure(error):
+                        return self._in_parts(draws, args, kwargs, random_state(pytree.tree_leaves(draws)))
+                    first = first or error
+            self._factories = before
+            _warn_that_it_loops(first)
+            self.mode = "loop"
+        return self._looped(draws, args, kwargs)
+
+    def _is_failure(self, error: Exception) -> bool:
+        return self.failed is not None and is_numerical(error)
 
     def _run_first(self, draws: Any, args: tuple, kwargs: dict) -> None:
         """Runs one draw by itself: for the model's own error, if it has one, and to make `pyro.param`s."""
         first = pytree.tree_map(lambda draw: draw[0].detach(), draws)
         with torch.random.fork_rng(devices=[]), poutine.block():
-            self.function(first, args, kwargs)
+            try:
+                self.function(first, args, kwargs)
+            except Exception as error:
+                if not self._is_failure(error):
+                    raise
+
+    def _in_parts(self, draws: Any, args: tuple, kwargs: dict, state: list) -> Any:
+        """Runs halves of the batch, and halves of these, until the draws at which the model raises are alone."""
+        size = len(pytree.tree_leaves(draws)[0])
+        if self.randomness == "same":
+            set_random_state(state)
+        try:
+            return self._vmapped(draws, args, kwargs)
+        except Exception as error:
+            if not self._is_failure(error):
+                raise
+            if size == 1:
+                self._count_failures(1, error)
+                return pytree.tree_map(lambda value: value[None], self.failed(pytree.tree_map(lambda d: d[0], draws)))
+        halves = [slice(size // 2), slice(size // 2, None)]
+        parts = [
+            self._in_parts(pytree.tree_map(lambda d, half=half: d[half], draws), args, kwargs, state) for half in halves
+        ]
+        return pytree.tree_map(lambda *values: torch.cat(values), *parts)
+
+    def _looped(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        size = pytree.tree_leaves(draws)[0].shape[0]
+        rows, errors, shapes = [], [], describe_shapes((args, kwargs))
+        for i in range(size):
+            draw = pytree.tree_map(lambda d, i=i: d[i], draws)
+            try:
+                rows.append(self.function(draw, args, kwargs))
+                self._worked_at = shapes
+            except Exception as error:
+                if self.failed is None or not (is_numerical(error) or may_be_numerical(error)):
+                    raise
+                errors.append(error)
+                rows.append(self.failed(draw))
+        for error in errors:
+            if not is_numerical(error) and (shapes is None or self._worked_at != shapes):
+                raise error
+        if errors:
+            self._count_failures(len(errors), errors[0])
+        return pytree.tree_map(lambda *values: torch.stack(values), *rows)
+
+    def _count_failures(self, number: int, error: Exception) -> None:
+        if not self.num_failed:
+            _warn(
+                f"The density raises an error at some draws ({first_line(root_of(error))}): these count as draws of "
+                "density zero. Where they are many, bound what they come of, or add to the diagonal of a covariance."
+            )
+        self.num_failed += number
 
     def _vmapped(self, draws: Any, args: tuple, kwargs: dict) -> Any:
-        if self.randomness == "same":
+        if self.randomness == "same" and self._factories is UNFILLED:
             return torch.func.vmap(lambda draw: self.function(draw, args, kwargs), randomness="same")(draws)
 
         def one(draw: Any, zero: Tensor) -> Any:
-            with _BatchedFactories(zero):
+            with BatchedFactories(zero, self._factories):
                 return self.function(draw, args, kwargs)
 
         first = pytree.tree_leaves(draws)[0]
@@ -293,8 +467,8 @@ class Vectorized:
             warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
             return torch.func.vmap(one, randomness=self.randomness)(draws, zeros)
 
-    def _capture(self, key: Any, leaves: list[Any], spec: Any) -> None:
-        """Adds a graph for arguments of these shapes; a failure to capture means mode "eager" from now on."""
+    def _capture(self, leaves: list[Any], spec: Any) -> "_Graph | None":
+        """A graph for arguments of these shapes; a failure to capture means mode "eager" from now on."""
 
         def batched(*tensors: Tensor) -> Any:
             remaining = iter(tensors)
@@ -303,9 +477,11 @@ class Vectorized:
             return tuple(results)
 
         out_spec: list[Any] = [None]
-        tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+        draws, args, kwargs = pytree.tree_unflatten(leaves, spec)
+        # In another order, so that a graph that holds the draws themselves is found out.
+        turned = pytree.tree_map(lambda draw: draw.detach().roll(1, 0), draws)
+        tensors = [leaf.detach() for leaf in _tensors(pytree.tree_leaves((turned, args, kwargs)))]
         try:
-            # Gradients on or off, the graph is the same: it may be differentiated later.
             with (
                 same_random_numbers(tensors),
                 _slow_attention(),
@@ -316,20 +492,63 @@ class Vectorized:
                 scripted = not (self.differentiable or params.trace.nodes)
                 run = as_script(module, tensors) if scripted else module
         except Exception as error:
+            if self._is_failure(error):
+                return None  # at some draw: perhaps at the next call
             self.mode = "eager"
-            warnings.warn(
-                f"The model could not be captured as a graph ({_first_line(error)}); it runs uncaptured: "
-                "slower, with the same results.",
-                stacklevel=5,
+            _warn(
+                f"The model could not be captured as a graph ({first_line(error)}); it runs uncaptured: slower, with "
+                "the same results."
             )
-            return
+            return None
         graph = _Graph(module, run, out_spec[0], params.trace)
         if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
             self.mode = "eager"
-            return
+            return None
+        return graph
+
+
+class _Graphs:
+    """The graphs of a function, and whether another one would pay."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
+        self._sights: dict[Any, int] = {}
+        self._has_warned = False
+
+    def get(self, key: Any) -> "_Graph | None":
+        """The graph for a key, if there is one."""
+        return self._graphs.get(key)
+
+    def note(self, key: Any) -> None:
+        """Notes that a graph was of use."""
+        self._graphs.move_to_end(key)
+        self._graphs[key].calls += 1
+
+    def add(self, key: Any, graph: "_Graph") -> None:
+        """Adds a graph, in the place of the one that was not used for longest if they are too many."""
         self._graphs[key] = graph
+        self._graphs.move_to_end(key)
         if len(self._graphs) > _MAX_GRAPHS:
             self._graphs.popitem(last=False)
+
+    def pays(self, key: Any, outside: Outside) -> bool:
+        """Whether to capture a graph: at once, but once some were in vain only for what came often."""
+        in_vain = sum(graph.calls <= 1 for graph in self._graphs.values())
+        if key in self._graphs or (in_vain < _MAX_IN_VAIN and len(self._graphs) < _MAX_GRAPHS):
+            return True
+        if len(self._sights) >= _MAX_SIGHTS:
+            self._sights.clear()
+        sights = self._sights[key] = self._sights.get(key, 0) + 1
+        often = sights > (_OFTEN if len(self._graphs) < _MAX_GRAPHS else _VERY_OFTEN)
+        if not often and not self._has_warned:
+            changing = _what_differs([*self._graphs, key], outside)
+            if changing:
+                self._has_warned = True
+                _warn(
+                    f"The model runs uncaptured where {changing} has a new value, for a graph is made for one value: "
+                    "slower, with the same results. Pass what changes as a tensor, in few shapes."
+                )
+        return often
 
 
 class _Graph:
@@ -340,6 +559,14 @@ class _Graph:
         self.run = run
         self.out_spec = out_spec
         self.params = {name: _leaf(name) for name in params.nodes}
+        self.held: list[Any] = []
+        self.calls = 0
+        self.has_gradient: bool | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to hold it against an uncaptured run: at the 8th call, the 64th and so on."""
+        return self.calls in _CHECKS
 
     def is_current(self) -> bool:
         """Whether the parameter store still holds the very tensors that were captured."""
@@ -349,7 +576,7 @@ class _Graph:
         if _PYRO_STACK:  # SVI learns from these statements which parameters to step
             for name in self.params:
                 pyro.param(name)
-        results = self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.run(*_tensors(leaves))
         return pytree.tree_unflatten(results, self.out_spec)
 
     def of_draws(self, rest: list[Tensor], draws: Any) -> Any:
@@ -358,24 +585,44 @@ class _Graph:
 
     def inline(self, leaves: list[Any]) -> Any:
         """Runs operation by operation."""
-        results = self.module(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.module(*_tensors(leaves))
         return pytree.tree_unflatten(results, self.out_spec)
 
 
-class _BatchedFactories(TorchFunctionMode):
-    """Gives new tensors the batch axis of vmap, so that torch's samplers can fill them in place, each draw anew."""
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    factories = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
 
-    def __init__(self, zero: Tensor) -> None:
-        super().__init__()
-        self.zero = zero
+def _is_differentiated(draws: Any) -> bool:
+    return torch.is_grad_enabled() and any(draw.requires_grad for draw in pytree.tree_leaves(draws))
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in self.factories and result.is_floating_point():
-            return result + self.zero.to(result.dtype)
-        return result
+
+def _gradient(results: Any, draws: Any) -> Any:
+    """Of the sum of all results by the draws, zeros where there is none; nothing is freed."""
+    total = sum(leaf.sum() for leaf in pytree.tree_leaves(results) if leaf.requires_grad)
+    leaves = [draw for draw in pytree.tree_leaves(draws) if draw.requires_grad]
+    if not isinstance(total, Tensor):
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+
+
+def _what_differs(keys: list[Any], outside: Outside) -> str:
+    """Names of the plain arguments, or of what is outside of them, that differ between keys."""
+    names = set()
+    for one, other in pairwise(keys):
+        (leaves, spec, read), (leaves2, spec2, read2) = one, other
+        names.update(repr(name) for name in outside.changed(read, read2))
+        if spec == spec2:
+            paths = [path for path, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten(range(len(leaves)), spec))]
+            names.update(
+                _argument(path) for path, a, b in zip(paths, leaves, leaves2, strict=True) if a != b and path[0].idx > 0
+            )
+    return ", ".join(sorted(names))
+
+
+def _argument(path: Any) -> str:
+    key = path[1]
+    return f"argument {key.key!r}" if hasattr(key, "key") else f"argument number {key.idx + 1}"
 
 
 class _Unvalidated(Messenger):
@@ -424,21 +671,20 @@ def describe_shapes(arguments: Any) -> Any:
 
 
 def _warn_that_it_loops(error: Exception) -> None:
-    """Says which line of the user's code keeps the model from being vmapped."""
-    ours = (str(Path(torch.__file__).parent), str(Path(pyro.__file__).parent), str(Path(__file__).parent))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    where = "unknown place"
-    if frames:
-        code = linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()
-        where = f"{frames[-1].filename}:{frames[-1].lineno}: `{code}`"
-    warnings.warn(
-        f"The model cannot be vmapped over draws because of {where} ({_first_line(error)}); it runs in a loop, one "
-        "draw after the other, which is slower. Replace `.item()`, `if` on a tensor's value and loops over values by "
-        "tensor operations such as torch.where.",
-        stacklevel=5,
+    """Says which line of the user's code, or which distribution's, keeps the model from being vmapped."""
+    _warn(
+        f"The model cannot be vmapped over draws because of {culprit(error)} ({first_line(root_of(error))}); it runs "
+        "in a loop, one draw after the other, which is slower. Replace `.item()`, `if` on a tensor's value and loops "
+        "over values by tensor operations such as torch.where."
     )
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]
+def _warn(message: str) -> None:
+    """Warns at the first line outside of the package."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith((_FOLDER, _TORCH)):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+_FOLDER, _TORCH = str(Path(__file__).parent), str(Path(torch.__file__).parent)

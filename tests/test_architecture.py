@@ -40,6 +40,7 @@ ORDER = [
     "calibration",
     "output",
     "budget",
+    "plan",
     "infer",
     "sheet",
     "tabular",

@@ -322,6 +322,23 @@ def test_float64_network_under_the_default_dtype_float32():
     assert {trace.nodes[name]["value"].dtype for name in sites(trace)} == {torch.float64}
 
 
+@pytest.mark.parametrize("kind", ["weights", "weight_norm"])
+def test_float64_with_point_estimates_by_keyword(kind):
+    model = bayesianize(network().double(), parametrization=kind, sites=["2.*"])
+    y = X[:, 0].double()
+    guide = AutoHypernet(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    assert all(math.isfinite(svi.step(x=X.double(), y=y)) for _ in range(2))
+    assert predict(model, guide, x=X.double(), num_samples=2)["y"].dtype == torch.float64
+
+
+def test_lazy_layers_once_they_have_been_run():
+    net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(1))
+    net(X)
+    for sites in ("all", "last_layer"):
+        poutine.trace(bayesianize(net, sites=sites)).get_trace(X, X[:, 0])
+
+
 def test_integer_inputs():
     net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 1))
     poutine.trace(bayesianize(net)).get_trace(torch.randint(5, (N, 2)), X[:, 0])

@@ -72,11 +72,31 @@ def conjugate(y):
 
 Y = torch.tensor([[1.0, -1.0]] * 9)
 POSTERIOR_MEAN, POSTERIOR_SD = torch.tensor([0.9, -0.9]), 0.1**0.5
+GAIN = 1.0  # nats; a guide that does not train gains none, up to the error of its bound
 
 
 def train(model, guide, elbo, *args, steps=200, lr=0.03):
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.1 ** (1 / steps)}), elbo)
     return [svi.step(*args) for _ in range(steps)]
+
+
+def gain(model, guide, elbo, *args, num_draws=200, **options):
+    """What training adds to the bound, in nats, by the means of `num_draws` log weights before and after.
+
+    Losses of single draws tell little: one wild draw decides the comparison of their sums.
+    """
+    guide(*args)
+    before = elbo_of(model, guide, *args, num_samples=num_draws)[0]
+    train(model, guide, elbo, *args, **options)
+    return elbo_of(model, guide, *args, num_samples=num_draws)[0] - before
+
+
+def parameters_of(guide):
+    return [parameter.detach().clone() for parameter in guide.parameters()]
+
+
+def all_moved(before, guide):
+    return all(not torch.equal(a, b) for a, b in zip(before, guide.parameters(), strict=True))
 
 
 def assert_found_the_posterior(guide, tolerance=0.12):
@@ -106,12 +126,13 @@ def test_importance_weighted_bound_reaches_the_evidence(gradient):
 
 
 def test_enumeration_beside_a_blocked_discrete_site():
-    y = torch.tensor([-1.0, -1.2, 1.1, 0.9, 1.0])
+    """Of two equal modes at ±3; the guide starts at ±1, some 70 nats below."""
+    y = torch.tensor([-3.0, -3.2, 3.1, 2.9, 3.0])
     model = poutine.block(m.with_switch, hide=["switch"])
-    guide = AutoHypernet(model)
+    guide = AutoHypernet(model, "linear", "full", init_scale=0.1)
     enumerated = pyro.infer.config_enumerate(m.with_switch)
-    losses = train(enumerated, guide, TraceEnum_ELBO(max_plate_nesting=1), y)
-    assert sum(losses[-20:]) < sum(losses[:20])
+    losses = train(enumerated, guide, TraceEnum_ELBO(max_plate_nesting=1), y, steps=100)
+    assert sum(losses[-20:]) < sum(losses[:20]) - 20 * 10
     assert guide.sample_posterior(3)["means"].shape == (3, 2)
 
 
@@ -123,14 +144,10 @@ def test_vectorized_elbo_says_what_to_do_with_a_discrete_site():
 
 @pytest.mark.parametrize("structure", ["full", "informed"])
 def test_jit_trace_elbo(structure):
-    guide = AutoHypernet(conjugate, structure=structure)
+    guide = AutoHypernet(conjugate, "linear", structure)
     step_size = 0.03 if structure == "full" else 0.003  # one particle's noise moves what is exact at the start
-    losses = train(conjugate, guide, JitTrace_ELBO(ignore_jit_warnings=True), Y, steps=60, lr=step_size)
-    before = AutoHypernet(conjugate, structure=structure).setup(Y)
-    assert (
-        elbo_of(conjugate, guide, Y)[0] > elbo_of(conjugate, before, Y)[0] - 0.5
-    )  # "informed" starts at the posterior
-    assert structure == "informed" or sum(losses[-20:]) < sum(losses[:20])
+    found = gain(conjugate, guide, JitTrace_ELBO(ignore_jit_warnings=True), Y, steps=60, lr=step_size)
+    assert found > (GAIN if structure == "full" else -0.5)  # "informed" starts at the posterior
 
 
 @pytest.mark.parametrize(
@@ -142,12 +159,12 @@ def test_elbo_module_with_a_torch_optimiser(make_elbo):
             conjugate(y)
 
     model = Model()
-    guide = AutoHypernet(model)
+    guide = AutoHypernet(model, "linear", "full")
     loss_fn = make_elbo()(model, guide)
     loss_fn(Y)
-    optimizer = torch.optim.Adam(loss_fn.parameters(), lr=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
-    for _ in range(600):
+    optimizer = torch.optim.Adam(loss_fn.parameters(), lr=0.03)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
         optimizer.zero_grad()
         loss_fn(Y).backward()
         optimizer.step()
@@ -187,7 +204,7 @@ def test_predictive_and_weighed_predictive():
 @pytest.mark.parametrize("hypernet", ["linear", "coupling"])
 def test_neutra_with_nuts(hypernet):
     guide = AutoHypernet(conjugate, hypernet)
-    train(conjugate, guide, VectorizedELBO(), Y)
+    train(conjugate, guide, VectorizedELBO(), Y, steps=20, lr=0.003)
     neutra = NeuTraReparam(guide)
     mcmc = MCMC(NUTS(neutra.reparam(conjugate)), num_samples=100, warmup_steps=50, disable_progbar=True)
     mcmc.run(Y)
@@ -200,10 +217,9 @@ def test_neutra_with_nuts(hypernet):
 def test_auto_guide_list_with_median_and_quantiles():
     x, y = LINEAR_DATA
     guide = AutoGuideList(m.linear)
-    guide.append(AutoHypernet(poutine.block(m.linear, expose=["slope"])))
+    guide.append(AutoHypernet(poutine.block(m.linear, expose=["slope"]), "linear"))
     guide.append(AutoNormal(poutine.block(m.linear, expose=["noise"])))
-    losses = train(m.linear, guide, Trace_ELBO(), x, y)
-    assert losses[-1] < losses[0]
+    assert gain(m.linear, guide, Trace_ELBO(), x, y, steps=60, num_draws=50) > GAIN
     assert guide.median(x, y)["slope"].shape == (2,)
     assert guide.quantiles([0.1, 0.9], x, y)["slope"].shape == (2, 2)
 
@@ -211,10 +227,9 @@ def test_auto_guide_list_with_median_and_quantiles():
 def test_two_hypernets_in_one_list_share_nothing():
     x, y = LINEAR_DATA
     guide = AutoGuideList(m.linear)
-    guide.append(AutoHypernet(poutine.block(m.linear, expose=["slope"])))
+    guide.append(AutoHypernet(poutine.block(m.linear, expose=["slope"]), "linear"))
     guide.append(AutoHypernet(poutine.block(m.linear, expose=["noise"])))
-    losses = train(m.linear, guide, Trace_ELBO(), x, y)
-    assert losses[-1] < losses[0]
+    assert gain(m.linear, guide, Trace_ELBO(), x, y, steps=60, num_draws=50) > GAIN
     assert guide[0].latent_dim == 2
     assert guide[1].latent_dim == 1
 
@@ -239,11 +254,13 @@ HANDLED = {
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), VectorizedELBO(num_particles=2)], ids=["Trace", "Vectorized"])
 @pytest.mark.parametrize("name", ["condition", "scale", "mask"])
 def test_handlers_around_the_model(name, elbo):
+    """From a start far off; the default guide knows the conjugate half and has next to nothing to gain."""
     model = HANDLED[name]
-    guide = AutoHypernet(model)
-    losses = train(model, guide, copy.deepcopy(elbo), *LINEAR_DATA)
-    assert sum(losses[-20:]) < sum(losses[:20])
+    far = init_to_value(values={"slope": torch.tensor([-3.0, 3.0]), "noise": torch.tensor(1.0)})
+    guide = AutoHypernet(model, "linear", "full", init_loc_fn=far, init_scale=0.1)
+    assert gain(model, guide, copy.deepcopy(elbo), *LINEAR_DATA, steps=60) > GAIN
     assert ("noise" in guide.layout.names) == (name != "condition")
+    assert gain(model, AutoHypernet(model), copy.deepcopy(elbo), *LINEAR_DATA, steps=10, lr=0.003) > -2
 
 
 def test_block_hides_a_site():
@@ -255,8 +272,7 @@ def test_block_hides_a_site():
 def test_pyro_module_network(elbo):
     net = m.Network()
     guide = AutoHypernet(net)
-    losses = train(net, guide, copy.deepcopy(elbo), *LINEAR_DATA, steps=100)
-    assert sum(losses[-20:]) < sum(losses[:20])
+    assert gain(net, guide, copy.deepcopy(elbo), *LINEAR_DATA, steps=40, lr=0.01) > GAIN
     assert guide.median()["first.weight"].shape == (4, 2)
 
 
@@ -272,10 +288,7 @@ def test_to_pyro_module():
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Normal(f, 0.3), obs=y)
 
-    guide = AutoHypernet(model)
-    losses = train(model, guide, VectorizedELBO(num_particles=2), *LINEAR_DATA, steps=100)
-    # Medians: at this step size, with two particles, a wild draw comes every fifty steps or so.
-    assert torch.tensor(losses[-20:]).median() < torch.tensor(losses[:20]).median()
+    assert gain(model, AutoHypernet(model), VectorizedELBO(num_particles=2), *LINEAR_DATA, steps=40, lr=0.01) > GAIN
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), VectorizedELBO(num_particles=4)], ids=["Trace", "Vectorized"])
@@ -290,17 +303,15 @@ def test_subsampled_plate_with_a_global_latent(elbo):
 
 
 def test_nested_plates():
-    guide = AutoHypernet(m.nested_plates, structure="full")
-    losses = train(m.nested_plates, guide, Trace_ELBO(), torch.ones(3, 2))
-    assert losses[-1] < losses[0]
+    guide = AutoHypernet(m.nested_plates, "linear", "full")
+    assert gain(m.nested_plates, guide, Trace_ELBO(), torch.ones(3, 2), steps=60) > GAIN
     assert guide.sample_posterior(4)["inner_mean"].shape == (4, 3, 2)
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), VectorizedELBO(num_particles=2)], ids=["Trace", "Vectorized"])
 def test_all_supports(elbo):
     guide = AutoHypernet(m.supports, init_loc_fn=init_to_value(values={}))
-    losses = train(m.supports, guide, copy.deepcopy(elbo), steps=300, lr=0.01)
-    assert sum(losses[-20:]) < sum(losses[:20])
+    assert gain(m.supports, guide, copy.deepcopy(elbo), steps=60, lr=0.01) > GAIN
     draws = guide.sample_posterior(50)
     for site in guide.layout.sites:
         assert bool(site.support.check(draws[site.name]).all()), site.name
@@ -378,20 +389,21 @@ def test_identity_stays_the_mean_field():
 
 def test_two_guides_of_one_class_share_nothing():
     first, second = AutoHypernet(conjugate), AutoHypernet(conjugate)
-    train(conjugate, first, Trace_ELBO(), Y, steps=50)
-    frozen = [p.detach().clone() for p in first.parameters()]
-    train(conjugate, second, Trace_ELBO(), Y, steps=800)
+    train(conjugate, first, Trace_ELBO(), Y, steps=5)
+    frozen, start = parameters_of(first), parameters_of(second.setup(Y))
+    train(conjugate, second, Trace_ELBO(), Y, steps=5)
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
     assert all(torch.equal(a, b) for a, b in zip(frozen, first.parameters(), strict=True))
-    assert_found_the_posterior(second, 0.2)
+    assert all_moved(start, second)
 
 
 def test_it_goes_on_training_after_clear_param_store():
     guide = AutoHypernet(conjugate, structure="full")
     train(conjugate, guide, Trace_ELBO(), Y, steps=5)
     pyro.clear_param_store()
-    train(conjugate, guide, Trace_ELBO(), Y, steps=800)
-    assert_found_the_posterior(guide, 0.2)
+    before = parameters_of(guide)
+    train(conjugate, guide, Trace_ELBO(), Y, steps=5)
+    assert all_moved(before, guide)
 
 
 def test_state_dict_into_a_fresh_guide():
@@ -419,15 +431,16 @@ def test_copies_leave_the_original_whole(copier, hypernet):
 def test_a_deepcopy_goes_on_training():
     guide = AutoHypernet(conjugate, structure="full")
     train(conjugate, guide, Trace_ELBO(), Y, steps=3)
-    twin = copy.deepcopy(guide)
-    train(conjugate, twin, VectorizedELBO(), Y, steps=600, lr=0.01)  # at 0.03 the path gradient collapses now and then
-    assert_found_the_posterior(twin, 0.05)
+    twin, frozen = copy.deepcopy(guide), parameters_of(guide)
+    train(conjugate, twin, VectorizedELBO(), Y, steps=5)
+    assert all_moved(frozen, twin)
+    assert all(torch.equal(a, b) for a, b in zip(frozen, guide.parameters(), strict=True))
 
 
 def test_median_and_quantiles():
     x, y = LINEAR_DATA
     guide = AutoHypernet(m.linear)
-    train(m.linear, guide, VectorizedELBO(), x, y)
+    train(m.linear, guide, VectorizedELBO(), x, y, steps=10, lr=0.003)
     median, quantiles = guide.median(), guide.quantiles([0.05, 0.5, 0.95])
     assert median["slope"].shape == (2,)
     assert quantiles["noise"].shape == (3,)
@@ -445,7 +458,7 @@ def test_median_and_quantiles():
 def test_one_weight_works_without_a_warning():
     y = torch.ones(9)
     guide = AutoHypernet(m.one_weight)
-    train(m.one_weight, guide, Trace_ELBO(), y, steps=400)
+    train(m.one_weight, guide, VectorizedELBO(8), y, steps=200)
     assert abs(float(guide.median()["mean"]) - 0.9) < 0.1
     assert guide.quantiles([0.1, 0.9])["mean"].shape == (2,)
 

@@ -19,7 +19,7 @@ TWO = PROBLEMS["two-modes"]()
 
 
 def quick(model, *args, **options):
-    return infer(model, *args, **{"budget": 8, "num_steps": 300, "progress": False, **options})
+    return infer(model, *args, **{"budget": 60, "num_steps": 300, "progress": False, **options})
 
 
 def test_a_good_guide_is_used_as_it_is():
@@ -62,16 +62,8 @@ def test_weights_mend_what_is_slightly_off():
     assert abs(float(posterior.samples["mean"].std()) / POSTERIOR_SD - 1) < 0.15  # five standard errors: .11
 
 
-def test_without_time_the_verdict_stands_and_warns():
-    with pytest.warns(UserWarning, match="The verdict on this posterior is"):
-        posterior = quick(TWO.model, *TWO.args, num_steps=1, budget=0.01)
-    assert posterior.source == "guide"
-    assert posterior.verdict != USE
-    assert posterior.samples["z"].shape == (1000, 2)
-
-
 def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
-    monkeypatch.setattr(MODULE._Work, "_affordable_draws", lambda *_: 10)
+    monkeypatch.setattr(MODULE.Plan, "refined", lambda *_: 10)
     guide = AutoHypernet(one_weight, "identity", "full", init_scale=0.02).setup(Y)
     with pytest.warns(UserWarning, match="Its draws were moved 16 times"):
         posterior = quick(one_weight, Y, guide=guide, num_steps=1, budget=60)
@@ -82,12 +74,6 @@ def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
     # 1 000 independent draws: standard errors of .032 sd and .022; 4.5 of them.
     assert abs(float(draws.mean()) - POSTERIOR_MEAN) < 0.15 * POSTERIOR_SD
     assert abs(float(draws.std()) / POSTERIOR_SD - 1) < 0.1
-
-
-def test_steps_are_planned_by_the_clock():
-    posterior = infer(one_weight, Y, budget=1, progress=False)
-    assert 50 <= posterior.fit.num_steps <= 20_000
-    assert any("steps of training at" in line for line in posterior.log)
 
 
 @pytest.mark.parametrize("step", ["examine", "refine"])
@@ -111,7 +97,7 @@ def test_the_same_seed_gives_the_same_draws():
     found = []
     for _ in range(2):
         pyro.set_rng_seed(seed(4))
-        found.append(quick(one_weight, Y, num_steps=20, budget=0.01).samples["mean"])
+        found.append(quick(one_weight, Y, num_steps=20).samples["mean"])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 

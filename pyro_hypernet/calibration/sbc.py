@@ -1,5 +1,6 @@
 """sbc: draw weights from the prior and data from the weights, fit, and see where the weights rank among the draws."""
 
+import copy
 import math
 import multiprocessing
 import os
@@ -197,7 +198,9 @@ class _Task:
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(blank).get_trace(*self.args)
         data = {name: trace.nodes[name]["value"].detach() for name in self.observed}
-        simulated = poutine.condition(self.model, data=data)
+        # A module owns its learnt parameters, and is trained here: every simulation starts at the same ones.
+        model = copy.deepcopy(self.model) if isinstance(self.model, torch.nn.Module) else self.model
+        simulated = poutine.condition(model, data=data)
         posterior = self.train(simulated, *self.args)
         samples = draws(posterior, *self.args, num_samples=self.num_draws)
         truth = {name: trace.nodes[name]["value"].detach()[None] for name in self.layout.names}

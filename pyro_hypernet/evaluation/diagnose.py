@@ -116,8 +116,9 @@ def examine(
     num_samples: int = 10_000,
     max_seconds: float = 20.0,
     draws: Any = None,
+    num_functions: int = _FUNCTION_DRAWS,
 ) -> Examination:
-    """`diagnose`, with everything that was drawn. Arguments as there."""
+    """`diagnose`, with everything that was drawn. Arguments as there, and how many draws to predict from."""
     kwargs = kwargs or {}
     start = time.perf_counter()
     num_samples = _at_most(num_samples, layout_of(model, args, kwargs, guide).dim)
@@ -133,7 +134,7 @@ def examine(
     checks = [
         *_inner_checks(model, guide, proposals.samples, log_weights, figures, found, args, kwargs),
         check_elsewhere(found, bracket.lower, is_one_copy=is_one_copy),
-        *_function_checks(model, proposals, found, args, kwargs),
+        *_function_checks(model, proposals, found, args, kwargs, num_functions),
         *([] if fit is None else [check_training(fit)]),
     ]
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
@@ -194,11 +195,11 @@ def _inner_checks(
 
 
 def _function_checks(
-    model: Model, proposals: WeightedDraws, found: Elsewhere, args: tuple, kwargs: dict
+    model: Model, proposals: WeightedDraws, found: Elsewhere, args: tuple, kwargs: dict, num_draws: int
 ) -> list[Check]:
     if found.how not in ("refine", "given"):
         return []
-    ours = {name: value[:_FUNCTION_DRAWS] for name, value in proposals.samples.items()}
+    ours = {name: value[:num_draws] for name, value in proposals.samples.items()}
     values = function_values(model, ours, *args, **kwargs)
     reference = function_values(model, found.samples, *args, **kwargs)
     if values is None or reference is None or values.shape[1] != reference.shape[1]:

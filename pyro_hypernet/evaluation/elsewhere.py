@@ -14,6 +14,7 @@ from pyro_hypernet.density import LogJoint, sample_prior
 from pyro_hypernet.evaluation.functions import flat_sites, function_values
 from pyro_hypernet.evaluation.weighted import layout_of, log_density_of, log_joint_of
 from pyro_hypernet.inference.refine import refine
+from pyro_hypernet.layout import Layout
 from pyro_hypernet.modes import find_modes
 from pyro_hypernet.vectorize import Model
 
@@ -23,6 +24,7 @@ _MOST_WEIGHTS = 20_000
 NUM_DRAWS, NUM_MOVES, NUM_LEAPFROGS = 512, 3, 12
 # Temperatures that a run from the prior may take, to guess its cost beforehand.
 _LIKELY_TEMPERATURES = 25
+_FEW_DRAWS = 8
 _NUM_MODES, _MODE_STARTS, _MODE_STEPS = 8, 32, 150
 # Climbs that ended so many nats below the best have not arrived, or at nothing of weight.
 _MODE_DEPTH = 5.0
@@ -110,11 +112,11 @@ def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewh
         starts = sample_prior(model, layout, NUM_DRAWS, args)
     except (NotImplementedError, RuntimeError) as error:
         return Elsewhere("nothing", note=f"the prior cannot be sampled ({type(error).__name__})")
-    seconds = _seconds_per_gradient(LogJoint(model, layout), starts, args)
+    seconds = _seconds_per_gradient(model, layout, starts, args, max_seconds)
     likely = seconds * _LIKELY_TEMPERATURES * NUM_MOVES * 0.75 * NUM_LEAPFROGS
     if likely <= max_seconds:
         try:
-            return replace(_short_run(model, args), likely_seconds=likely)
+            return replace(_short_run(model, args, max_seconds), likely_seconds=likely)
         except ValueError as error:  # a model that draws minibatches, or whose likelihood is nowhere finite
             return Elsewhere("nothing", note=str(error).rstrip("."))
     if seconds * _MODE_STEPS * _MODE_STARTS / NUM_DRAWS <= max_seconds:
@@ -127,20 +129,32 @@ def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewh
     return Elsewhere("nothing", note=note, likely_seconds=likely)
 
 
-def _seconds_per_gradient(log_joint: LogJoint, w: Tensor, args: tuple) -> float:
-    seconds = []
-    for _ in range(5):  # the first captures the graph, the next ones let it be optimised
-        start = time.perf_counter()
-        log_joint.value_and_grad(w, *args)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def _seconds_per_gradient(model: Model, layout: Layout, w: Tensor, args: tuple, max_seconds: float) -> float:
+    """Seconds of one gradient of all these draws; from a few of them, where that says already that it is too much."""
+    few = w[:_FEW_DRAWS]
+    trial = LogJoint(model, layout, mode="eager")
+    guess = min(_seconds(trial, few, args) for _ in range(2)) * len(w) / len(few)
+    if 5 * guess > max_seconds:
+        return guess
+    log_joint = LogJoint(model, layout)
+    return min(_seconds(log_joint, w, args) for _ in range(5))  # the first captures, the next ones are optimised
 
 
-def _short_run(model: Model, args: tuple) -> Elsewhere:
+def _seconds(log_joint: LogJoint, w: Tensor, args: tuple) -> float:
+    start = time.perf_counter()
+    log_joint.value_and_grad(w, *args)
+    return time.perf_counter() - start
+
+
+def _short_run(model: Model, args: tuple, max_seconds: float) -> Elsewhere:
     sizes = {"num_samples": NUM_DRAWS, "num_populations": NUM_POPULATIONS}
+    # A guess of the cost may be wrong by some, and a run that is stopped is lost.
+    options = {"num_moves": NUM_MOVES, "num_leapfrogs": NUM_LEAPFROGS, "max_seconds": 2 * max_seconds}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*refine", UserWarning)  # what it did not reach shows in R-hat
-        run = refine(model, *args, **sizes, num_moves=NUM_MOVES, num_leapfrogs=NUM_LEAPFROGS, progress=False)
+        run = refine(model, *args, **sizes, **options, progress=False)
+    if run.temperatures[-1] < 1 and run.seconds > 2 * max_seconds:
+        return Elsewhere("nothing", note=f"a short run of refine had not ended after {run.seconds:.0f} s")
     return Elsewhere(
         "refine", run.samples, None, run.log_evidence, run.log_evidence_error, num_populations=NUM_POPULATIONS
     )

@@ -116,6 +116,27 @@ def same_random_numbers(tensors: Sequence[Tensor]) -> Iterator[None]:
         yield
 
 
+def random_state(tensors: Sequence[Tensor]) -> list[tuple[torch.Generator, Tensor]]:
+    """Where torch's generators stand.
+
+    Args:
+        tensors: Whose devices' generators, beside the CPU's.
+    """
+    devices = {tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"}
+    generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
+    return [(generator, generator.get_state()) for generator in generators]
+
+
+def set_random_state(state: list[tuple[torch.Generator, Tensor]]) -> None:
+    """Puts torch's generators back to where they stood.
+
+    Args:
+        state: What `random_state` returned.
+    """
+    for generator, value in state:
+        generator.set_state(value)
+
+
 def has_compiler() -> bool:
     """Whether there is a C++ compiler, which inductor needs for the CPU."""
     from torch._inductor import config  # the compiler that inductor would take

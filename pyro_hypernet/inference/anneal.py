@@ -1,5 +1,6 @@
 """A model whose data count more, or less, than once."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,34 +10,47 @@ from torch import Tensor
 from pyro_hypernet.vectorize import Model
 
 
-class AnnealedModel:
+class WeightedModel:
     """The same model with one argument more, which comes first: how often its observations count.
 
     Args:
         model: The Pyro model.
-        start: How often they count at the first step.
-        num_steps: After how many steps they count once; on the way there the number changes geometrically.
     """
 
-    def __init__(self, model: Model, start: float, num_steps: int) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self.start = start
-        self.num_steps = num_steps
 
     def __call__(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
         with _Counted(weight):
             return self.model(*args, **kwargs)
 
-    def arguments(self, step: int, batch: tuple) -> tuple:
-        """What this model takes at a step.
+    @staticmethod
+    def arguments(weight: float, batch: tuple) -> tuple:
+        """What this model takes.
 
         Args:
-            step: Its number, from 0.
+            weight: How often the observations count.
             batch: The arguments of the model as it was.
         """
         device = next((value.device for value in batch if isinstance(value, Tensor)), None)
-        weight = self.start ** max(0.0, 1 - step / self.num_steps)
         return torch.tensor(weight, device=device), *batch
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """How often the data count at every step: from `start` geometrically to once.
+
+    Attributes:
+        start: How often at the first step.
+        num_steps: After how many steps once.
+    """
+
+    start: float
+    num_steps: int
+
+    def __call__(self, step: int) -> float:
+        """How often at this step, counted from 0."""
+        return self.start ** max(0.0, 1 - step / self.num_steps)
 
 
 class _Counted(Messenger):

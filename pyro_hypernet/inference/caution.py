@@ -3,22 +3,20 @@
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Sized
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from pyro import poutine
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.vectorize import Model
-
+Result = TypeVar("Result")
 # Shorter fits are trials, of which nobody expects to have arrived.
 _LEAST_STEPS = 2000
 # A rise over the last fifth of training, in nats, below which nobody need train on.
 MOST_RISE = 1.0
 _STANDARD_ERRORS = 4.0
+# The share of steps that may be skipped without a word.
+MOST_SKIPPED = 0.01
 
 # Verdicts that were not "use it", by guide, to be recalled where the guide is used.
 _verdicts: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -94,19 +92,44 @@ def warn_of_bad_numbers(values: dict[str, Any], *, stacklevel: int = 3) -> None:
                 )
 
 
-def after_fit(model: Model, guide: Any, args: tuple | Iterable[tuple], batch: tuple, losses: list[float]) -> None:
-    """Warns where a fit ended while the ELBO was rising, or learnt from minibatches that were not scaled to all data.
+def keep_going(function: Callable[[], Result], default: Result, what: str) -> Result:
+    """Calls a function whose failure must not cost what was reached before: it is said, and that is all.
 
     Args:
-        model: The Pyro model.
+        function: Without arguments.
+        default: What takes the place of its result.
+        what: What it does, for the warning.
+    """
+    try:
+        return function()
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        warnings.warn(f"{what} failed: {text} What was reached before is kept.", stacklevel=3)
+        return default
+
+
+def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
+    """Warns where a fit ended while the ELBO was rising, or skipped more than a few steps.
+
+    Args:
         guide: The guide that was trained.
-        args: What `fit` was given.
-        batch: The first tuple of arguments of it.
         losses: Minus the estimated bound at every step, in nats; NaN where skipped.
+        trouble: Where skipped steps went wrong.
     """
     remember(guide, "")
+    values = torch.tensor(losses, dtype=torch.float64)
+    num_skipped = int(values.isnan().sum())
+    if num_skipped > MOST_SKIPPED * len(losses):
+        warn_once(
+            guide,
+            "skipped",
+            f"{num_skipped} of {len(losses)} steps were skipped, for loss or gradient were not finite; the trouble is "
+            f"in {trouble}. What such draws or data say is left out of the guide: drop, impute or mask bad data, "
+            "bound the site's prior or likelihood away from zero, lower learning_rate, or use float64.",
+            stacklevel=4,
+        )
     if len(losses) >= _LEAST_STEPS:
-        rise, error = rise_at_the_end(torch.tensor(losses, dtype=torch.float64))
+        rise, error = rise_at_the_end(values)
         if rise - _STANDARD_ERRORS * error > MOST_RISE:
             warn_once(
                 guide,
@@ -115,37 +138,6 @@ def after_fit(model: Model, guide: Any, args: tuple | Iterable[tuple], batch: tu
                 f"{len(losses)} steps. The guide is not what it can be: train it further, num_steps={4 * len(losses)}.",
                 stacklevel=4,
             )
-    if not isinstance(args, tuple) and isinstance(args, Sized) and len(args) > 1:
-        names = unscaled_sites(model, batch)
-        if names:
-            warn_once(
-                guide,
-                "not scaled",
-                f"Training went over {len(args)} minibatches, but the likelihood of {', '.join(map(repr, names))} "
-                "counts every minibatch once (scale 1): the posterior is that of one minibatch, far too wide. Scale it "
-                "to all data: bayesianize(..., num_data=N), or pyro.plate(..., size=N, subsample_size=len(x)).",
-                stacklevel=4,
-            )
-
-
-def unscaled_sites(model: Model, args: tuple) -> list[str]:
-    """Observed sites of a model that count as often as they are given.
-
-    Args:
-        model: The Pyro model.
-        args: Its arguments, data included.
-    """
-    with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad():
-        trace: Trace = poutine.trace(model).get_trace(*args)
-    return [
-        name
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and node["is_observed"]
-        and not site_is_subsample(node)
-        and not node["infer"].get("_deterministic")
-        and _is_one(node["scale"])
-    ]
 
 
 def rise_at_the_end(losses: Tensor) -> tuple[float, float]:
@@ -160,7 +152,3 @@ def rise_at_the_end(losses: Tensor) -> tuple[float, float]:
         return math.nan, math.nan
     error = math.hypot(*(float(part.std()) / math.sqrt(len(part)) for part in (before, after)))
     return float(before.mean() - after.mean()), error
-
-
-def _is_one(scale: Any) -> bool:
-    return bool((torch.as_tensor(scale) == 1).all())

@@ -1,5 +1,6 @@
 """The evidence lower bound with all particles in one pass, by total or path gradients."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.capture import Captured
+from pyro_hypernet.inference.caution import warn_once
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import MODES, TRANSPARENT, Model, describe_shapes, outside_of_pyro
 
@@ -25,6 +27,9 @@ GRADIENTS = ("auto", "path", "total")
 BOUNDS = ("elbo", "importance_weighted")
 # Steps of the same shapes before the whole of one is captured; and how many shapes are.
 _CAPTURE_AFTER, _MAX_GRAPHS = 30, 4
+# Of the density by the map's inverse from that by the map itself, in standard deviations of the log density of a
+# Gaussian: with more the score that path gradients take from the inverse is rounding.
+MAX_DISCREPANCY = 0.1
 VectorizedGuide = AutoContinuous | AutoNormal
 
 
@@ -38,6 +43,9 @@ class Estimate:
         w: The particles, shape `(K, D)`, detached.
         log_p: log p(data, w) of every particle in nats, shape `(K,)`, detached.
         log_q: log q(w) of every particle in nats, shape `(K,)`, detached.
+        discrepancy: How far log q by the map's inverse, through which path gradients go, is from `log_q`, which the
+            map itself gives: the greatest over particles, in units of `sqrt(D / 2)` nats, shape `()`; 0 without path
+            gradients. Above MAX_DISCREPANCY rounding has the upper hand.
     """
 
     loss: Tensor
@@ -45,6 +53,7 @@ class Estimate:
     w: Tensor
     log_p: Tensor
     log_q: Tensor
+    discrepancy: Tensor
 
 
 class VectorizedELBO(ELBO):
@@ -58,7 +67,8 @@ class VectorizedELBO(ELBO):
         num_particles: Number of draws K in one estimate.
         gradient: "total": the gradient of log p − log q as it stands; "path": without the score of q, whose mean is
             zero, so that the variance vanishes where q is exact; "auto": "path" for guides with a cheap inverse and
-            a smooth score, so not for IAF and splines.
+            a smooth score, so not for IAF and splines. Path gradients go through the inverse of the guide's map: where
+            that is lost in rounding, "total" takes their place, with a warning.
         bound: "elbo", or "importance_weighted" for log mean exp of the K weights (its path gradient is DReG).
         mode: How the model runs: "graph", "eager" or "loop".
 
@@ -97,6 +107,7 @@ class VectorizedELBO(ELBO):
         self._log_joint: LogJoint | None = None
         self._prototype: Trace | None = None
         self._params: dict[str, Tensor] = {}
+        self._is_distrusted = False
         self._may_capture = mode == "graph"
         self._counts: dict[Any, int] = {}
         self._steps: dict[Any, Captured] = {}
@@ -130,7 +141,7 @@ class VectorizedELBO(ELBO):
 
     def differentiable_loss(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the estimated bound in nats, shape `()`, with the chosen gradient."""
-        estimate = self.estimate(model, guide, *args, **kwargs)
+        estimate = self._trusted(model, guide, args, kwargs)
         warn_if_nan(estimate.loss, "loss")
         return estimate.loss + (estimate.surrogate - estimate.surrogate.detach())
 
@@ -139,12 +150,38 @@ class VectorizedELBO(ELBO):
         self._prepare(model, guide, args, kwargs)
         captured = None if kwargs else self._captured(guide, args)
         if captured is not None:
-            return self._replay(captured, guide, args)
-        estimate = self.estimate(model, guide, *args, **kwargs)
+            return self._replay(captured, model, guide, args)
+        estimate = self._trusted(model, guide, args, kwargs)
         estimate.surrogate.backward(retain_graph=self.retain_graph)
         loss = estimate.loss.item()
         warn_if_nan(loss, "loss")
         return loss
+
+    def distrust(self, guide: VectorizedGuide, discrepancy: float) -> None:
+        """Takes total gradients from now on, for this model and guide, and says so.
+
+        Args:
+            guide: The guide.
+            discrepancy: That of the estimate that gave cause, see `Estimate`.
+        """
+        self._is_distrusted = True
+        self._counts, self._steps = {}, {}
+        warn_once(
+            guide,
+            "path",
+            f"The guide's density by the inverse of its map is off by {discrepancy:.2g} standard deviations of log q, "
+            "which is rounding: training goes on with total gradients, which do without the inverse and are noisier. "
+            'Use float64, another structure, or gradient="total" from the start.',
+            stacklevel=4,
+        )
+
+    def _trusted(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> Estimate:
+        """An estimate whose gradient is not lost in the inverse."""
+        estimate = self.estimate(model, guide, *args, **kwargs)
+        if not self._is_path(guide) or float(estimate.discrepancy) <= MAX_DISCREPANCY:
+            return estimate
+        self.distrust(guide, float(estimate.discrepancy))
+        return self.estimate(model, guide, *args, **kwargs)
 
     def _captured(self, guide: VectorizedGuide, args: tuple) -> Captured | None:
         """The whole estimate with its gradient as one graph, once there were many steps of the same shapes."""
@@ -175,18 +212,21 @@ class VectorizedELBO(ELBO):
         gradients = torch.autograd.grad(estimate.surrogate, leaves, allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
         norm = torch.stack([gradient.norm().double() for gradient in filled]).norm()
-        return torch.stack([estimate.loss.double(), norm]), *filled
+        return torch.stack([estimate.loss.double(), estimate.discrepancy.double(), norm]), *filled
 
-    def _replay(self, captured: Captured, guide: AutoHypernet, args: tuple) -> float:
+    def _replay(self, captured: Captured, model: Model, guide: AutoHypernet, args: tuple) -> float:
         """A step of the graph, its gradients added to the parameters', which are announced to who listens."""
         guide.get_transform()
         for name in self._params if _PYRO_STACK else ():
             pyro.param(name)
         numbers, *gradients = captured(args)
+        loss, discrepancy, _ = numbers.tolist()
+        if discrepancy > MAX_DISCREPANCY:
+            self.distrust(guide, discrepancy)
+            return self.loss_and_grads(model, guide, *args)
         for leaf, gradient in zip(captured.leaves, gradients, strict=True):
             gradient = gradient.clone() if gradient.is_cuda else gradient  # a CUDA graph writes over its results
             leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-        loss = float(numbers[0])
         warn_if_nan(loss, "loss")
         return loss
 
@@ -211,20 +251,22 @@ class VectorizedELBO(ELBO):
             layout = guide.layout if isinstance(guide, AutoHypernet) else Layout.from_trace(guide.prototype_trace)
             self._log_joint = LogJoint(model, layout, mode=self.mode)
             self._prototype = guide.prototype_trace
-            self._counts, self._steps = {}, {}
+            self._counts, self._steps, self._is_distrusted = {}, {}, False
             self._params = self._log_joint.params(_densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)
         return self._log_joint
 
     def _is_path(self, guide: VectorizedGuide) -> bool:
+        if self._is_distrusted:
+            return False
         if self.gradient == "auto":
             return isinstance(guide, AutoHypernet) and guide.bijection.suits_path_gradient
         return self.gradient == "path"
 
     def _path(self, log_joint: LogJoint, sample: Callable, log_prob: Callable, args: tuple, kwargs: dict) -> Estimate:
-        w, _, weights = sample(self.num_particles)
+        w, log_q, weights = sample(self.num_particles)
         leaf = w.detach().requires_grad_()
-        log_q = log_prob(leaf)
-        (score_q,) = torch.autograd.grad(log_q.sum(), leaf)
+        by_inverse = log_prob(leaf)
+        (score_q,) = torch.autograd.grad(by_inverse.sum(), leaf)
         if self._params:
             log_p = log_joint(leaf, *args, **kwargs)
             (score_p,) = torch.autograd.grad(log_p.sum(), leaf, retain_graph=True)
@@ -239,7 +281,8 @@ class VectorizedELBO(ELBO):
         if self._params:
             surrogate = surrogate - (share * log_p).sum()
         loss = -_reduce(log_weights, weights.detach(), self.bound)
-        return Estimate(loss, surrogate, leaf.detach(), log_p.detach(), log_q.detach())
+        discrepancy = _discrepancy(log_q.detach(), by_inverse.detach(), w.shape[-1])
+        return Estimate(loss, surrogate, leaf.detach(), log_p.detach(), log_q.detach(), discrepancy)
 
     def _total(self, log_joint: LogJoint, sample: Callable, args: tuple, kwargs: dict) -> Estimate:
         w, log_q, weights = sample(self.num_particles)
@@ -252,7 +295,7 @@ class VectorizedELBO(ELBO):
             log_p = value + (linear - linear.detach())
         surrogate = -_reduce(log_p - log_q, weights, self.bound)
         loss = -_reduce(value - log_q.detach(), weights.detach(), self.bound)
-        return Estimate(loss, surrogate, w.detach(), value, log_q.detach())
+        return Estimate(loss, surrogate, w.detach(), value, log_q.detach(), torch.zeros_like(loss))
 
 
 def _densities(guide: VectorizedGuide, args: tuple, kwargs: dict) -> tuple[Callable, Callable]:
@@ -275,6 +318,12 @@ def _flat_normal(guide: AutoNormal) -> dist.TorchDistribution:
     locs_and_scales = [guide._get_loc_and_scale(name) for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
     loc, scale = (torch.cat([value.reshape(-1) for value in values]) for values in zip(*locs_and_scales, strict=True))
     return dist.Normal(loc, scale).to_event(1)
+
+
+def _discrepancy(log_q: Tensor, by_inverse: Tensor, dim: int) -> Tensor:
+    """See `Estimate`; where the map itself gives no number, the inverse is not to blame."""
+    gap = (by_inverse - log_q).abs().nan_to_num(nan=math.inf, posinf=math.inf) / math.sqrt(dim / 2)
+    return torch.where(log_q.isfinite(), gap, torch.zeros_like(gap)).max()
 
 
 def _reduce(log_weights: Tensor, weights: Tensor, bound: str) -> Tensor:

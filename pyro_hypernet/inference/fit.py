@@ -2,29 +2,30 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import REJECTION_RATES, AutoHypernet
-from pyro_hypernet.inference.anneal import AnnealedModel
-from pyro_hypernet.inference.caution import after_fit
+from pyro_hypernet.inference.anneal import Annealing
+from pyro_hypernet.inference.batches import Batches
+from pyro_hypernet.inference.caution import after_fit, keep_going, warn_once
 from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.step import COMPILES, FlatParameters, Step, Stepper
+from pyro_hypernet.inference.optimiser import Optimiser
+from pyro_hypernet.inference.step import COMPILES, Step
+from pyro_hypernet.inference.training import REMEDY, Trainer, copies
+from pyro_hypernet.inference.traits import Traits, find_traits
+from pyro_hypernet.inference.verification import verify
 from pyro_hypernet.rejection import Choice
 from pyro_hypernet.vectorize import Model
 
 KEEP = ("best", "average", "last")
-# The loss is smoothed over this many windows of a run to tell the best step and whether it still falls.
-_WINDOWS = 50
-# The average runs over this last share of the steps.
-_AVERAGED_SHARE = 0.2
 # How often the data of a network count at first, and the share of the steps after which they count once.
 ANNEAL, _ANNEALED_SHARE = 5.0, 0.5
 # Every restart takes this share of the steps.
@@ -38,13 +39,13 @@ class Fit:
     Attributes:
         losses: Minus the estimated bound at every step, in nats, shape `(steps,)`; NaN where a step was skipped; of
             data that count as often as at that step, see `anneal`.
-        elbo: The mean bound over the window whose parameters were kept, in nats; with `keep="best"` the greatest of
-            50 such means, so a little high: `evaluation.diagnostics.elbo` measures it afresh. With rejection the bound
-            of the draws that are kept.
+        elbo: The bound at the parameters that were kept, in nats, of fresh draws, about a hundredth of those of the
+            training; with minibatches the mean over them, of a whole pass where that is short. With rejection the
+            bound of the draws that are kept; of a fit that was interrupted the mean of the last or best window.
         seconds: Wall time.
-        num_skipped: Steps passed over because loss or gradient were not finite.
-        stopped_because: "all steps done", "no improvement" or "interrupted".
-        gradient: "path" or "total".
+        num_skipped: Steps passed over because loss or gradient were not finite, or the bound beyond what is possible.
+        stopped_because: "all steps done", "no improvement", "out of time" or "interrupted".
+        gradient: "path" or "total"; "total" too where path gradients were given up, see VectorizedELBO.
         mode: How the model ran: "graph", "eager" or "loop".
         compile: How the steps ran at the end: "off", "graph" or "inductor".
         compile_reason: Why so.
@@ -84,6 +85,7 @@ def fit(
     keep: str = "best",
     patience: int | None = None,
     max_skipped: int = 100,
+    max_seconds: float = math.inf,
     num_restarts: int = 1,
     anneal: str | float = "auto",
     mode: str = "graph",
@@ -94,26 +96,33 @@ def fit(
     """Trains the guide in place, and the model's own `pyro.param`s with it, by Adam on the vectorised ELBO.
 
     The learning rate rises linearly, then falls along a cosine to zero. Steps whose loss or gradient is not finite are
-    skipped and counted. Ctrl-C stops the fit and keeps what was reached. The caller's `pyro.set_rng_seed` decides.
+    skipped and counted; so are those whose bound is above zero although all data are discrete, which proves a fault.
+    Ctrl-C stops the fit and keeps what was reached, and so does an error on the way. The caller's `pyro.set_rng_seed`
+    decides.
 
     Args:
         model: The Pyro model.
         guide: The guide; `setup` is called if need be, else training goes on from its present parameters.
         args: The model's arguments as a tuple, or an iterable of such tuples (a DataLoader), gone through again and
             again; the model must then scale the likelihood of a minibatch to all data, by a plate with
-            `subsample_size` or by `bayesianize(..., num_data=N)`.
+            `subsample_size` or by `bayesianize(..., num_data=N)`. Every datum counts equally often in a pass, shorter
+            batches less than others. In the first pass, and where a pass never ends, all batches are taken to be as
+            long as the first.
         num_steps: Number of steps.
         num_particles: Draws in one estimate of the bound.
         learning_rate: Adam's peak step size.
         warmup: Share of the steps over which the step size rises, in [0, 1).
         decay: Whether it then falls to zero along a cosine.
-        clip: Greatest norm of the gradient over all parameters.
+        clip: Greatest norm of the gradient over all parameters; ten times the usual norm, if that is more, where one of
+            at most 50 minibatches is shorter than others, which else would count too much.
         gradient: "auto", "path" or "total", see VectorizedELBO.
         bound: "elbo" or "importance_weighted".
-        keep: "best": the parameters after the window (1/50 of the run) of least mean loss; "average": their mean over
-            the last fifth; "last".
+        keep: "best": the parameters after the window (1/50 of the run) of least mean loss, or those at the start,
+            where fresh draws say that training has made the guide worse, as it can an exact one; "average": their mean
+            over the last fifth; "last".
         patience: Stop after this many windows without improvement; None for never.
         max_skipped: Give up after this many skipped steps in a row.
+        max_seconds: After so long no further step is begun.
         num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
             discards what the guide has learnt.
         mode: How the model runs: "graph", "eager" or "loop".
@@ -128,7 +137,8 @@ def fit(
             the optimum.
         rejection: Whether draws of the trained guide are to be chosen by the posterior, see `AutoHypernet.reject`: a
             share of draws to keep, in (0, 1); None keeps all; "auto" finds the share for guides whose hypernet and
-            structure are "auto", of up to 2 000 weights, trained on all data at once.
+            structure are "auto", of up to 2 000 weights, trained on all data at once, where the model's density is the
+            same at every call.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
 
     Returns:
@@ -136,7 +146,9 @@ def fit(
 
     Raises:
         TypeError: If `args` is neither a tuple nor an iterable of tuples, or the guide is no AutoHypernet.
-        ValueError: If an option is out of its range, or whatever `guide.setup` raises.
+        ValueError: If an option is out of its range, several minibatches are not scaled to all data, the model refuses
+            one of them, or whatever `guide.setup` raises.
+        RuntimeError: In several processes of a torch.distributed group, or if the model fails at a later batch.
         FloatingPointError: After too many skipped steps, naming the site whose density is not finite.
 
     Example:
@@ -152,58 +164,93 @@ def fit(
     """
     _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile, rejection)
     _check_annealing(anneal)
-    batches = _batches(args)
-    if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
-        most = round(1 / _RESTART_SHARE) - 1
-        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
+    _check_restarts(num_restarts)
+    if not max_seconds > 0:
+        raise ValueError(f"max_seconds must be positive; got {max_seconds!r}.")
+    _refuse_groups()
+    batches = Batches(args)
     elbo = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
-    first = next(batches)
+    guide.reject(None)
     if num_restarts > 1:
         num_each = max(1, int(_RESTART_SHARE * num_steps))
         num_steps = max(1, num_steps - num_restarts * num_each)
-        options = {
-            "num_particles": num_particles,
-            "learning_rate": learning_rate,
-            "clip": clip,
-            "mode": mode,
-            "compile": compile,
-        }
-        _choose_start(model, guide, args, first, num_restarts, num_steps=num_each, gradient=gradient, **options)
-    guide.reject(None)
-    guide.setup(*first)
-    log_joint = elbo._prepare(model, guide, first, {})
+        options = {"num_particles": num_particles, "learning_rate": learning_rate, "clip": clip}
+        options |= {"mode": mode, "compile": compile, "gradient": gradient, "num_steps": num_each}
+        _choose_start(model, guide, args, batches.first, num_restarts, **options)
+    guide.setup(*batches.first)
+    traits = find_traits(model, guide, batches.first)
+    _check_traits(traits, batches, rejection)
+    elbo._prepare(model, guide, batches.first, {})
     start = time.perf_counter()
-    parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
-    stepper = Stepper(
-        model,
-        guide,
-        elbo,
-        parameters,
-        compile=compile,
-        num_steps=num_steps,
-        is_fixed=isinstance(args, tuple),
-    )
-    run = _Run(parameters.vectors, num_steps, learning_rate, warmup, decay, clip, keep)
-    if anneal == "auto":
-        anneal = ANNEAL if guide.suits_annealing and not elbo._params else 1.0
+    annealing = _choose_annealing(anneal, guide, elbo, num_steps)
+    options = {"annealing": annealing, "compile": compile, "num_steps": num_steps}
+    trainer = Trainer(model, guide, batches, traits, elbo, **options)
+    run = Optimiser(trainer.parameters.vectors, num_steps, learning_rate, warmup, decay, clip, keep)
+    run.least_loss = trainer.least_loss
+    first = copies(run.parameters) if keep == "best" else None
     guide._start = None
-    annealed = None
-    if anneal != 1:
-        annealed = AnnealedModel(model, float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
-        sharp = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
-        sharp._prepare(annealed, guide, annealed.arguments(0, first), {})
-        options = {"compile": compile, "num_steps": annealed.num_steps, "is_fixed": False}
-        annealed_stepper = Stepper(annealed, guide, sharp, parameters, **options)
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
-    stopped_because = "all steps done"
+    try:
+        limits = {"num_steps": num_steps, "patience": patience, "max_skipped": max_skipped}
+        reached, stopped_because, trouble = _train(trainer, run, traits, bar, **limits, deadline=start + max_seconds)
+        if stopped_because != "interrupted":
+            reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
+    finally:
+        trainer.parameters.release()
+    after_fit(guide, run.losses, trouble)
+    chosen = None
+    if _rejects(rejection, guide, batches, traits, elbo) and stopped_because != "interrupted":
+        chosen, why = _choose_draws(guide, batches.first, rejection)
+        stopped_because = why or stopped_because
+    return Fit(
+        losses=torch.tensor(run.losses, dtype=torch.float64),
+        elbo=chosen.elbo if chosen else reached,
+        seconds=time.perf_counter() - start,
+        num_skipped=run.num_skipped,
+        stopped_because=stopped_because,
+        gradient="path" if elbo._is_path(guide) and trainer.stepper.elbo._is_path(guide) else "total",
+        mode=elbo._log_joint.mode,
+        compile=trainer.stepper.compile,
+        compile_reason=trainer.stepper.reason,
+        acceptance=guide.rejection.rate if chosen else 1.0,
+    )
+
+
+def _train(
+    trainer: Trainer,
+    run: Optimiser,
+    traits: Traits,
+    bar: tqdm,
+    *,
+    num_steps: int,
+    patience: int | None,
+    max_skipped: int,
+    deadline: float,
+) -> tuple[float, str, str]:
+    """Steps to the end; the parameters to keep are in place whatever happens.
+
+    Returns:
+        The bound of the window that they stand for, why training stopped, and where skipped steps went wrong.
+    """
+    stopped_because, trouble = "all steps done", ""
     try:
         for number in range(num_steps):
-            batch = first if number == 0 else next(batches)
-            run.is_annealed = annealed is not None and number < annealed.num_steps
-            step = annealed_stepper(annealed.arguments(number, batch)) if run.is_annealed else stepper(batch)
+            if number and time.perf_counter() > deadline:
+                stopped_because = "out of time"
+                break
+            run.is_annealed = trainer.is_annealed(number)
+            step, batch = trainer.step(number)
+            run.clips_outliers = trainer.is_ragged
+            if number == 1:
+                _warn_of_scales(trainer, traits)
             run.step(step)
+            if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
+                trouble = _find_trouble(trainer, step, batch)
             if run.skipped_in_a_row >= max_skipped:
-                _raise_for_bad_steps(log_joint, step, batch, max_skipped)
+                raise FloatingPointError(
+                    f"{max_skipped} steps in a row were not finite; the trouble is in "
+                    f"{_find_trouble(trainer, step, batch)}. {REMEDY} The guide keeps the last finite parameters."
+                )
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
                 bar.update(run.window)
@@ -214,32 +261,44 @@ def fit(
         stopped_because = "interrupted"
     finally:
         bar.close()
-        kept = run.finish()
-        parameters.release()
-    after_fit(model, guide, args, first, run.losses)
-    chosen = None
-    if _rejects(rejection, guide, args, log_joint) and not elbo._params and stopped_because != "interrupted":
-        chosen, why = _choose_draws(guide, first, rejection)
-        stopped_because = why or stopped_because
-    return Fit(
-        losses=torch.tensor(run.losses, dtype=torch.float64),
-        elbo=chosen.elbo if chosen else -kept,
-        seconds=time.perf_counter() - start,
-        num_skipped=run.num_skipped,
-        stopped_because=stopped_because,
-        gradient="path" if elbo._is_path(guide) else "total",
-        mode=log_joint.mode,
-        compile=stepper.compile,
-        compile_reason=stepper.reason,
-        acceptance=guide.rejection.rate if chosen else 1.0,
-    )
+        reached = -run.finish()
+    return reached, stopped_because, trouble
 
 
-def _rejects(rejection: str | float | None, guide: AutoHypernet, args: Any, log_joint: LogJoint) -> bool:
+def _find_trouble(trainer: Trainer, step: Step, batch: tuple) -> str:
+    try:
+        return trainer.find_trouble(step, batch)
+    except Exception:  # the model does not even run there
+        return "the density, which raises an error"
+
+
+def _verify(
+    trainer: Trainer, num_steps: int, first: list[Tensor] | None, reached: float, stopped_because: str
+) -> tuple[float, str]:
+    """The bound of fresh draws, and why training stopped."""
+    try:
+        bound = keep_going(partial(verify, trainer, first, num_steps), None, "Measuring the bound")
+    except KeyboardInterrupt:
+        return reached, "interrupted"
+    return reached if bound is None else bound, stopped_because
+
+
+def _choose_annealing(
+    anneal: str | float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
+) -> Annealing | None:
+    if anneal == "auto":
+        anneal = ANNEAL if guide.suits_annealing and not elbo._params else 1.0
+    return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
+
+
+def _rejects(
+    rejection: str | float | None, guide: AutoHypernet, batches: Batches, traits: Traits, elbo: VectorizedELBO
+) -> bool:
     """Whether draws are to be chosen after the fit."""
-    if rejection != "auto":
-        return rejection is not None
-    return isinstance(args, tuple) and log_joint.mode != "loop" and guide.suits_rejection(args)
+    if elbo._params or rejection != "auto":
+        return rejection is not None and not elbo._params
+    has_all_data = batches.is_fixed and not traits.noise
+    return has_all_data and elbo._log_joint.mode != "loop" and guide.suits_rejection(batches.first)
 
 
 def _choose_draws(guide: AutoHypernet, batch: tuple, rejection: str | float) -> tuple[Choice | None, str | None]:
@@ -249,9 +308,12 @@ def _choose_draws(guide: AutoHypernet, batch: tuple, rejection: str | float) -> 
         return guide.reject(batch, rates=REJECTION_RATES if is_auto else (rejection,)), None
     except KeyboardInterrupt:
         return None, "interrupted"
-    except ValueError:  # no weight is finite
+    except ValueError as error:  # no weight is finite
         if not is_auto:
-            raise
+            warnings.warn(f"Every draw of the guide is kept: {error}", stacklevel=3)
+        return None, None
+    except Exception as error:
+        warnings.warn(f"Every draw of the guide is kept, for choosing failed: {error}", stacklevel=3)
         return None, None
 
 
@@ -274,113 +336,6 @@ def _choose_start(
             best, kept = reached, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
     if kept is not None:
         guide.load_state_dict(kept)
-
-
-class _Run:
-    """The optimiser and its schedule, the losses so far, and the parameters to keep."""
-
-    def __init__(
-        self,
-        vectors: list[Tensor],
-        num_steps: int,
-        learning_rate: float,
-        warmup: float,
-        decay: bool,
-        clip: float,
-        keep: str,
-    ) -> None:
-        self.parameters = vectors
-        self.clip = clip
-        self.keep = keep
-        self.window = max(1, num_steps // _WINDOWS)
-        self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
-        self.counts = [torch.zeros((), device=vector.device) for vector in vectors]
-        self.is_fused = all(vector.device.type in ("cpu", "cuda") for vector in vectors)
-        self.learning_rate = learning_rate
-        self.schedule = _Schedule(num_steps, warmup, decay)
-        self.averaged_from = num_steps - max(1, int(_AVERAGED_SHARE * num_steps))
-        self.losses: list[float] = []
-        self.num_skipped = self.skipped_in_a_row = self.windows_since_best = self.num_averaged = 0
-        self.best_loss = math.inf
-        self.is_annealed = False
-        self.kept: list[Tensor] | None = None
-
-    def step(self, step: Step) -> None:
-        """Steps the parameters by Adam; does nothing but count where loss or gradient are not finite."""
-        if step.is_finite:
-            self._adam(step, self.learning_rate * self.schedule(len(self.losses)))
-            self.skipped_in_a_row = 0
-        else:
-            self.num_skipped += 1
-            self.skipped_in_a_row += 1
-        self.losses.append(step.loss if step.is_finite else math.nan)
-        if self.keep == "average" and len(self.losses) > self.averaged_from:
-            self._average()
-
-    @torch.no_grad()
-    def _adam(self, step: Step, rate: float) -> None:
-        options = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
-        gradients, how = list(step.gradients), {"fused": True}
-        if not self.is_fused:
-            how = {"foreach": True}
-        if step.norm > self.clip and self.is_fused:  # the kernel divides by it on its way
-            how["grad_scale"] = torch.tensor(
-                (step.norm + 1e-6) / self.clip, dtype=torch.float32, device=self.parameters[0].device
-            )
-        elif step.norm > self.clip:
-            gradients = [gradient * (self.clip / (step.norm + 1e-6)) for gradient in gradients]
-        adam(self.parameters, gradients, *self.moments, [], self.counts, **how, **options, lr=rate)
-
-    def window_is_full(self) -> bool:
-        return len(self.losses) % self.window == 0
-
-    def close_window(self) -> float:
-        """Takes stock of the last window: its mean loss, and a copy of the parameters if it is the least so far."""
-        finite = [loss for loss in self.losses[-self.window :] if math.isfinite(loss)]
-        mean = sum(finite) / len(finite) if finite else math.inf
-        self.last_loss = mean
-        if self.is_annealed:  # another bound, not to be compared with what comes
-            return mean
-        self.windows_since_best += 1
-        if mean < self.best_loss:
-            self.best_loss, self.windows_since_best = mean, 0
-            if self.keep == "best":
-                self.kept = [parameter.detach().clone() for parameter in self.parameters]
-        return mean
-
-    @torch.no_grad()
-    def finish(self) -> float:
-        """Puts the parameters to keep in place; returns the mean loss of the window that they stand for."""
-        if self.kept is not None:
-            for parameter, kept in zip(self.parameters, self.kept, strict=True):
-                parameter.copy_(kept)
-        if not math.isfinite(self.best_loss) and self.losses:
-            return self.losses[-1]
-        return self.best_loss if self.keep == "best" else getattr(self, "last_loss", math.nan)
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        self.num_averaged += 1
-        if self.kept is None:
-            self.kept = [parameter.detach().clone() for parameter in self.parameters]
-        torch._foreach_lerp_(self.kept, [p.detach() for p in self.parameters], 1 / self.num_averaged)
-
-
-@dataclass(frozen=True)
-class _Schedule:
-    """The share of the peak step size at every step: a linear rise, then a cosine down to zero."""
-
-    num_steps: int
-    warmup: float
-    decay: bool
-
-    def __call__(self, step: int) -> float:
-        rise = max(1, int(self.warmup * self.num_steps))
-        if step < rise:
-            return (step + 1) / rise
-        if not self.decay:
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, self.num_steps - rise))))
 
 
 def _check_annealing(anneal: str | float) -> None:
@@ -424,40 +379,47 @@ def _check_options(
         raise ValueError(f"max_skipped must be at least 1; got {max_skipped!r}.")
 
 
-def _batches(args: tuple | Iterable[tuple]) -> Iterator[tuple]:
-    """Argument tuples without end: the same one, or those of an iterable, again and again."""
-    if isinstance(args, tuple):
-        while True:
-            yield args
-    expected = "args must be a tuple of the model's arguments, such as (x, y), or an iterable of such tuples"
-    if isinstance(args, Tensor) or not isinstance(args, Iterable):
-        raise TypeError(f"{expected}; got {type(args).__name__}.")
-    while True:
-        empty = True
-        for batch in args:
-            empty = False
-            if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
-                raise TypeError(f"{expected}; got {type(args).__name__} of {type(batch).__name__}.")
-            yield tuple(batch)
-        if empty:
-            raise ValueError(
-                "The iterable of arguments is empty or can be gone through only once: pass a DataLoader or a list."
-            )
+def _check_restarts(num_restarts: int) -> None:
+    if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
+        most = round(1 / _RESTART_SHARE) - 1
+        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
 
 
-def _raise_for_bad_steps(log_joint: Any, step: Step, batch: tuple, count: int) -> None:
-    w, log_p, log_q = step.particles
-    bad = ~(log_p.isfinite() & log_q.isfinite() & w.isfinite().all(-1))
-    where = "the gradient, while the density itself is finite"
-    if bool(bad.any()):
-        row = w[bad.nonzero()[0, 0]]
-        if not bool(row.isfinite().all()):
-            where = "the guide's own draws"
-        else:
-            terms = log_joint.site_log_probs(row, *batch)
-            names = [name for name, value in terms.items() if not math.isfinite(float(value))]
-            where = "the density of site " + ", ".join(map(repr, names)) if names else "the density of the guide"
-    raise FloatingPointError(
-        f"{count} steps in a row were not finite; the trouble is in {where}. Lower learning_rate, bound the site's "
-        "prior or likelihood away from zero, or use float64. The guide keeps the last finite parameters."
+def _refuse_groups() -> None:
+    """Raises where several processes would each train a guide of its own."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise RuntimeError(
+            f"fit trains in one process, and this is one of a group of {group.get_world_size()}, which would end with "
+            "as many different guides. Fit before torch.distributed.init_process_group, or in a process of its own, "
+            "and hand the guide on by save and load."
+        )
+
+
+def _check_traits(traits: Traits, batches: Batches, rejection: str | float | None) -> None:
+    """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
+    is_several = batches.length is not None and batches.length > 1
+    if traits.is_unscaled and is_several:
+        raise ValueError(_spell_unscaled(traits, batches))
+    if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
+        why = traits.noise or "args gives minibatches"
+        raise ValueError(
+            f"rejection={rejection!r} needs the same density of all data at every call, but {why}. Pass all data as "
+            "one tuple, without subsample_size, or leave rejection out."
+        )
+
+
+def _spell_unscaled(traits: Traits, batches: Batches) -> str:
+    count, size = "several" if batches.length is None else batches.length, batches.spell_size()
+    return (
+        f"args gives {count} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
+        "minibatch once (scale 1): the posterior would be that of one minibatch, far too wide. Scale it to all data: "
+        f"bayesianize(..., num_data={size}), or pyro.plate(..., size={size}, subsample_size=len(x))."
     )
+
+
+def _warn_of_scales(trainer: Trainer, traits: Traits) -> None:
+    """At the second step: says what is not certain before, or not certainly wrong."""
+    batches = trainer.batches
+    if not batches.is_fixed and batches.number > 0 and traits.unscaled:
+        warn_once(trainer.guide, "not scaled", _spell_unscaled(traits, batches), stacklevel=4)

@@ -88,6 +88,7 @@ def refine(
     num_moves: int = 8,
     num_leapfrogs: int = 64,
     collapse: bool = True,
+    max_seconds: float = math.inf,
     progress: bool = True,
 ) -> Refined:
     """Carries draws of the prior to the posterior, through powers of the likelihood that rise from 0 to 1.
@@ -111,6 +112,7 @@ def refine(
         num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
         collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
             times the number of observations.
+        max_seconds: After so long no further temperature is begun; draws are then of the last one.
         progress: Whether to show a bar; quiet where the output is no terminal.
 
     Returns:
@@ -148,7 +150,7 @@ def refine(
                 f"No draw of the prior has a finite likelihood, in one of {num_populations} populations of "
                 f"{num_samples // num_populations}: check the data for NaN, or the priors, or use more samples."
             )
-        _heat_up(cloud, progress)
+        _heat_up(cloud, progress, until=start + max_seconds)
         samples = layout.constrain(target.complete(cloud.draws(num_samples)))[0]
     result = _sum_up(cloud, model, samples, args, start)
     if guide is not None:
@@ -217,10 +219,12 @@ class _Cloud:
         return stacked.transpose(0, 1).flatten(0, 2)
 
 
-def _heat_up(cloud: _Cloud, progress: bool) -> None:
+def _heat_up(cloud: _Cloud, progress: bool, *, until: float) -> None:
     bar = tqdm(total=1.0, disable=None if progress else True, desc="refine", leave=False)
     try:
         while cloud.temperatures[-1] < 1 and len(cloud.temperatures) < _MAX_TEMPERATURES:
+            if time.perf_counter() > until:
+                break
             cloud.heat()
             bar.update(cloud.temperatures[-1] - cloud.temperatures[-2])
     finally:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,14 @@ from torch import Tensor
 from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.capture import Captured
-from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.elbo import MAX_DISCREPANCY, VectorizedELBO
 from pyro_hypernet.vectorize import Model, describe_shapes
 
 COMPILES = ("auto", "graph", "inductor", "off")
 # Shapes of batches that are captured; others, such as what is left at an epoch's end, run as they are.
 _MAX_GRAPHS = 4
+# Shapes of batches whose number is remembered, to tell what repeats.
+_MAX_COUNTED = 1000
 # Steps timed before anything is decided; the first are slower, for they warm up.
 _WARM_UP, _TIMED = 3, 5
 # What a captured step took of one that is not, and a compiled of a captured one, where Python and launches dominate:
@@ -35,15 +38,23 @@ class Step:
 
     Attributes:
         loss: Minus the bound in nats.
+        discrepancy: That of the estimate, see `elbo.Estimate`.
         norm: Of the whole gradient.
         gradients: The gradient, one vector for every vector of `FlatParameters`.
-        particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`.
+        particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`; None where there are
+            none.
     """
 
     loss: float
+    discrepancy: float
     norm: float
     gradients: Sequence[Tensor]
-    particles: tuple[Tensor, Tensor, Tensor]
+    particles: tuple[Tensor, Tensor, Tensor] | None
+
+    @classmethod
+    def failed(cls) -> "Step":
+        """A step that came to nothing."""
+        return cls(math.nan, 0.0, math.nan, (), None)
 
     @property
     def is_finite(self) -> bool:
@@ -117,7 +128,7 @@ class Stepper:
         self.is_fixed = is_fixed
         self.reason = "as asked for"
         self._graphs: dict[Any, Captured] = {}
-        self._seen: set[Any] = set()
+        self._counts: Counter[Any] = Counter()
         self._plan = _Plan(compile, num_steps)
         if elbo.mode != "graph":
             self._plan.settle("off")
@@ -129,15 +140,32 @@ class Stepper:
         return self._plan.stage
 
     def __call__(self, batch: tuple) -> Step:
-        """Evaluates one batch."""
+        """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
         start = time.perf_counter()
-        captured = self._captured(batch) if self._plan.stage != "off" else None
+        captured = None if self._plan.settled and self._plan.stage == "off" else self._captured(batch)
         outputs = self._run(*batch) if captured is None else captured(batch)
         step = self._step(outputs)
+        if step.discrepancy > MAX_DISCREPANCY:
+            self.elbo.distrust(self.guide, step.discrepancy)
+            self._start_again()
+            return self(batch)
         if not self._plan.settled:
             self._plan.note(time.perf_counter() - start)
             self._advance(batch)
         return step
+
+    def look(self, batch: tuple) -> Step:
+        """Evaluates one batch by what there is, and plans nothing."""
+        graphs = list(self._graphs.values())
+        captured = graphs[0] if self.is_fixed and graphs else self._graphs.get(describe_shapes(batch))
+        return self._step(self._run(*batch) if captured is None else captured(batch))
+
+    def _start_again(self) -> None:
+        """Forgets the graphs of another gradient."""
+        self._graphs.clear()
+        if self._plan.stage == "inductor":
+            self._plan.settle("graph")
+            self.reason = "path gradients were given up after compiling"
 
     def _run(self, *batch: Any) -> tuple[Any, ...]:
         """As it stands: the density captured, the guide run by Python."""
@@ -147,7 +175,7 @@ class Stepper:
         )
         norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        stats = torch.stack([estimate.loss.double(), norm])
+        stats = torch.stack([estimate.loss.double(), estimate.discrepancy.double(), norm])
         return stats, *gradients, estimate.w, estimate.log_p, estimate.log_q
 
     @staticmethod
@@ -156,15 +184,16 @@ class Stepper:
         return Step(*stats.tolist(), gradients, (w, log_p, log_q))
 
     def _captured(self, batch: tuple) -> Captured | None:
+        """The graph for a batch, where there is one, or is to be one: what comes once is not captured."""
         if self.is_fixed and self._graphs:
             return next(iter(self._graphs.values()))
         key = describe_shapes(batch)
         if key in self._graphs:
             return self._graphs[key]
-        if key is None or len(self._graphs) >= _MAX_GRAPHS:
-            return None
-        if key not in self._seen:  # what comes once is not captured, and the density is captured before the step
-            self._seen.add(key)
+        if len(self._counts) >= _MAX_COUNTED:
+            self._counts.clear()
+        self._counts[key] += 1
+        if key is None or self._plan.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
             return None
         return self._capture(key, batch)
 
@@ -174,7 +203,7 @@ class Stepper:
             self._plan.settle("off")
             self.reason = "the model cannot be captured as a graph"
         size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
-        goal, why = self._plan.next(size)
+        goal, why = self._plan.next(size, len(self._counts))
         self.reason = why or self.reason
         if goal is None:
             return
@@ -183,6 +212,8 @@ class Stepper:
             key = describe_shapes(batch)
             if key is None:
                 self._fall_back("an argument is neither a tensor nor a plain value")
+            elif self._plan.is_auto and self._counts[key] < 2:
+                return  # it is captured when it comes again
             elif self._capture(key, batch) is None:
                 return
         if goal == "inductor" and self._graphs:
@@ -263,7 +294,7 @@ class _Plan:
         elif len(self.seconds) < _WARM_UP + _TIMED:
             self.seconds.append(seconds)
 
-    def next(self, num_operations: int) -> tuple[str | None, str | None]:
+    def next(self, num_operations: int, num_shapes: int) -> tuple[str | None, str | None]:
         """The stage to move on to, or None, and what to say of it."""
         if self.settled:
             return None, None
@@ -272,8 +303,11 @@ class _Plan:
             return self.goal, None
         if len(self.seconds) < _WARM_UP + _TIMED:
             return None, None
+        if self.stage == "off" and num_shapes > _MAX_GRAPHS:
+            self.settle("off")
+            return None, f"the first {_WARM_UP + _TIMED + 1} batches have {num_shapes} shapes: few would come again"
         each = sorted(self.seconds[_WARM_UP:])[_TIMED // 2]
-        stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first)
+        stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first * max(1, num_shapes))
         if self.stage == "graph":
             stage, share, cost = ("inductor", _INDUCTOR_SHARE, _COMPILE_SECONDS * num_operations)
         saved = self.left * each * (1 - share)

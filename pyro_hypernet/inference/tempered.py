@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pyro_hypernet.density import sample_prior, split_density
+from pyro_hypernet.density import sample_prior, split_density, zero_density
 from pyro_hypernet.inference.moves import State
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model, Vectorized, grad_and_value, trace_one
@@ -33,7 +33,7 @@ class Tempered(ABC):
         self.args = args
         self.max_rows = max_rows or _rows_for(args)
         self.num_rows = 0
-        self._run = Vectorized(self._of_one, differentiable=False)
+        self._run = Vectorized(self._of_one, differentiable=False, failed=_no_density)
 
     def __call__(self, x: Tensor, temperature: float) -> State:
         """Densities and gradient at coordinates of shape `(S, m)`, all rows at one temperature."""
@@ -114,6 +114,12 @@ class Whole(Tempered):
         trace = trace_one(self.model, values, args, kwargs)
         log_prior, log_likelihood = split_density(trace, self.layout, log_det)
         return log_prior + temperature * log_likelihood, (log_prior.detach(), log_likelihood.detach())
+
+
+def _no_density(draw: tuple[Tensor, Tensor]) -> tuple:
+    """What stands for a draw at which the model raises an error."""
+    nothing = zero_density(draw[0])
+    return torch.zeros_like(draw[0]), (nothing, (nothing, nothing))
 
 
 def _rows_for(args: tuple) -> int:

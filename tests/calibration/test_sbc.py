@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.calibration import sbc as module
 from pyro_hypernet.calibration.sbc import LIKELIHOOD, sbc
 from pyro_hypernet.guide import AutoHypernet
@@ -146,3 +147,21 @@ def test_models_that_make_no_data_are_refused():
         sbc(factored, torch.tensor(0.0))
     with pytest.raises(ValueError, match="num_simulations and num_draws must be at least 2"):
         sbc(one_weight, Y, num_simulations=1)
+
+
+def test_every_simulation_starts_at_the_same_learnt_parameters():
+    """Exact: a training that moves the network's point estimates sees them where they were at first."""
+    model, seen = bayesianize(torch.nn.Linear(3, 1), sites=["bias"]), []
+    weight = model.net.weight
+
+    def train(simulated, x, y):
+        (node,) = pyro.poutine.trace(simulated, param_only=True).get_trace(x, y).nodes.values()
+        leaf = node["value"].unconstrained()
+        seen.append(leaf.detach().clone())
+        with torch.no_grad():
+            leaf += 1.0
+        return {"bias": torch.randn(50, 1), "sigma": torch.rand(50) + 0.1}
+
+    sbc(model, torch.randn(4, 3), torch.zeros(4), train=train, num_simulations=3, num_processes=1)
+    assert len(seen) == 3
+    assert all(torch.equal(value, weight) for value in seen)

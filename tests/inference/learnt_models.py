@@ -145,7 +145,8 @@ def predictions(model, guide):
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     found = {}
-    for name, make in MODELS.items():
+    for seed, (name, make) in enumerate(MODELS.items()):
+        pyro.set_rng_seed(1000 + seed)  # other networks than those that were saved
         with pyro.get_param_store().scope():
             model = make()
             found[name] = predictions(model, load(folder / name, model))

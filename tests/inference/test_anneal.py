@@ -10,7 +10,7 @@ from torch import nn
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, fit
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.diagnostics import elbo
-from pyro_hypernet.inference.anneal import AnnealedModel
+from pyro_hypernet.inference.anneal import Annealing, WeightedModel
 from pyro_hypernet.inference.fit import ANNEAL
 from pyro_hypernet.likelihoods import Gaussian
 from tests.inference.conjugate import make_data, regression
@@ -40,15 +40,14 @@ def test_the_likelihood_is_scaled_and_the_prior_is_not():
     layout = AutoHypernet(model).setup(y).layout
     prior = dist.Normal(0.0, 3.0).log_prob(w).sum(-1)
     data = 4 * dist.Normal(w[:, None], 1.0).log_prob(y).sum((1, 2)) - w.sum(-1)
-    annealed = AnnealedModel(model, 3.0, 10)
+    weighted = WeightedModel(model)
     torch.testing.assert_close(LogJoint(model, layout)(w, y), prior + data)
-    torch.testing.assert_close(LogJoint(annealed, layout)(w, *annealed.arguments(0, (y,))), prior + 3 * data)
-    torch.testing.assert_close(LogJoint(annealed, layout)(w, *annealed.arguments(10, (y,))), prior + data)
+    torch.testing.assert_close(LogJoint(weighted, layout)(w, *weighted.arguments(3.0, (y,))), prior + 3 * data)
+    torch.testing.assert_close(LogJoint(weighted, layout)(w, *weighted.arguments(1.0, (y,))), prior + data)
 
 
 def test_the_weight_falls_geometrically_to_one():
-    weights = [float(AnnealedModel(regression, 8.0, 3).arguments(step, (X, Y))[0]) for step in range(5)]
-    torch.testing.assert_close(weights, [8.0, 4.0, 2.0, 1.0, 1.0])
+    assert [Annealing(8.0, 3)(step) for step in range(5)] == pytest.approx([8.0, 4.0, 2.0, 1.0, 1.0])
 
 
 def test_an_untrained_network_is_annealed_and_nothing_else():

@@ -1,6 +1,7 @@
 """Wrong answers are not given in silence, and nothing is said twice."""
 
 import gc
+import math
 import warnings
 
 import pyro
@@ -8,16 +9,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.caution import after_fit, rise_at_the_end, unscaled_sites, warn_once
-from pyro_hypernet.inference.fit import fit
+from pyro_hypernet.inference.caution import after_fit, keep_going, rise_at_the_end, warn_once
 from tests import small_models as m
 from tests.seeds import seed
-
-X, Y = m.linear_data(40)
-BATCHES = [(X[:20], Y[:20]), (X[20:], Y[20:])]
 
 
 class Subject:
@@ -42,21 +38,20 @@ def test_a_new_subject_in_an_old_place_is_warned_of():
         gc.collect()
 
 
-def test_minibatches_that_are_not_scaled():
-    guide = AutoHypernet(m.linear)
-    text = r"Training went over 2 minibatches, but the likelihood of 'y' counts every minibatch once.*num_data=N"
-    with pytest.warns(UserWarning, match=text):
-        fit(m.linear, guide, BATCHES, num_steps=4, progress=False)
-    fit(m.linear, AutoHypernet(m.linear), (X, Y), num_steps=4, progress=False)  # warnings are errors
-    fit(m.linear, AutoHypernet(m.linear), [(X, Y)], num_steps=4, progress=False)
+def test_an_output_that_fails_is_said_and_nothing_else():
+    with pytest.warns(UserWarning, match=r"^Drawing failed: math domain error.* What was reached before is kept"):
+        assert keep_going(lambda: math.log(-1), 3.0, "Drawing") == 3.0
+    assert keep_going(lambda: 4.0, 3.0, "Drawing") == 4.0
 
 
-def test_minibatches_that_are_scaled():
-    net = bayesianize(torch.nn.Linear(2, 1), num_data=40)
-    fit(net, AutoHypernet(net), BATCHES, num_steps=4, progress=False)
-    assert unscaled_sites(net, BATCHES[0]) == []
-    assert unscaled_sites(m.subsampled, (torch.randn(20),)) == []
-    assert unscaled_sites(m.linear, (X, Y)) == ["y"]
+def test_skipped_steps():
+    """More than one in a hundred is said, with the figure and what is known of the cause."""
+    losses = torch.zeros(300)
+    losses[:3] = math.nan
+    after_fit(Subject(), losses.tolist(), "site 'y'")  # warnings are errors
+    losses[3] = math.nan
+    with pytest.warns(UserWarning, match="4 of 300 steps were skipped, .* the trouble is in site 'y'"):
+        after_fit(Subject(), losses.tolist(), "site 'y'")
 
 
 def test_an_elbo_that_still_rises():
@@ -65,9 +60,9 @@ def test_an_elbo_that_still_rises():
     with pytest.warns(
         UserWarning, match=r"still rising when training ended: by 20\.\d nats .* 4000 steps.*num_steps=16000"
     ):
-        after_fit(m.linear, guide, (X, Y), (X, Y), (noise + torch.linspace(100, 0, 4000)).tolist())
+        after_fit(guide, (noise + torch.linspace(100, 0, 4000)).tolist(), "")
     for losses in (noise, noise[:400] + torch.linspace(100, 0, 400)):  # flat; too short to have arrived
-        after_fit(m.linear, guide, (X, Y), (X, Y), losses.tolist())
+        after_fit(guide, losses.tolist(), "")
 
 
 def test_the_rise_and_its_error():

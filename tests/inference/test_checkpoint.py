@@ -446,6 +446,18 @@ def test_parameters_of_another_shape(path):
     assert torch.equal(model.net.weight, start)
 
 
+def test_a_lazy_module_is_to_be_run_first(path):
+    def make():
+        return learnt.silent(nn.LazyLinear(1))
+
+    model = make()
+    guide = AutoHypernet(model)
+    poutine.trace(model).get_trace(*learnt.ARGS)
+    save(guide.setup(*learnt.ARGS), path)
+    with pytest.raises(ValueError, match="^Parameter 'net:.*' of the model has no shape yet: run the model once"):
+        load(path, make())
+
+
 def test_a_model_without_the_files_modules(path):
     save(AutoHypernet(learnt.MODELS["closure"]()).setup(*learnt.ARGS), path)
     with pytest.raises(ValueError, match=r"holds values of \['net:.*which the model does not have"):

@@ -1,0 +1,187 @@
+"""The steps of a fit, batch after batch, each datum counting equally often, and what they say of themselves."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.anneal import Annealing, WeightedModel
+from pyro_hypernet.inference.batches import Batches, Shares
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.step import FlatParameters, Step, Stepper
+from pyro_hypernet.inference.traits import Traits, find_error, find_traits
+from pyro_hypernet.safeguards import name_arguments
+from pyro_hypernet.vectorize import Model
+
+REMEDY = "Lower learning_rate, bound the site's prior or likelihood away from zero, or use float64."
+# A mean of K importance weights exceeds e^20 times their expectation with a probability below e^-20, by Markov's
+# inequality; and so much rounding of log q is allowed for every weight, in nats.
+_MOST_BOUND, _ROUNDING = 20.0, 1e-5
+# Passes of at most so many batches are short: one batch among them has a say.
+_SHORT = 50
+
+
+class Trainer:
+    """Evaluates steps: which batch, how often it counts, by which graph.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide, set up.
+        batches: The model's arguments.
+        traits: Of the model on the first batch.
+        elbo: The bound, prepared for both.
+        annealing: How often the data count at every step, or None for once.
+        compile: As in `fit`.
+        num_steps: How many steps there will be.
+
+    Attributes:
+        parameters: All that is trained.
+        least_loss: A loss below it cannot be, in nats: of discrete data no bound on the evidence exceeds zero.
+        has_one_target: Whether the evidence is one number, the same at all parameters and steps.
+        is_ragged: Whether one of few batches is shorter than others.
+        stepper: What ran the last step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: AutoHypernet,
+        batches: Batches,
+        traits: Traits,
+        elbo: VectorizedELBO,
+        *,
+        annealing: Annealing | None,
+        compile: str,
+        num_steps: int,
+    ) -> None:
+        self.model, self.guide, self.batches = model, guide, batches
+        self.elbo, self.annealing, self.compile, self.num_steps = elbo, annealing, compile, num_steps
+        self.parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+        self.is_ragged = False
+        self.shares = Shares(traits)
+        self.shares.meet(batches.first, traits)
+        is_plain = elbo.bound == "elbo" and guide.num_components == 1
+        self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo._params
+        self.least_loss = -math.inf
+        if traits.is_discrete:
+            self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
+        self.stepper = self._plain = self._make_stepper(model, elbo, num_steps, is_fixed=batches.is_fixed)
+        self._weighted: Stepper | None = None
+        if annealing is not None:
+            self._weighted = self._make_weighted(batches.first, annealing.num_steps)
+
+    def step(self, number: int) -> tuple[Step, tuple]:
+        """Evaluates the next batch.
+
+        Args:
+            number: Of the step, from 0.
+
+        Returns:
+            The step, and the batch it was made at.
+
+        Raises:
+            ValueError: If the model refuses a batch after the first, naming it.
+            RuntimeError: If it fails there for another reason.
+        """
+        batch = next(self.batches)
+        try:
+            self.stepper, arguments = self._choose(number, batch)
+            return self.stepper(arguments), batch
+        except Exception as error:
+            if number == 0 or isinstance(error, Warning):  # warnings are errors where the caller wants them so
+                raise
+            if "linalg." in str(error):  # a matrix that has no factor at some draw: a density of zero
+                return Step.failed(), batch
+            self._raise_for(number, batch, error)
+
+    def looks(self, count: int) -> list[tuple[Stepper, tuple]]:
+        """The next batches at full weight, to be evaluated by `stepper.look(arguments)`."""
+        if self.batches.is_fixed:
+            return [self._choose(self.num_steps, self.batches.first)] * count
+        return [self._choose(self.num_steps, next(self.batches)) for _ in range(count)]
+
+    def is_annealed(self, number: int) -> bool:
+        """Whether this step's data count more or less than they should in the end."""
+        return self.annealing is not None and number < self.annealing.num_steps
+
+    def find_trouble(self, step: Step, batch: tuple) -> str:
+        """Where a step that is not finite went wrong, in words."""
+        for name, value in name_arguments(self.model, batch, {}).items():
+            if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+                places = f"{int(value.isnan().sum())} of {value.numel()} places"
+                return f"argument {name!r}, which holds NaN in {places} of {self.batches.spell(batch)}"
+        if step.is_finite:
+            return f"a bound of {-step.loss:.3g} nats on the log evidence of discrete data, which is at most zero"
+        if step.particles is None:
+            return "the density, which raises an error of linear algebra at some draws"
+        w, log_p, log_q = step.particles
+        bad = ~(log_p.isfinite() & log_q.isfinite() & w.isfinite().all(-1))
+        if not bool(bad.any()):
+            return "the gradient, while the density itself is finite"
+        row = w[bad.nonzero()[0, 0]]
+        if not bool(row.isfinite().all()):
+            return "the guide's own draws"
+        terms = self.elbo._log_joint.site_log_probs(row, *batch)
+        names = [name for name, value in terms.items() if not math.isfinite(float(value))]
+        return "the density of site " + ", ".join(map(repr, names)) if names else "the density of the guide"
+
+    def _choose(self, number: int, batch: tuple) -> tuple[Stepper, tuple]:
+        """What evaluates a batch, and the arguments that it takes."""
+        share = 1.0
+        if not self.batches.is_fixed:
+            if not self.shares.knows(batch):
+                self.shares.meet(batch, find_traits(self.model, self.guide, batch))
+            share = self.shares(batch, self.batches.number)
+            self.is_ragged |= share != 1 and (self.batches.length or self.batches.number) <= _SHORT
+        weight = share * (self.annealing(number) if self.is_annealed(number) else 1.0)
+        if weight == 1:
+            return self._plain, batch
+        if self._weighted is None:
+            self._weighted = self._make_weighted(batch, self.num_steps - number)
+        return self._weighted, WeightedModel.arguments(weight, batch)
+
+    def _make_weighted(self, batch: tuple, num_steps: int) -> Stepper:
+        model, old = WeightedModel(self.model), self.elbo
+        elbo = VectorizedELBO(old.num_particles, gradient=old.gradient, bound=old.bound, mode=old.mode)
+        elbo._prepare(model, self.guide, model.arguments(1.0, batch), {})
+        return self._make_stepper(model, elbo, num_steps, is_fixed=False)
+
+    def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:
+        options = {"compile": self.compile, "num_steps": num_steps, "is_fixed": is_fixed}
+        return Stepper(model, self.guide, elbo, self.parameters, **options)
+
+    def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
+        where = f"Step {number} of fit failed at {self.batches.spell(batch)}"
+        kept = "The guide keeps what it had learnt."
+        if any(leaf.dim() and len(leaf) == 0 for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)):
+            raise ValueError(f"{where}: it holds no data. Leave empty batches out. {kept}") from error
+        cause = find_error(self.model, self.guide, batch) or error
+        kind = ValueError if isinstance(cause, (ValueError, IndexError)) else RuntimeError
+        text = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
+        raise kind(
+            f"{where}: {text} Look at the data of this batch and what the model makes of them. {kept}"
+        ) from cause
+
+
+def copies(vectors: list[Tensor]) -> list[Tensor]:
+    """Copies of parameters.
+
+    Args:
+        vectors: The parameters.
+    """
+    return [vector.detach().clone() for vector in vectors]
+
+
+@torch.no_grad()
+def put(vectors: list[Tensor], values: list[Tensor]) -> None:
+    """Sets parameters.
+
+    Args:
+        vectors: The parameters.
+        values: What they are to be.
+    """
+    for vector, value in zip(vectors, values, strict=True):
+        vector.copy_(value)
