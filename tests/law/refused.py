@@ -140,7 +140,7 @@ REFUSED: list[Refusal] = [
         "*",
         "the model is written for one draw; VectorizedELBO and predict vmap it",
         Exception,
-        "",
+        ".",
         "Pyro",
     ),
 ]
