@@ -106,7 +106,7 @@ def measure(
             if taken[last] * size / last > seconds - (now() - start):
                 break
         times = []
-        while len(times) < 2 and (not times or now() - start < seconds / 4):
+        while len(times) < 2 and (not times or now() - start + times[0] < seconds):
             begin = now()
             run(size)
             times.append(now() - begin)
@@ -116,3 +116,14 @@ def measure(
         return Cost(0.0, taken[first] / first)
     each = max(0.0, taken[last] - taken[first]) / (last - first)
     return Cost(max(0.0, taken[first] - first * each), each)
+
+
+def spell_seconds(seconds: float) -> str:
+    """Seconds with a unit, such as "1.2 ms"."""
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+
+
+def round_up(seconds: float) -> int:
+    """Two digits, upward, with a fifth to spare."""
+    scale = 10 ** max(0, math.floor(math.log10(max(seconds, 1.0))) - 1)
+    return scale * math.ceil(1.2 * seconds / scale)

@@ -91,8 +91,8 @@ def _draw_without_a_screen() -> None:
 def _add_options(command: argparse.ArgumentParser) -> None:
     default = Options()
     command.add_argument("--out", type=Path, required=True, help="the folder for the results")
-    command.add_argument("--steps", type=int, default=default.num_steps, help="of training (%(default)s)")
-    command.add_argument("--budget", default=default.budget, help="time to train, judge and mend (%(default)s)")
+    command.add_argument("--steps", type=int, default=default.num_steps, help="of training, at most (%(default)s)")
+    command.add_argument("--budget", default=default.budget, help="time for all of it (%(default)s)")
     command.add_argument("--hidden", type=int, default=default.hidden, help="hidden units (%(default)s)")
     command.add_argument("--nuts-draws", type=int, default=default.nuts_draws, help="in every chain (%(default)s)")
     command.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hypernet.budget import Clock, Cost, measure, read_budget
+from pyro_hypernet.budget import Clock, Cost, measure, read_budget, spell_seconds
 from pyro_hypernet.correction.move import move
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.density import LogJoint
@@ -34,7 +34,6 @@ from pyro_hypernet.plan import (
     USUAL_WEIGHTS,
     Plan,
     fewer,
-    spell_seconds,
 )
 from pyro_hypernet.safeguards import refuse_minibatches
 from pyro_hypernet.vectorize import Model, Vectorized
@@ -231,12 +230,7 @@ class _Work:
                 return
             except ValueError:
                 pass  # by one run, of which most may be overhead: several at once tell
-            runs = Vectorized(_run_of_one(self.model), mode="eager", randomness="different")
-            try:
-                options = {"seconds": _PRICING_SHARE * self.clock.budget, "now": self.clock.now}
-                cost = measure(lambda n: runs(torch.zeros(n), self.args), _TIMED_RUNS, **options)
-            except Exception:
-                return
+        cost = price_of_a_run(self.model, self.args, self.clock)
         Plan(self.clock, cost).refuse_what_cannot_end(least_steps=least_steps)
 
     def price(self, least_steps: int) -> None:
@@ -259,12 +253,13 @@ class _Work:
     def _price_of_a_step(self) -> Cost:
         loss, now = VectorizedELBO(self.plan.num_particles)(self.model, self.guide), self.clock.now
         leaves, taken = list(self.guide.parameters()), []
-        while len(taken) < 2 or (len(taken) < 5 and sum(taken) < _PRICING_SHARE * self.clock.budget):
+        # The first captures the density, the next ones let it be optimised.
+        while len(taken) < 2 or (len(taken) < 6 and sum(taken[1:]) < 2 * _PRICING_SHARE * self.clock.budget):
             start = now()
             torch.autograd.grad(loss(*self.args), leaves, allow_unused=True)
             taken.append(now() - start)
         captures = 2 if self.guide.suits_annealing else 1
-        return Cost(captures * max(0.0, taken[0] - min(taken)), max(1e-4, min(taken)))
+        return Cost(captures * (sum(taken[:2]) - 2 * min(taken)), max(1e-4, min(taken)))
 
     def note(self, step: str, text: str) -> None:
         """Adds a line to the log."""
@@ -469,13 +464,26 @@ class _Work:
         )
 
 
-def _run_of_one(model: Model) -> Callable[[Tensor, tuple, dict], Tensor]:
-    """A run of a model with its densities, at a draw of the prior."""
+def price_of_a_run(model: Model, args: tuple, clock: Clock) -> Cost:
+    """What runs of a model with its densities cost, by a few at draws of the prior; nothing where these cannot be run.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments.
+        clock: The budget, a little of which is spent on this.
+    """
 
     def run(_: Tensor, args: tuple, kwargs: dict) -> Tensor:
         return poutine.trace(model).get_trace(*args, **kwargs).log_prob_sum()
 
-    return run
+    runs = Vectorized(run, mode="eager", randomness="different")
+    options = {"seconds": _PRICING_SHARE * clock.budget, "now": clock.now}
+    with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return measure(lambda n: runs(torch.zeros(n), args), _TIMED_RUNS, **options)
+        except Exception:  # an improper prior, or a model at fault: setting up tells
+            return Cost()
 
 
 def _numbers_of_a_draw(guide: AutoHypernet) -> int:

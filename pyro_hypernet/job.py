@@ -14,14 +14,17 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
 
 from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.budget import Clock, measure, read_budget, round_up, spell_seconds
+from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.compare import Comparison, compare
 from pyro_hypernet.evaluation.diagnostics import elbo, khat
 from pyro_hypernet.evaluation.metrics import calibration_bins, coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
-from pyro_hypernet.infer import Posterior, infer
+from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.infer import Posterior, infer, price_of_a_run
 from pyro_hypernet.inference.checkpoint import save
 from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.nuts import nuts
+from pyro_hypernet.inference.nuts import Nuts, nuts
 from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band
 from pyro_hypernet.priors import fan_in
 from pyro_hypernet.tabular import Split, Table, split
@@ -29,6 +32,14 @@ from pyro_hypernet.vectorize import Model
 
 HYPERNET, NORMAL, MULTIVARIATE, NUTS = "AutoHypernet", "AutoNormal", "AutoMultivariateNormal", "NUTS"
 _NUM_DRAWS = 1000
+# Shares of the budget: `infer`, each of Pyro's guides, NUTS; comparison, table and report take what is left.
+_INFER, _GUIDE, _NUTS, _REST = 0.42, 0.08, 0.25, 0.17
+# Densities of all data that comparison, table and report take.
+_DENSITIES = 20_000
+# The step of a guide of Pyro's that is timed.
+_TIMED_STEPS = 3
+# A trajectory of NUTS takes at most this share of its time.
+_TRAJECTORY, _MOST_DOUBLINGS = 0.04, 10
 _LEVEL = 0.9
 
 
@@ -37,8 +48,8 @@ class Options:
     """How much work the job does.
 
     Attributes:
-        num_steps: Steps of every guide's training.
-        budget: Time for `infer`, which trains and mends the first guide; its training is `num_steps` all the same.
+        num_steps: Steps of every guide's training, fewer where the budget does not allow for so many.
+        budget: Time for all of it, of which `infer` takes two fifths; it holds within a factor of about 1.5.
         num_particles: Draws in one estimate of the ELBO, the same for every guide.
         hidden: Hidden units of the network.
         nuts_draws: Draws kept in every chain of NUTS, after as many of warm-up.
@@ -47,7 +58,7 @@ class Options:
     """
 
     num_steps: int = 2000
-    budget: str | float = "75 seconds"
+    budget: str | float = "3 minutes"
     num_particles: int = 32
     hidden: int = 10
     nuts_draws: int = 500
@@ -114,31 +125,29 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
 
     Returns:
         The table's rows and all that was trained.
+
+    Raises:
+        ValueError: Where the budget does not allow for the least of it, before any of it, with what is needed.
     """
+    clock = Clock(read_budget(options.budget))
     data = split(table, seed=options.seed)
     model = make_model(table, options.hidden)
     args = (data.x_train, data.y_train)
+    _refuse_what_cannot_end(model, args, clock)
     posterior = _infer(model, args, options, say, progress)
     posteriors, seconds = {HYPERNET: posterior.guide}, {HYPERNET: posterior.fit.seconds if posterior.fit else math.nan}
     if posterior.source != "guide":
         mended = f"{HYPERNET}, {posterior.source}"
         posteriors[mended], seconds[mended] = posterior, posterior.seconds
-    for name, train in _trainers(model, args, options).items():
+    for name, make in {NORMAL: AutoNormal, MULTIVARIATE: AutoMultivariateNormal}.items():
         pyro.set_rng_seed(options.seed)
         start = time.perf_counter()
-        posteriors[name] = train()
+        posteriors[name], steps = _train_by_svi(model, make(model), args, options, _GUIDE * clock.budget)
         seconds[name] = time.perf_counter() - start
-        say(f"{name}: {options.num_steps} steps in {seconds[name]:.1f} s")
-    pyro.set_rng_seed(options.seed)
-    reference = nuts(
-        model, *args, num_samples=options.nuts_draws, warmup_steps=options.nuts_draws, num_chains=options.nuts_chains
-    )
-    posteriors[NUTS], seconds[NUTS] = reference, reference.seconds
-    say(
-        f"NUTS: {options.nuts_chains} chains of {options.nuts_draws} + {options.nuts_draws} in "
-        f"{reference.seconds:.1f} s; worst R-hat in function space {reference.max_function_rhat:.3f}, "
-        f"divergences {sum(reference.divergences)}"
-    )
+        word = "" if steps == options.num_steps else f" of {options.num_steps}, for want of time: trained too briefly,"
+        say(f"{name}: {steps} steps{word} in {seconds[name]:.1f} s")
+    posteriors[NUTS] = reference = _sample(model, args, options, posterior.guide, _NUTS * clock.budget, say)
+    seconds[NUTS] = reference.seconds
     guides = {name: posterior for name, posterior in posteriors.items() if name != NUTS}
     comparison = compare(guides, reference, model, data.x_test, train_args=args, num_samples=_NUM_DRAWS, canonical=True)
     with warnings.catch_warnings():
@@ -158,48 +167,98 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
         out: The folder; made if need be.
 
     Returns:
-        The files.
+        The files; without `posterior.nc` where there was no time for it, which the log says.
     """
     out.mkdir(parents=True, exist_ok=True)
     names = ("posterior.nc", "guide.safetensors", "table.txt", "log.txt", "predictive.png", "posterior.png")
     paths = [out / name for name in names]
-    result.posterior.idata.to_netcdf(str(paths[0]))
+    if result.posterior.idata is not None:
+        result.posterior.idata.to_netcdf(str(paths[0]))
     save(result.posterior.guide, paths[1])
     paths[2].write_text(result.to_string() + "\n\n" + result.comparison.to_string() + "\n")
     paths[3].write_text(f"{result.posterior}\n\n{result.posterior.diagnosis}\n")
     _draw_predictions(result, table, paths[4])
     _draw_posterior(result, paths[5])
-    return paths
+    return [path for path in paths if path.exists()]
+
+
+def _refuse_what_cannot_end(model: Model, args: tuple, clock: Clock) -> None:
+    each = price_of_a_run(model, args, clock).each
+    needed = _DENSITIES * each / _REST
+    if needed > clock.budget:
+        raise ValueError(
+            f"The budget of {clock.budget:.3g} s is too short: the density of {len(args[1])} rows takes about "
+            f"{spell_seconds(each)} a draw, so that three guides, NUTS, their comparison and the report take about "
+            f"{needed:.2g} s here. Give --budget {round_up(needed)} or more, or fewer rows; or train one guide alone "
+            "on minibatches, from Python, by fit(model, guide, loader)."
+        )
 
 
 def _infer(model: Model, args: tuple, options: Options, say: Callable[[str], None], progress: bool) -> Posterior:
     pyro.set_rng_seed(options.seed)
     amounts = {"num_samples": _NUM_DRAWS, "num_steps": options.num_steps}
+    budget = _INFER * read_budget(options.budget)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The verdict on this", UserWarning)  # stands under the table
-        return infer(model, *args, budget=options.budget, say=say, progress=progress, **amounts)
+        try:
+            return infer(model, *args, budget=budget, say=say, progress=progress, **amounts)
+        except ValueError as error:
+            if "is too short" not in str(error):
+                raise
+            times = f"{1 / _INFER:.1f} times what is asked for here"
+            raise ValueError(f"Of --budget {_INFER:.0%} are for the first guide: give {times}. {error}") from None
 
 
-def _trainers(model: Model, args: tuple, options: Options) -> dict[str, Callable[[], Any]]:
-    return {
-        NORMAL: lambda: _train_by_svi(model, AutoNormal(model), args, options),
-        MULTIVARIATE: lambda: _train_by_svi(model, AutoMultivariateNormal(model), args, options),
-    }
+def _sample(
+    model: Model, args: tuple, options: Options, guide: AutoHypernet, seconds: float, say: Callable[[str], None]
+) -> Nuts:
+    """The reference: chains of NUTS, cut short where the time is up."""
+    pyro.set_rng_seed(options.seed)
+    log_joint = LogJoint(model, guide.layout, mode="eager")
+    start = torch.zeros(options.nuts_chains, guide.layout.dim)
+    gradient = measure(lambda _: log_joint.value_and_grad(start, *args), (1,), seconds=_TRAJECTORY * seconds).each
+    doublings = int(math.log2(max(8.0, min(2.0**_MOST_DOUBLINGS, _TRAJECTORY * seconds / max(gradient, 1e-9)))))
+    amounts = {"num_samples": options.nuts_draws, "warmup_steps": options.nuts_draws, "num_chains": options.nuts_chains}
+    reference = nuts(model, *args, **amounts, max_tree_depth=doublings, max_seconds=seconds)
+    kept = reference.diverging.shape[1]
+    word = "" if kept == options.nuts_draws else f", {kept} of them kept for want of time: compare with care,"
+    say(
+        f"NUTS: {options.nuts_chains} chains of {options.nuts_draws} + {options.nuts_draws}{word} in "
+        f"{reference.seconds:.1f} s; worst R-hat in function space {reference.max_function_rhat:.3f}, "
+        f"divergences {sum(reference.divergences)}"
+    )
+    return reference
 
 
-def _train_by_svi(model: Model, guide: Any, args: tuple, options: Options) -> Any:
-    """Trains one of Pyro's guides with as many steps and particles as ours, decay and clipping included."""
+def _train_by_svi(model: Model, guide: Any, args: tuple, options: Options, max_seconds: float) -> tuple[Any, int]:
+    """Trains one of Pyro's guides with as many steps and particles as ours, decay and clipping included.
+
+    Returns:
+        The guide and its steps, fewer where a few that are timed say that there is no time for all.
+    """
+    start = time.perf_counter()
     guide(*args)
     loss = VectorizedELBO(options.num_particles)(model, guide)
     optimizer = torch.optim.Adam(guide.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.num_steps)
-    for _ in range(options.num_steps):
+    number, num_steps = 0, options.num_steps
+    while number < num_steps:
+        begin = time.perf_counter()
         optimizer.zero_grad()
         loss(*args).backward()
         torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0)
         optimizer.step()
         schedule.step()
-    return guide
+        number += 1
+        spent = time.perf_counter() - start
+        if number == _TIMED_STEPS and num_steps > _TIMED_STEPS:
+            affordable = number + int((max_seconds - spent) / (time.perf_counter() - begin))
+            if affordable < num_steps:
+                num_steps = max(number + 1, affordable)
+                schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps - number)
+        if number > _TIMED_STEPS and spent > 1.5 * max_seconds:
+            break
+    return guide, number
 
 
 def _row(
@@ -224,7 +283,7 @@ def _row(
         row["test log density"] = density
         row["90 % coverage"] = float(coverage(y["y"], data.y_test, level=_LEVEL))
     row["W1/sd"] = distance
-    row["W1 over floor"] = distance / floor
+    row["W1 over floor"] = distance / floor if floor > 0 else math.nan
     return row
 
 

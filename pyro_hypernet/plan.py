@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, field
 
-from pyro_hypernet.budget import Clock, Cost
+from pyro_hypernet.budget import Clock, Cost, round_up, spell_seconds
 
 # Shares of the budget: training; letting the posterior choose among draws; weighing them; looking beyond the guide;
 # gathering what is given out. What is left is for mending.
 _TRAINING, _CHOOSING, _WEIGHING, _LOOKING, _GATHERING = 0.5, 0.2, 0.15, 0.15, 0.1
-# Training is stopped where it takes so many times what was planned.
+# Training is stopped where it takes so many times its share; what takes so many times the budget is not begun.
 _PATIENCE = 1.25
 LEAST_STEPS, MOST_STEPS = 50, 20_000
 LEAST_WEIGHTS, USUAL_WEIGHTS = 500, 10_000
@@ -61,12 +61,12 @@ class Plan:
             setting_up = self.density.of(_SETTING_UP)
         training, judging = step.of(least_steps), self.density.of(LEAST_WEIGHTS)
         needed = self.clock.spent + setting_up + training + judging
-        if needed > self.clock.budget:
+        if needed > _PATIENCE * self.clock.budget:
             raise ValueError(
                 f"The budget of {self.clock.budget:.3g} s is too short: the density of all data takes about "
                 f"{spell_seconds(self.density.each)} a draw and a step of training {spell_seconds(step.each)}, so that "
                 f"setting up, {least_steps} steps and a diagnosis by {LEAST_WEIGHTS} draws take about {needed:.2g} s "
-                f"here. Give budget={_round_up(needed)} or more, or part of the data; or train on minibatches, by "
+                f"here. Give budget={round_up(needed)} or more, or part of the data; or train on minibatches, by "
                 "fit(model, guide, loader), and judge the guide by predictions of data held out."
             )
 
@@ -129,14 +129,3 @@ def fewer(number: int, usual: int, what: str) -> str:
         return ""
     larger = math.sqrt(usual / number)
     return f"{number} {what} instead of {usual}, for want of time: errors are {larger:.1f} times as large"
-
-
-def spell_seconds(seconds: float) -> str:
-    """Seconds with a unit, such as "1.2 ms"."""
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
-
-
-def _round_up(seconds: float) -> int:
-    """Two digits, upward, with a fifth to spare."""
-    scale = 10 ** max(0, math.floor(math.log10(max(seconds, 1.0))) - 1)
-    return scale * math.ceil(1.2 * seconds / scale)

@@ -96,7 +96,11 @@ def refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: t
 
 def _latent_or_sample(init: Callable[..., Any], site: dict[str, Any]) -> Tensor:
     """The initial value of a latent site; a draw for one that belongs to another guide."""
-    return init(site) if site["name"] in init.keywords["values"] else site["fn"].sample()
+    if site["name"] in init.keywords["values"]:
+        return init(site)
+    value = site["fn"].sample()
+    value._pyro_custom_init = False  # a reparametrisation may put another in its place without Pyro's warning
+    return value
 
 
 def refuse_what_cannot_fit(make: Callable[[Tensor], torch.nn.Module], loc: Tensor) -> None:

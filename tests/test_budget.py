@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_hypernet.budget import Clock, read_budget
+from pyro_hypernet.budget import Clock, Cost, measure, read_budget
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,48 @@ def test_a_clock_runs():
     clock = Clock(10.0)
     assert 0 <= clock.spent < 5
     assert clock.left == pytest.approx(10 - clock.spent, abs=0.1)
+
+
+class Fake:
+    """A clock that moves only when told."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+    def spend(self, seconds):
+        self.time += seconds
+
+
+def test_a_clock_can_be_injected():
+    now = Fake()
+    clock = Clock(10.0, now=now)
+    now.spend(12.0)
+    assert (clock.spent, clock.left) == (12.0, -2.0)
+
+
+@pytest.mark.parametrize("cost", [Cost(1.0, 0.5), Cost(0.0, 2.0), Cost(3.0, 0.0)])
+@pytest.mark.parametrize("seconds", [0.5, 4.0, 100.0])
+def test_what_is_affordable_is_paid_and_one_more_is_not(cost, seconds):
+    number = cost.affordable(seconds, most=50)
+    assert number == 0 or cost.of(number) <= seconds
+    assert number == 50 or cost.of(number + 1) > seconds
+
+
+@pytest.mark.parametrize("true", [Cost(0.01, 0.001), Cost(0.0, 0.2), Cost(0.5, 0.0)])
+def test_measuring_finds_the_cost(true):
+    now = Fake()
+    found = measure(lambda n: now.spend(true.of(n)), (1, 16, 256), seconds=1e6, now=now)
+    assert found.fixed == pytest.approx(true.fixed, abs=1e-9)
+    assert found.each == pytest.approx(true.each, abs=1e-12)
+
+
+@pytest.mark.parametrize("each", [1e-4, 0.01, 1.0, 100.0])
+def test_measuring_keeps_to_its_time_but_for_the_first_run(each):
+    now, sizes = Fake(), []
+    found = measure(lambda n: (sizes.append(n), now.spend(n * each)), (1, 16, 256), seconds=2.0, now=now)
+    assert now.time <= max(2.0 + 16 * each * (1 in sizes[2:]), each + 2.0)
+    assert found.each == pytest.approx(each)
+    assert sizes[0] == 1

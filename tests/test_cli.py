@@ -1,15 +1,21 @@
 """The command line does its job on small data, and answers bad input with one line and exit code 2."""
 
+import sys
 import warnings
 
 import numpy as np
 import pytest
 
+from pyro_hypernet.budget import Cost
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
+from pyro_hypernet.plan import Plan
+from pyro_hypernet.tabular import Table
 from tests.seeds import seed
+from tests.test_tabular import CSV
 
-QUICK = ["--budget", "1 second", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
+WORK = sys.modules["pyro_hypernet.infer"]._Work
+QUICK = ["--budget", "20 minutes", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
 QUICK += ["--seed", str(seed())]
 
 
@@ -24,6 +30,15 @@ def write_csv(path, classes, header="a,b,y"):
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:NUTS has not mixed")
+
+
+@pytest.fixture(autouse=True)
+def no_mending(monkeypatch):
+    """The budget is ample, so that no plan depends on the machine; what would use it up is left out."""
+    monkeypatch.setattr(Plan, "looking_seconds", lambda self: 0.0)
+    monkeypatch.setattr(Plan, "can_choose", lambda self, number: False)
+    monkeypatch.setattr(Plan, "weights", lambda self, most=0: 1000)
+    monkeypatch.setattr(WORK, "mend", lambda self: None)
 
 
 # Names that are formulas to matplotlib and markup to browsers.
@@ -144,3 +159,45 @@ def test_out_must_be_a_folder(tmp_path, capsys):
     path = write_csv(tmp_path / "data.csv", None)
     assert main(["fit", str(path), "--target", "y", "--out", str(path)]) == 2
     assert "--out must be a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", ["5 seconds", "1 minute"])
+def test_a_budget_that_cannot_hold_is_refused_before_any_work(tmp_path, monkeypatch, budget, capsys):
+    monkeypatch.setattr("pyro_hypernet.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
+    path = write_csv(tmp_path / "data.csv", None)
+    options = ["--target", "y", "--out", str(tmp_path / "out"), "--budget", budget]
+    assert main(["fit", str(path), *options]) == 2
+    error = capsys.readouterr().err
+    assert "is too short: the density of 45 rows takes about 50 ms a draw" in error
+    assert "Give --budget 7100 or more, or fewer rows" in error
+
+
+def test_what_infer_refuses_is_said_of_the_whole(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(WORK, "_price_of_a_step", lambda self: Cost(0.0, 100.0))
+    path = write_csv(tmp_path / "data.csv", None)
+    assert main(["fit", str(path), "--target", "y", "--out", str(tmp_path / "out"), "--budget", "100 seconds"]) == 2
+    error = capsys.readouterr().err
+    assert "Of --budget 42% are for the first guide: give 2.4 times what is asked for here." in error
+    assert "The budget of 42 s is too short" in error
+
+
+def test_little_time_gives_fewer_steps_and_draws_and_says_so(monkeypatch):
+    """Without time each of Pyro's guides takes four steps, and NUTS four draws of every chain."""
+    job = sys.modules["pyro_hypernet.job"]
+    monkeypatch.setattr(job, "_GUIDE", 1e-9)
+    monkeypatch.setattr(job, "_NUTS", 1e-9)
+    lines, table = [], read_diabetes()
+    small = Table(table.x[:60, :2], table.y[:60], ("a", "b"), "y", ())
+    options = job.Options(num_steps=20, budget="20 minutes", hidden=2, nuts_draws=50)
+    result = job.run(small, options, say=lines.append, progress=False)
+    assert result.posteriors["NUTS"].diverging.shape == (2, 4)
+    for name in ("AutoNormal", "AutoMultivariateNormal"):
+        assert any(line.startswith(f"{name}: 4 steps of 20, for want of time") for line in lines)
+    assert any("2 chains of 50 + 50, 4 of them kept for want of time" in line for line in lines)
+
+
+def test_notes_on_the_table_are_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pyro_hypernet.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
+    (tmp_path / "t.csv").write_text(CSV["a row number without a name"][0])
+    main(["fit", str(tmp_path / "t.csv"), "--target", "y", "--out", str(tmp_path / "out"), "--budget", "1 s"])
+    assert "note: The column without a name ('Unnamed: 0') numbers the rows" in capsys.readouterr().out

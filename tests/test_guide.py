@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import init_to_value
+from pyro.infer.reparam import LatentStableReparam
 
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
@@ -434,3 +435,16 @@ def test_use_before_setup(use):
 def test_draws_before_setup(use):
     with pytest.raises(RuntimeError, match="^The guide has no parameters yet: call guide.setup"):
         use(AutoHypernet(m.linear))
+
+
+def test_a_reparametrised_site_starts_without_a_warning():
+    """A site that a handler draws by other sites, of which the guide knows only those."""
+
+    @poutine.reparam(config={"step": LatentStableReparam()})
+    def model():
+        stability = pyro.sample("stability", dist.Uniform(torch.tensor(1.0), 2.0))
+        with pyro.plate("time", 4):
+            step = pyro.sample("step", dist.Stable(stability, 0.0))
+            pyro.sample("y", dist.Normal(step, 1.0), obs=torch.zeros(4))
+
+    assert "step" not in AutoHypernet(model).setup().layout.names

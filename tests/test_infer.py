@@ -1,14 +1,20 @@
 """One call: what it returns, what it mends, and what is left after Ctrl-C."""
 
+import math
 import sys
+import time
 import warnings
+from contextlib import suppress
+from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from models import PROBLEMS
-from pyro_hypernet import AutoHypernet, infer, predict
+from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
+from pyro_hypernet.budget import Clock, Cost
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, USE
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y
 from tests.seeds import seed
@@ -16,6 +22,12 @@ from tests.small_models import one_weight
 
 MODULE = sys.modules["pyro_hypernet.infer"]
 TWO = PROBLEMS["two-modes"]()
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch):
+    """Time stands still for the planning, so that no plan depends on the machine and on what else it does."""
+    monkeypatch.setattr(MODULE, "Clock", partial(Clock, now=lambda: 0.0))
 
 
 def quick(model, *args, **options):
@@ -110,3 +122,108 @@ def test_numbers_out_of_range(options):
 def test_a_budget_that_cannot_be_read():
     with pytest.raises(ValueError, match="budget must be"):
         infer(one_weight, Y, budget="a while")
+
+
+def fail(*_, **__):
+    raise RuntimeError("Something broke.\nAnd more.")
+
+
+NARROW = 0.02  # so that every way of mending is tried
+
+
+@pytest.mark.parametrize("broken", [["examine"], ["refine"], ["move"], ["resample"], ["to_arviz"]])
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior")
+def test_no_step_that_fails_takes_away_what_was_reached(monkeypatch, broken):
+    """The law for every step after training: draws come back, and the log has the reason and a remedy."""
+    for name in broken:
+        monkeypatch.setattr(MODULE, name, fail)
+    if "move" in broken:
+        monkeypatch.setattr(MODULE.Plan, "refined", lambda *_: 10)
+    if "resample" in broken:
+        beside = {"k-hat", "mass elsewhere", "range"}
+        monkeypatch.setattr(MODULE, "_MENDED_BY_WEIGHTS", MODULE._MENDED_BY_WEIGHTS | beside)
+        monkeypatch.setattr(MODULE, "BELIEVABLE_KHAT", math.inf)
+    guide = AutoHypernet(one_weight, "identity", "full", init_scale=NARROW).setup(Y)
+    posterior = quick(one_weight, Y, guide=guide, num_steps=1)
+    assert posterior.samples["mean"].shape == (1000,)
+    assert posterior.fit.num_steps == 1
+    step = {"examine": "diagnose", "to_arviz": "arviz", "refine": "refine"}.get(broken[0], broken[0])
+    if broken != ["move"] and broken != ["refine", "move"]:
+        assert any(
+            f"{step}: failed and was left out (RuntimeError: Something broke.)" in line for line in posterior.log
+        )
+    if "move" in broken:
+        assert any("move: failed and was left out (RuntimeError: Something broke.)" in line for line in posterior.log)
+        assert posterior.source == "guide"
+    if broken == ["examine"]:
+        assert posterior.because == "Its diagnosis failed, see the log."
+        assert posterior.diagnosis is None
+    assert (posterior.idata is None) == (broken == ["to_arviz"])
+
+
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior")
+def test_a_rejection_that_fails_is_dropped(monkeypatch):
+    monkeypatch.setattr(AutoHypernet, "reject", lambda self, args, **_: fail() if args is not None else None)
+    posterior = quick(one_weight, Y, num_steps=1)
+    assert posterior.samples["mean"].shape == (1000,)
+    assert any("reject: failed and was left out" in line for line in posterior.log)
+
+
+def shops(y):
+    """Latents in a plate that has the name of one of ArviZ's axes."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("chain", 4):
+        shop = pyro.sample("shop", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(shop, 1.0), obs=y)
+
+
+def test_a_plate_called_chain_gets_another_name():
+    posterior = quick(shops, Y)
+    assert posterior.idata.posterior["shop"].dims == ("chain", "draw", "chain_axis")
+    assert any("arviz: Names that ArviZ cannot hold" in line for line in posterior.log)
+
+
+def test_what_cannot_end_is_refused_before_any_work(monkeypatch):
+    times = iter(range(10**6))
+    monkeypatch.setattr(MODULE, "Clock", partial(Clock, now=lambda: float(next(times))))
+    monkeypatch.setattr(MODULE, "measure", lambda *_, **__: Cost(0.0, 0.05))
+    guide = AutoHypernet(one_weight)
+    with pytest.raises(ValueError, match=r"The budget of 30 s is too short.* Give budget=\d+ or more"):
+        infer(one_weight, Y, guide=guide, budget=30, progress=False)
+    with pytest.raises(RuntimeError, match="does not know its model's sites yet"):
+        _ = guide.layout
+
+
+def test_steps_are_planned_by_the_clock(monkeypatch):
+    monkeypatch.setattr(MODULE._Work, "_price_of_a_step", lambda self: Cost(0.0, 0.1))
+    posterior = infer(one_weight, Y, budget=20, progress=False)
+    assert posterior.fit.num_steps == 100
+    assert any("plan: 100 steps of training at 1e+02 ms" in line for line in posterior.log)
+    posterior = infer(one_weight, Y, budget=20, num_steps=500, progress=False)
+    assert any("100 steps of training at 1e+02 ms, of 500 asked for" in line for line in posterior.log)
+
+
+def test_fewer_weights_and_draws_are_taken_and_said_where_they_are_dear(monkeypatch):
+    monkeypatch.setattr(MODULE.Plan, "weights", lambda self, most=10_000: min(most, 2500))
+    monkeypatch.setattr(MODULE.Plan, "gathered", lambda *_: 250)
+    posterior = quick(one_weight, Y)
+    assert posterior.diagnosis.num_draws == 2500
+    assert posterior.idata.posterior.sizes["draw"] == 250
+    assert posterior.samples["mean"].shape == (1000,)
+    assert any("2500 importance weights instead of 10000, for want of time" in line for line in posterior.log)
+    assert any("arviz: 250 draws instead of 1000" in line for line in posterior.log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [5.0, 20.0, 60.0])
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior", "ignore:The populations of refine")
+def test_a_real_budget_holds_or_is_refused(monkeypatch, budget):
+    """On a quiet machine. A network on 5 000 rows, where the least takes some ten seconds."""
+    monkeypatch.setattr(MODULE, "Clock", Clock)
+    x = torch.randn(5000, 10)
+    y = torch.sin(x[:, 0]) + 0.3 * torch.randn(5000)
+    model = bayesianize(torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)))
+    start = time.perf_counter()
+    with suppress(ValueError):  # a refusal, which needs no time
+        infer(model, x, y, budget=budget, progress=False)
+    assert time.perf_counter() - start < 1.5 * budget

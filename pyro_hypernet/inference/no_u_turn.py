@@ -1,6 +1,7 @@
 """The No-U-Turn sampler as a coroutine that asks for one density at a time, so that chains share their evaluations."""
 
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 _DIVERGED = 1000.0
 # Stan's windows: the step size alone, then variances over windows that double, then the step size alone.
 _FIRST, _LAST, _WINDOW, _LEAST_WARMUP = 75, 50, 25, 20
+# Taken whatever the time: R-hat splits every chain.
+_LEAST_DRAWS = 4
 _GAMMA, _T0, _KAPPA = 0.05, 10.0, 0.75
 
 
@@ -74,6 +77,7 @@ def sample(
     warmup_steps: int,
     target_accept_prob: float,
     max_tree_depth: int,
+    max_seconds: float = math.inf,
 ) -> Asking:
     """One chain, as a coroutine.
 
@@ -85,6 +89,8 @@ def sample(
         warmup_steps: Transitions of adaptation before them.
         target_accept_prob: What the step size is adapted to.
         max_tree_depth: The most doublings of one trajectory.
+        max_seconds: After half of it no further step of adaptation is begun, and after all of it no further draw,
+            but for the first four.
 
     Yields:
         Points; wants the log density and its gradient there sent back.
@@ -95,6 +101,7 @@ def sample(
     Source: Hoffman and Gelman 2014; multinomial weights and generalised U-turns: Betancourt 2017; without recursion:
         Phan and Pradhan 2019 (NumPyro).
     """
+    begin = time.perf_counter()
     sampler = _Sampler(np.random.default_rng(seed), start, max_tree_depth)
     sampler.value, sampler.gradient = yield start
     sampler.num_gradients = 1
@@ -105,6 +112,8 @@ def sample(
     first = ends[0] - 1 if ends else 0
     variance = _Variance(len(start))
     for step in range(warmup_steps):
+        if time.perf_counter() - begin > max_seconds / 2:
+            break
         yield from sampler.transition()
         sampler.step_size = adaptation.update(sampler.accept_prob)
         if ends and first <= step < ends[-1]:
@@ -119,11 +128,17 @@ def sample(
         sampler.step_size = adaptation.average
     draws = np.empty((num_samples, len(start)))
     diverging, moved = np.zeros(num_samples, dtype=bool), np.zeros(num_samples, dtype=bool)
+    count = num_samples
     for step in range(num_samples):
+        if step >= _LEAST_DRAWS and time.perf_counter() - begin > max_seconds:
+            count = step
+            break
         yield from sampler.transition()
         draws[step], diverging[step], moved[step] = sampler.point, sampler.diverged, sampler.moved
         note()
-    return Chain(draws, diverging, float(moved.mean()), sampler.step_size, sampler.num_gradients)
+    return Chain(
+        draws[:count], diverging[:count], float(moved[:count].mean()), sampler.step_size, sampler.num_gradients
+    )
 
 
 class _Sampler:

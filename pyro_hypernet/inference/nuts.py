@@ -1,5 +1,6 @@
 """The No-U-Turn sampler on the captured density, chains together and in parallel processes, with diagnostics."""
 
+import math
 import multiprocessing
 import os
 import time
@@ -85,6 +86,7 @@ def nuts(
     target_accept_prob: float = 0.8,
     max_tree_depth: int = 10,
     num_processes: int | None = None,
+    max_seconds: float = math.inf,
     progress: bool = False,
 ) -> Nuts:
     """Samples the posterior with the No-U-Turn sampler, the density and its gradient captured as one graph.
@@ -102,6 +104,8 @@ def nuts(
         target_accept_prob: What the step size is adapted to.
         max_tree_depth: The most doublings of one trajectory.
         num_processes: Processes to share the chains; None for one per core, 1 for none.
+        max_seconds: After half of it no further step of adaptation is begun, and after all of it no further draw:
+            chains then hold fewer, at least four.
         progress: Whether to show a bar, in one process only; quiet where the output is no terminal.
 
     Returns:
@@ -143,9 +147,11 @@ def nuts(
         "warmup_steps": warmup_steps,
         "target_accept_prob": target_accept_prob,
         "max_tree_depth": max_tree_depth,
+        "max_seconds": max_seconds,
     }
     chains = _run_chains(target, starts, seeds, options, num_processes, progress)
-    w = target.to_weights(torch.stack([torch.from_numpy(chain.draws).to(starts[0]) for chain in chains]))
+    count = min(len(chain.draws) for chain in chains)  # they differ where the time was up
+    w = target.to_weights(torch.stack([torch.from_numpy(chain.draws[-count:]).to(starts[0]) for chain in chains]))
     samples_by_chain = layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
     functions = function_values(model, samples, args)
@@ -157,7 +163,7 @@ def nuts(
         ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
         function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
         function_ess={name: effective_sample_size(value) for name, value in functions.items()},
-        diverging=torch.stack([torch.from_numpy(chain.diverging) for chain in chains]),
+        diverging=torch.stack([torch.from_numpy(chain.diverging[-count:]) for chain in chains]),
         acceptance=tuple(chain.acceptance for chain in chains),
         num_gradients=tuple(chain.num_gradients for chain in chains),
         seconds=time.perf_counter() - start,

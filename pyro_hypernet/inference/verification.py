@@ -51,8 +51,9 @@ class _Measured:
 def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> float | None:
     """Measures the bound afresh, and goes back to the start where that is better.
 
-    The same noise and batches serve both. Where the evidence is the same for both and their weights are even enough to
-    show it, the smaller distance from it wins, which tells exact guides from nearly exact ones; else the greater bound.
+    The same noise and batches serve both, and no random number of the caller's is used up. Where the evidence is the
+    same for both and their weights are even enough to show it, the smaller distance from it wins, which tells exact
+    guides from nearly exact ones; else the greater bound.
 
     Args:
         trainer: What evaluates steps; its parameters are those kept.
@@ -64,17 +65,16 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
     """
     looks = trainer.looks(_count(trainer, num_steps))
     vectors = trainer.parameters.vectors
-    if start is None:
-        kept = _measure(looks)
-        return kept.bound if math.isfinite(kept.bound) else None
     with same_random_numbers(vectors):
-        kept = _measure(looks)
+        seed = int(torch.randint(2**62, (1,)))  # not the noise of what is drawn next
+    kept = _measure(looks, vectors, seed)
+    if start is None:
+        return kept.bound if math.isfinite(kept.bound) else None
     values = copies(vectors)
     put(vectors, start)
-    with same_random_numbers(vectors):
-        first = _measure(looks[:_LEAST])
+    first = _measure(looks[:_LEAST], vectors, seed)
     if _may_win(first, kept):
-        first = _measure(looks)
+        first = _measure(looks, vectors, seed)
         if _is_better(first, kept, trainer):
             return first.bound
     put(vectors, values)
@@ -109,12 +109,14 @@ def _is_better(first: _Measured, kept: _Measured, trainer: Trainer) -> bool:
     return first.bound >= kept.bound
 
 
-def _measure(looks: list[tuple[Stepper, tuple]]) -> _Measured:
+def _measure(looks: list[tuple[Stepper, tuple]], vectors: list[Tensor], seed: int) -> _Measured:
     bounds, log_weights = [], []
-    for stepper, arguments in looks:
-        step = stepper.look(arguments)
-        bounds.append(-step.loss if math.isfinite(step.loss) else math.nan)
-        log_weights.append(_log_weights(step))
+    with same_random_numbers(vectors):
+        torch.manual_seed(seed)
+        for stepper, arguments in looks:
+            step = stepper.look(arguments)
+            bounds.append(-step.loss if math.isfinite(step.loss) else math.nan)
+            log_weights.append(_log_weights(step))
     return _Measured(torch.tensor(bounds, dtype=torch.float64), torch.stack(log_weights))
 
 

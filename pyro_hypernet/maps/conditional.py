@@ -90,8 +90,7 @@ class GaussianConditional(Bijection):
             pull = (weighted.mT @ residual[..., None])[..., 0].double()
         total = total + torch.diag_embed(prior)
         pull = pull + prior * (answer.prior_loc + self.prior_shift).double()
-        factor, info = torch.linalg.cholesky_ex(total)
-        factor = torch.where((info == 0)[:, None, None], factor, torch.nan)
+        factor, pull = _factor(total, pull, torch.finfo(dtype).eps)
         # Not cholesky_solve: on a GPU no CUDA graph can hold it.
         centre = torch.linalg.solve_triangular(factor, pull[..., None], upper=False)
         return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -113,3 +112,23 @@ class GaussianConditional(Bijection):
         parts = [function(part) for part in flat.split(rows)]
         values, log_dets = (torch.cat(part) for part in zip(*parts, strict=True))
         return values.reshape(x.shape), log_dets.reshape(x.shape[:-1])
+
+
+def _factor(total: Tensor, pull: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """A Cholesky factor of a precision at any weights, and the pull that goes with it: any such map is a bijection.
+
+    The diagonal grows by what was lost in rounding, which is what a singular matrix has in place of its smallest
+    eigenvalues; where even that fails the factor is diagonal, and where the model gave no numbers it is one.
+
+    Args:
+        total: Precisions, shape `(S, B, B)`.
+        pull: Precision times mean, shape `(S, B)`.
+        rounding: Relative, of the products in `total`.
+    """
+    size = total.shape[-1]
+    known = (total.sum((-1, -2)) + pull.sum(-1)).isfinite()[:, None]
+    total = total + torch.diag_embed(size * rounding * total.diagonal(dim1=-2, dim2=-1))
+    total = torch.where(known[..., None], total, torch.eye(size, dtype=total.dtype, device=total.device))
+    factor, info = torch.linalg.cholesky_ex(total)
+    alone = torch.diag_embed(total.diagonal(dim1=-2, dim2=-1).sqrt())
+    return torch.where((info == 0)[:, None, None], factor, alone), torch.where(known, pull, 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
+from pyro_hypernet.maps.bounds import bounds
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
 from pyro_hypernet.maps.folding import KeyedAffine, Sorted, Symmetrized
@@ -35,13 +36,13 @@ def full(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bije
     Returns:
         A bijection of R^D.
     """
-    return _steer_noise(Steer(Whole(), hypernet(layout.dim)), loc, scale)
+    return _steer_noise(Steer(Whole(), hypernet(layout.dim)), layout, loc, scale)
 
 
 def layerwise(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
     """A hypernetwork of its own for every site: a block-diagonal flow, sites independent. Arguments as in `full`."""
     sizes = [site.size for site in layout.sites]
-    return _steer_noise(Blocks([hypernet(size) for size in sizes], sizes), loc, scale)
+    return _steer_noise(Blocks([hypernet(size) for size in sizes], sizes), layout, loc, scale)
 
 
 def last_layer(
@@ -63,7 +64,7 @@ def last_layer(
     """
     chosen = _last_layer_sites(layout) if sites is None else _named_sites(layout, sites)
     index = torch.cat([torch.arange(site.start, site.start + site.size, device="cpu") for site in chosen])
-    return _steer_noise(Steer(Subset(index), hypernet(len(index))), loc, scale)
+    return _steer_noise(Steer(Subset(index), hypernet(len(index))), layout, loc, scale)
 
 
 def low_rank(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, rank: int | None = None) -> Bijection:
@@ -83,7 +84,7 @@ def low_rank(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, 
         ValueError: If the rank is not between 1 and D.
     """
     rank = min(_RANK, layout.dim) if rank is None else rank
-    return _steer_noise(Steer(Subspace(layout.dim, rank), hypernet(rank)), loc, scale)
+    return _steer_noise(Steer(Subspace(layout.dim, rank), hypernet(rank)), layout, loc, scale)
 
 
 def weight_norm(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, output_axis: int = 0) -> Bijection:
@@ -143,22 +144,25 @@ def informed(
     if not knowledge:
         return full(layout, hypernet, loc, scale)
     response, symmetries = knowledge.response, knowledge.symmetries
-    conditional = []
+    none = torch.empty(0, dtype=torch.long, device="cpu")
+    moved = torch.cat([none, *(units.index.cpu().flatten() for units in symmetries.groups)])
+    # Before the conditional, which reads the other weights on their supports.
+    last = bounds(layout, loc, shared=moved)
     if response is not None:
         start = knowledge.targets, knowledge.log_precisions
-        conditional = [GaussianConditional(response, *start, knowledge.args, knowledge.kwargs)]
+        last.append(GaussianConditional(response, *start, knowledge.args, knowledge.kwargs))
         scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
         loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
     if hypernet is HYPERNETS["auto"] and any(len(units.index) > 1 for units in symmetries.groups):
         # The linear weights' noise is left alone: it belongs to no unit until the conditional has turned it.
-        block = torch.empty(0, dtype=torch.long, device="cpu") if response is None else response.index.cpu()
+        block = none if response is None else response.index.cpu()
         others = torch.ones(layout.dim, dtype=torch.bool, device="cpu").index_fill(0, block, False).nonzero().flatten()
         steered = Steer(Subset(others), hypernet(len(others)))
         roles = _sorted(steered, torch.zeros_like(loc), torch.ones_like(scale), symmetries, still=block)
         is_exact = response is not None and response.is_exact
         sets = set_couplings(layout, loc, scale, symmetries, none_of=block, is_exact=is_exact)
-        return Chain(roles, sets, *conditional).to(loc)
-    return _sorted(hypernet(layout.dim), loc, scale, symmetries, *conditional).to(loc)
+        return Chain(roles, sets, *last).to(loc)
+    return _sorted(hypernet(layout.dim), loc, scale, symmetries, *last).to(loc)
 
 
 def _sorted(
@@ -295,9 +299,9 @@ def resolve_structure(choice: str | Structure) -> Structure:
     return STRUCTURES[choice]
 
 
-def _steer_noise(steer: Bijection, loc: Tensor, scale: Tensor) -> Bijection:
+def _steer_noise(steer: Bijection, layout: Layout, loc: Tensor, scale: Tensor) -> Bijection:
     """Linear structures: the noise is steered, then scaled and shifted."""
-    return Chain(steer, Affine(loc, scale)).to(loc)
+    return Chain(steer, Affine(loc, scale), *bounds(layout, loc)).to(loc)
 
 
 def _steer_norms(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, axis: int) -> Bijection:
@@ -314,7 +318,8 @@ def _steer_norms(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor,
     coordinates = GroupNorms(group, torch.zeros(layout.dim, device="cpu"), torch.ones(layout.dim, device="cpu"))
     if not loc.is_meta:
         coordinates = GroupNorms(group, loc.detach(), scale.detach())
-    return Chain(Affine(loc, scale), Steer(coordinates, hypernet(len(coordinates.centre)))).to(loc)
+    steer = Steer(coordinates, hypernet(len(coordinates.centre)))
+    return Chain(Affine(loc, scale), steer, *bounds(layout, loc)).to(loc)
 
 
 def _groups(site: Site, axis: int) -> Tensor:

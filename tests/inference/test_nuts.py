@@ -16,7 +16,7 @@ from tests.seeds import seed
 
 X, Y = make_data()
 POSTERIOR = exact_posterior(X, Y)
-CHAINS, DRAWS = 2, 250
+CHAINS, DRAWS = 2, 500  # some 100 effective draws in half a chain: R-hat above 1.05 in 1 of 10^5 runs
 
 
 def run(*args, model=None, **options):
@@ -76,8 +76,17 @@ def test_diagnostics_of_a_run_that_is_well(result):
     torch.testing.assert_close(result.function_rhat["f"], result.function_rhat["y"])  # f is the mean of y
 
 
-def test_the_guide_saves_steps_and_gives_more_effective_draws(plain, through_guide):
-    assert float(through_guide.ess["weight"].min()) > float(plain.ess["weight"].min())
+def test_the_guide_saves_gradients_where_the_posterior_is_narrow():
+    """Inputs that are nearly the same: a ridge sixty times as long as wide, which the guide makes round.
+
+    Over 20 seeds the chains through the guide take a tenth of the gradients; half of them is the bound.
+    """
+    x = 5 * (X[:, :1] + 0.002 * X)
+    short = {"num_samples": 20, "warmup_steps": 20}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NUTS has not mixed")
+        plain, through = run(x, Y, **short), run(x, Y, guide=exact_guide(x, Y), **short)
+    assert sum(through.num_gradients) < sum(plain.num_gradients) / 2
 
 
 @pytest.mark.parametrize("hypernet", ["coupling", "iaf"])
@@ -148,9 +157,9 @@ def test_chains_that_stay_in_different_modes_warn():
         modes = torch.stack([dist.Normal(sign * 8.0, 0.3).log_prob(f) for sign in (-1.0, 1.0)])
         pyro.factor("modes", modes.logsumexp(0))
 
-    pyro.set_rng_seed(seed(0))
+    # Each of 16 chains goes to either side with the same chance: all to one side in 1 of 30 000 runs.
     with pytest.warns(UserWarning, match="^NUTS has not mixed: the worst split R-hat in function space is"):
-        result = run(torch.zeros(1), model=model, num_samples=40, warmup_steps=40, num_chains=4)
+        result = run(torch.zeros(1), model=model, num_samples=40, warmup_steps=40, num_chains=16)
     means = result.samples_by_chain["w"].mean(1)
     assert float(means.min()) < -7
     assert float(means.max()) > 7
@@ -163,8 +172,8 @@ def test_symmetric_weights_that_agree_in_function_space_do_not_warn():
         f = pyro.deterministic("f", w**2)
         pyro.sample("y", dist.Normal(f, 0.5), obs=y)
 
-    pyro.set_rng_seed(seed(0))
-    result = run(torch.tensor(16.0), model=model, num_samples=100, warmup_steps=100, num_chains=4)
+    # As above: all of 16 chains have one sign in 1 of 30 000 runs.
+    result = run(torch.tensor(16.0), model=model, num_samples=200, warmup_steps=100, num_chains=16)
     assert result.max_rhat > 2
     assert result.max_function_rhat < 1.05
 
@@ -176,7 +185,9 @@ def test_deterministic_sites_of_discrete_likelihoods_are_probabilities():
             pyro.sample("y", dist.Categorical(logits=x @ w), obs=y)
 
     x = torch.randn(8, 2)
-    result = run(x, torch.arange(8) % 3, model=model, num_samples=200, warmup_steps=60, num_chains=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NUTS has not mixed")  # only shapes are asked for
+        result = run(x, torch.arange(8) % 3, model=model, num_samples=20, warmup_steps=20, num_chains=1)
     assert result.function_ess["y"].shape == (8, 3)
 
 

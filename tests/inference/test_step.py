@@ -11,6 +11,7 @@ from torch import nn
 from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference import step as step_module
+from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import fit
 from pyro_hypernet.inference.step import FlatParameters
 from pyro_hypernet.maps.hypernets import coupling
@@ -203,3 +204,61 @@ def test_a_convolution_is_captured_though_torchscript_knows_no_gradient_of_it():
         assert result.compile == compile
         losses.append(result.losses)
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+# -- shapes of batches --
+
+
+def of_shapes(sizes, num_steps, **options):
+    """A stepper after steps over batches of these sizes, given again and again."""
+    batches = [(X[:size], Y[:size]) for size in sizes]
+    guide = AutoHypernet(in_minibatches, SMALL, "full").setup(*batches[0])
+    elbo = VectorizedELBO(2)
+    elbo._prepare(in_minibatches, guide, batches[0], {})
+    parameters = FlatParameters(list(guide.parameters()))
+    stepper = step_module.Stepper(
+        in_minibatches, guide, elbo, parameters, num_steps=num_steps, is_fixed=False, **options
+    )
+    for number in range(num_steps):
+        stepper(batches[number % len(batches)])
+    return stepper
+
+
+def test_what_does_not_repeat_is_not_captured(monkeypatch):
+    monkeypatch.setattr(step_module, "_CAPTURE_FACTOR", 0.0)
+    monkeypatch.setattr(step_module, "_COMPILE_SECONDS", 1e9)
+    stepper = of_shapes(range(5, 17), 12, compile="auto")
+    assert (stepper.compile, len(stepper._graphs)) == ("off", 0)
+    assert "9 batches have 9 shapes" in stepper.reason
+    stepper = of_shapes([5, 6], 24, compile="auto")
+    assert (stepper.compile, len(stepper._graphs)) == ("graph", 2)
+
+
+class Twice(torch.autograd.Function):
+    """Of the old style: without setup_context, which functorch wants."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def with_old_function(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(Twice.apply(mean) / 2, 1.0), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:The model cannot be vmapped", "ignore:The model could not be captured")
+@pytest.mark.parametrize("gradient", ["path", "total"])
+@pytest.mark.parametrize("mode, compile", [("graph", "off"), ("graph", "graph"), ("eager", "off"), ("loop", "off")])
+def test_old_autograd_functions_are_fitted(mode, compile, gradient):
+    """In every way that a step can run."""
+    options = {"num_steps": 5, "num_particles": 2, "progress": False, "rejection": None}
+    guide = AutoHypernet(with_old_function, "linear", "full")
+    result = fit(with_old_function, guide, (Y[:5].float(),), mode=mode, compile=compile, gradient=gradient, **options)
+    assert result.gradient == gradient
+    assert bool(result.losses.isfinite().all())

@@ -14,6 +14,7 @@ from pyro.distributions import constraints
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.autoregressive import InverseAutoregressive
 from pyro_hypernet.maps.bijection import Blocks, Chain, Inverse
+from pyro_hypernet.maps.bounds import Bounded
 from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
 from pyro_hypernet.maps.coupling import Additive, Coupling, Elementwise, Scaling, Spline
 from pyro_hypernet.maps.foreign import foreign
@@ -46,6 +47,7 @@ BIJECTIONS = {
     "affine": lambda: Affine(torch.randn(DIM), torch.rand(DIM) + 0.5),
     "triangular": lambda: UnitTriangular(DIM),
     "low rank": lambda: LowRank(DIM, 2),
+    "bounded": lambda: Bounded(torch.tensor([0, 2]), torch.tensor([18.0, -15.5]).to(torch.empty(0))),
     "permute": lambda: Permute(torch.randperm(DIM)),
     "additive coupling": lambda: Coupling(DIM, Additive()),
     "affine coupling": lambda: Coupling(DIM, Scaling(), hidden=(8, 8)),
