@@ -35,6 +35,7 @@ from pyro.infer import (
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.infer.reparam import NeuTraReparam
+from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_hypernet import (
@@ -53,7 +54,6 @@ from pyro_hypernet import (
     to_arviz,
 )
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.layout import minibatch_plates
 from tests.law.bench import Bench, trace_of
 from tests.law.style import Style
 
@@ -304,8 +304,8 @@ def neutra(bench: Bench) -> None:
     shared = next(name for name in trace_of(model, style).nodes if name.endswith("_shared_latent"))
     draws = [reparam.transform_sample(one) for one in eps]
     bench.expect_draws({name: torch.stack([draw[name] for draw in draws]) for name in bench.names}, FEW)
-    if any(minibatch_plates(node) for node in trace_of(style.guided, style).nodes.values()):
-        return  # another minibatch at every call
+    if not style.is_function:
+        return
     trace = trace_of(poutine.condition(model, data={shared: eps[0]}), style)
     log_p = sum(node["log_prob"].sum() for node in trace.nodes.values() if "log_prob" in node)
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -529,6 +529,8 @@ def validated(bench: Bench) -> None:
 def local_params(bench: Bench) -> None:
     """A guide whose parameters stay out of the store: made, trained and called so."""
     style = bench.style
+    if isinstance(getattr(style.model, "__self__", style.model), PyroModule):
+        raise NotApplicable("this PyroModule was made before the setting")
     with pyro.settings.context(module_local_params=True):
 
         class Model(pyro.nn.PyroModule):

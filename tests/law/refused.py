@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor
 
 from pyro_hypernet.layout import Layout
 from tests.law.bench import GUIDES
@@ -35,7 +37,7 @@ class Refusal:
     idioms: str
     guides: str
     reason: str
-    error: type[Exception]
+    error: type[Exception] | tuple[type[Exception], ...]
     message: str
     by: str = "us"
 
@@ -80,6 +82,25 @@ def has_fixed_rows(style: Style) -> bool:
     return style.at is None
 
 
+def takes_keywords(style: Style) -> bool:
+    return bool(style.kwargs)
+
+
+def takes_other_things_than_tensors(style: Style) -> bool:
+    return bool(style.kwargs) or not style.args or not all(isinstance(value, Tensor) for value in style.args)
+
+
+def latents_in_plates(style: Style) -> bool:
+    try:
+        return any(plate for site in latents(style).sites for plate in site.plates)
+    except (ValueError, NotImplementedError):
+        return False
+
+
+def is_made_of_modules(style: Style) -> bool:
+    return isinstance(getattr(style.model, "__self__", style.model), PyroModule)
+
+
 def does_not_broadcast(style: Style) -> bool:
     return not style.broadcasts
 
@@ -90,6 +111,7 @@ PYRO_VECTORISED = (
     "Trace_ELBO, many vectorised particles|TraceTailAdaptive_ELBO|EnergyDistance"
 )
 JIT = "JitTrace*"
+WHOLE_DATA = "khat|reject|fit, rejection|resample|metropolis|move|loo|diagnose|to_arviz"
 
 REFUSED: list[Refusal] = [
     # No guide of Pyro's can serve these models.
@@ -130,8 +152,75 @@ REFUSED: list[Refusal] = [
         ValueError,
         "puts another value in the place",
     ),
+    Refusal(
+        "subsampled|enumerated beside",
+        WHOLE_DATA,
+        "*",
+        "no density of the latents alone: a minibatch or a discrete site is drawn anew at every call",
+        ValueError,
+        "draws|is not among the guide's sites",
+    ),
+    Refusal(
+        "enumerated beside",
+        "VectorizedELBO*",
+        "*",
+        "a discrete site beside has to be summed out by TraceEnum_ELBO",
+        ValueError,
+        "sum it out with TraceEnum_ELBO",
+    ),
+    Refusal(
+        "closure",
+        "pickle|torch.save",
+        "default|fitted",
+        "draws need the model, and a function inside a function cannot be pickled",
+        TypeError,
+        "pyro_hypernet.save",
+    ),
+    Refusal(
+        takes_keywords,
+        "fit*|move",
+        "*",
+        "takes the model's positional arguments only: give model and guide functools.partial(model, y=y)",
+        (NotApplicable, TypeError),
+        "keyword argument",
+    ),
+    Refusal(
+        "net *",
+        JIT,
+        "*",
+        "torch.jit cannot trace a network whose parameters are drawn; VectorizedELBO and fit capture the step",
+        NotImplementedError,
+        "use VectorizedELBO, or fit",
+    ),
+    Refusal(
+        "pyro.module",
+        "module_local_params",
+        "*",
+        "Pyro has no pyro.param statements of a model's own in this mode",
+        NotImplementedError,
+        "not yet implemented",
+        "Pyro",
+    ),
     # There is nothing to do.
     Refusal(has_fixed_rows, OTHER_ROWS, "*", "the model's rows are fixed", NotApplicable, "rows", "nobody"),
+    Refusal(
+        takes_other_things_than_tensors,
+        "torch.jit.trace",
+        "*",
+        "torch.jit.trace takes tensors as arguments",
+        NotApplicable,
+        "tensors",
+        "nobody",
+    ),
+    Refusal(
+        is_made_of_modules,
+        "module_local_params",
+        "*",
+        "a PyroModule keeps the setting that it was made under",
+        NotApplicable,
+        "made before",
+        "nobody",
+    ),
     Refusal(has_one_site, "AutoGuideList, shared", "*", "there is one site", NotApplicable, "one site", "nobody"),
     # What Pyro's idiom asks of the model.
     Refusal(
@@ -139,6 +228,33 @@ REFUSED: list[Refusal] = [
         PYRO_VECTORISED,
         "*",
         "the model is written for one draw; VectorizedELBO and predict vmap it",
+        Exception,
+        ".",
+        "Pyro",
+    ),
+    Refusal(
+        latents_in_plates,
+        "plate*",
+        "*",
+        "a plate without room: the guide's latents stand in plates of their own, and Pyro's reshaping fails",
+        Exception,
+        ".",
+        "Pyro",
+    ),
+    Refusal(
+        "enumerated beside",
+        "*ELBO*|Importance|Weighed*|replay of the model|vectorized*|AutoGuideList*|EnergyDistance|ReweightedWakeSleep",
+        "*",
+        "the guide lacks the discrete site, which only TraceEnum_ELBO sums out",
+        Exception,
+        ".",
+        "Pyro",
+    ),
+    Refusal(
+        takes_other_things_than_tensors,
+        JIT,
+        "*",
+        "Pyro's Jit ELBOs trace tensors only",
         Exception,
         ".",
         "Pyro",

@@ -23,7 +23,7 @@ from tests.seeds import SHIFT, seed
 DOCUMENT = Path(__file__).parents[2] / "docs" / "idioms.md"
 MAKERS = {**GUIDES, "stock": stock}
 # Guides of the walk: those that are made quickly come more often.
-QUICK = ("full", "two components", "full", "default", "full", "fitted")
+QUICK = ("full", "two components", "full", "default", "full", "two components", "full", "default", "full", "fitted")
 
 
 @lru_cache(maxsize=4)
