@@ -142,7 +142,7 @@ def load(
     if header.get("rejection"):
         rejection = Rejection.from_description(header["rejection"], of_rejection)
         guide._install(rejection.to(guide._origin.device))
-    _restore(guide, model, header, params, of_modules, args, overwrite, path)
+    _restore(guide, model, header, params, of_modules, args, kwargs, overwrite, path)
     return guide
 
 
@@ -165,6 +165,7 @@ def _restore(
     params: dict[str, Tensor],
     tensors: dict[str, Tensor],
     args: tuple,
+    kwargs: dict[str, Any],
     overwrite: bool,
     path: Any,
 ) -> None:

@@ -303,7 +303,7 @@ HIERARCHIES = {
     "subsampled": lambda: Style(subsampled, (Y,), is_function=False),
     "subsampled latent": lambda: Style(subsampled_latent, (Y,)),
     "sequential plate": lambda: Style(sequential, (Y,)),
-    "sequential data": lambda: Style(sequential_data, (Y[:4],)),
+    "sequential data": lambda: Style(sequential_data, (Y[:4],), warns=("The model could not be captured",)),
     "enumerated beside": lambda: Style(
         switched, (Y,), served=poutine.block(switched, hide=["switch"]), is_function=False
     ),

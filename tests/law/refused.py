@@ -43,17 +43,18 @@ class Refusal:
 
     def covers(self, style: str, idiom: str, guide: str) -> bool:
         """Whether a triple is refused by this."""
-        return _matches(self.idioms, idiom) and _matches(self.guides, guide) and style in self.named
+        return matches(self.idioms, idiom) and matches(self.guides, guide) and style in self.named
 
     @cached_property
     def named(self) -> list[str]:
         """The names of the styles."""
         if isinstance(self.styles, str):
-            return [name for name in STYLES if _matches(self.styles, name)]
+            return [name for name in STYLES if matches(self.styles, name)]
         return [name for name, make in STYLES.items() if self.styles(make())]
 
 
-def _matches(patterns: str, name: str) -> bool:
+def matches(patterns: str, name: str) -> bool:
+    """Whether a name fits one of some patterns joined by "|"."""
     return any(fnmatchcase(name, pattern) for pattern in patterns.split("|"))
 
 
@@ -111,7 +112,7 @@ PYRO_VECTORISED = (
     "Trace_ELBO, many vectorised particles|TraceTailAdaptive_ELBO|EnergyDistance"
 )
 JIT = "JitTrace*"
-WHOLE_DATA = "khat|reject|fit, rejection|resample|metropolis|move|loo|diagnose|to_arviz"
+WHOLE_DATA = "khat|reject|fit, rejection|resample|metropolis|move|loo|diagnose"
 
 REFUSED: list[Refusal] = [
     # No guide of Pyro's can serve these models.
@@ -199,7 +200,14 @@ REFUSED: list[Refusal] = [
         "Pyro has no pyro.param statements of a model's own in this mode",
         NotImplementedError,
         "not yet implemented",
-        "Pyro",
+    ),
+    Refusal(
+        "*",
+        JIT,
+        "two components",
+        "torch.jit traces no gradients that are written in Python, as Pyro's of a mixture",
+        NotImplementedError,
+        "use Trace_ELBO, VectorizedELBO, or fit",
     ),
     # There is nothing to do.
     Refusal(has_fixed_rows, OTHER_ROWS, "*", "the model's rows are fixed", NotApplicable, "rows", "nobody"),

@@ -16,7 +16,7 @@ import pytest
 
 from tests.law.bench import GUIDES, Bench, stock
 from tests.law.idioms import IDIOMS, due_warnings_ignored
-from tests.law.refused import REFUSED, Refusal, refusal_of, table
+from tests.law.refused import REFUSED, Refusal, matches, refusal_of, table
 from tests.law.styles import STYLES
 from tests.seeds import SHIFT, seed
 
@@ -103,19 +103,23 @@ def test_law_with_every_idiom(style):
     assert not broken, "\n".join(broken)
 
 
-def first_covered(refusal: Refusal) -> tuple[str, str, str] | None:
-    """A triple that this entry refuses, and no entry before it; the quickest guide to make, where there is a choice."""
-    order = sorted(GUIDES, key=lambda name: QUICK.index(name))
-    triples = ((s, i, g) for s in refusal.named for i in IDIOMS for g in order)
-    return next((triple for triple in triples if refusal_of(*triple) is refusal), None)
+def covered(refusal: Refusal) -> list[tuple[str, str, str]]:
+    """Triples that this entry refuses, and no entry before it; with one guide, the quickest to make."""
+    guide = next(name for name in QUICK if matches(refusal.guides, name))
+    triples = ((style, idiom, guide) for idiom in IDIOMS for style in refusal.named)
+    return [triple for triple in triples if refusal_of(*triple) is refusal]
 
 
 @pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.reason[:50])
 def test_what_stands_in_the_table_is_refused(refusal):
-    triple = first_covered(refusal)
-    assert triple is not None, "no triple is left to this entry: it outlived its reason, or another one covers it"
-    assert fails(*triple, refusal), "it is not refused any more"
-    expect_refusal(refusal, *triple)
+    triples = covered(refusal)
+    assert triples, "no triple is left to this entry: it outlived its reason, or another one covers it"
+    if refusal.by == "Pyro":  # of which some may work with ours: one of the first few must not
+        triple = next((triple for triple in triples[:12] if fails(*triple, refusal)), None)
+        assert triple is not None, "none of the first is refused any more"
+        expect_refusal(refusal, *triple)
+    else:
+        expect_refusal(refusal, *triples[0])
 
 
 def test_the_table_in_the_documentation_is_this_one():
