@@ -12,9 +12,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import MODES, Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
+
+# Runs of a model that may raise at draws of its prior.
+_ATTEMPTS = 100
 
 
 class LogJoint:
@@ -51,11 +56,11 @@ class LogJoint:
     def __init__(self, model: Model, layout: Layout, *, mode: str = "graph") -> None:
         self.model = model
         self.layout = layout
-        self._value = Vectorized(self._value_of_one, mode=mode, failed=zero_density)
+        self._value = Vectorized(self._value_of_one, mode=mode, failed=lambda w, _: zero_density(w))
         self._grad_and_value = Vectorized(
-            self._grad_and_value_of_one, mode=mode, differentiable=False, failed=lambda w: (0 * w, zero_density(w))
+            self._grad_and_value_of_one, mode=mode, differentiable=False, failed=lambda w, _: (0 * w, zero_density(w))
         )
-        self._parts = Vectorized(self._parts_of_one, mode=mode, failed=lambda w: torch.stack([zero_density(w)] * 2))
+        self._parts = Vectorized(self._parts_of_one, mode=mode, failed=lambda w, _: torch.stack([zero_density(w)] * 2))
 
     @property
     def mode(self) -> str:
@@ -256,7 +261,8 @@ def map_model(
         randomness: "different" or "same" random numbers for the sites that are sampled.
 
     Returns:
-        What `collect` returns, every tensor with a leading axis S.
+        What `collect` returns, every tensor with a leading axis S; NaN for draws at which a matrix of the model's has
+        no factor or inverse.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -270,7 +276,16 @@ def map_model(
     def one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
         return collect(trace_one(model, values, args, kwargs))
 
-    return Vectorized(one, mode="eager", randomness=randomness)(dict(samples), args, kwargs)
+    return Vectorized(one, mode="eager", randomness=randomness, failed=_no_numbers)(dict(samples), args, kwargs)
+
+
+def _no_numbers(_: Any, result: Any) -> Any:
+    """NaN for all that a model computed from a draw at which a matrix has no factor; None if it computed nothing."""
+
+    def nothing(value: Tensor) -> Tensor:
+        return torch.full_like(value, math.nan) if value.is_floating_point() else torch.zeros_like(value)
+
+    return None if result is None else pytree.tree_map(nothing, result)
 
 
 def sample_prior(
@@ -323,6 +338,27 @@ class _Latents(Messenger):
             self.values[msg["name"]] = msg["value"]
             if not self.missing:
                 raise _Enough
+
+
+def trace_prior(model: Model, args: tuple = (), kwargs: dict | None = None) -> Trace:
+    """Runs the model as it stands, and again where it raises at what it drew, as for want of a Cholesky factor.
+
+    Args:
+        model: A Pyro model.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        The trace, nothing of it differentiable or seen by handlers outside.
+    """
+    with outside_of_pyro(), torch.no_grad():
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return poutine.trace(model).get_trace(*args, **(kwargs or {}))
+            except Exception as error:
+                if not is_numerical(error):
+                    raise
+        return poutine.trace(model).get_trace(*args, **(kwargs or {}))
 
 
 def _check_sites(layout: Layout, trace: Trace) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_hypernet.announce import announce, stored_names
 from pyro_hypernet.copies import copied, pickled, unpickled, warn_of_tracing
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
@@ -315,7 +315,10 @@ class AutoHypernet(AutoContinuous):
         model = self._its_model()
         if self._density is None or self._density[0] is not model:
             log_joint = LogJoint(model, self.layout)
-            self._density = (model, Vectorized(log_joint._value_of_one, differentiable=False))
+            self._density = (
+                model,
+                Vectorized(log_joint._value_of_one, differentiable=False, failed=lambda w, _: zero_density(w)),
+            )
         with outside_of_pyro():
             w, log_det = self.bijection.forward_and_log_det(eps)
             log_p = self._density[1](w, *arguments)

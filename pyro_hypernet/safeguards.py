@@ -16,6 +16,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.density import LogJoint
+from pyro_hypernet.graphs.agreement import excess
+from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.layout import Layout, minibatch_plates
 from pyro_hypernet.vectorize import Model, outside_of_pyro
 
@@ -70,6 +72,34 @@ def refuse_minibatches(trace: Trace, what: str) -> None:
                 f"likelihood is another at every call: {what} needs all data at once. Leave subsample_size out here; "
                 "where all data are too many, train by fit and judge by predictions of data held out."
             )
+
+
+def refuse_random_density(log_joint: LogJoint, w: Tensor, what: str, args: tuple, kwargs: dict | None = None) -> None:
+    """Raises a ValueError where the density at the same weights is another at every call, and says at which sites.
+
+    Args:
+        log_joint: The density.
+        w: Weights to try it at, shape `(D,)`.
+        what: What needs one density.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+    """
+    with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=[]):
+        try:
+            first, second = (log_joint.site_log_probs(w, *args, **(kwargs or {})) for _ in range(2))
+        except Exception as error:
+            if is_numerical(error):  # no density here, which says nothing of other weights
+                return
+            raise
+    pairs = {name: (value[None], second[name][None]) for name, value in first.items() if name in second}
+    changed = [name for name, (one, other) in pairs.items() if excess(one, other) > 1]
+    if changed or first.keys() != second.keys():
+        sites = ", ".join(map(repr, changed or sorted(first.keys() ^ second.keys())))
+        raise ValueError(
+            f"The log density of site {sites} is another at every call with the same weights: {what} needs one "
+            "density. Leave subsample_size out, put dropout into eval mode, and pass as arguments what the model draws "
+            "at random or changes by itself."
+        )
 
 
 def check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], args: tuple, kwargs: dict) -> None:

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from pyro_hypernet.graphs.agreement import excess, rounded_away
 from pyro_hypernet.graphs.culprits import culprit, first_line, is_numerical, may_be_numerical, root_of
 from pyro_hypernet.graphs.factories import FRESH, UNFILLED, BatchedFactories
+from pyro_hypernet.graphs.factors import NotedFailures, raises_failures
 from pyro_hypernet.graphs.outside import Outside
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_script, random_state, same_random_numbers, set_random_state
@@ -37,6 +38,8 @@ _MAX_GRAPHS = 32
 # Graphs that were never used again before more are captured only for what came often; and how often that is, as long
 # as there is room and after that.
 _MAX_IN_VAIN, _OFTEN, _VERY_OFTEN, _MAX_SIGHTS = 4, 4, 64, 1024
+# Draws to try one by one before an error is the model's own.
+_MAX_TRIED = 16
 # The calls at which a graph is held against an uncaptured run.
 _CHECKS = frozenset(8**power for power in range(1, 12))
 
@@ -183,8 +186,8 @@ class Vectorized:
         randomness: What `torch.func.vmap` does with random numbers drawn inside: "same" or "different" in every draw.
         differentiable: Whether results are to be differentiated by autograd. If not, graphs run as TorchScript,
             with less overhead, and only under `torch.no_grad`.
-        failed: From a draw to what stands for its result where the function raises at it, as a zero density does; None
-            to raise.
+        failed: From a draw, and what was computed in spite of it or None, to what stands for its result where the
+            function raises at it, as a zero density does; None to raise.
 
     Raises:
         ValueError: If the mode is unknown.
@@ -197,7 +200,7 @@ class Vectorized:
         mode: str = "graph",
         randomness: str = "same",
         differentiable: bool = True,
-        failed: Callable[[Any], Any] | None = None,
+        failed: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
@@ -207,6 +210,7 @@ class Vectorized:
         self.differentiable = differentiable
         self.failed = failed
         self.num_failed = 0
+        self._notes_failures = False
         self._worked_at: Any = None
         self._factories = UNFILLED
         self._graphs = _Graphs()
@@ -245,7 +249,7 @@ class Vectorized:
             if graph is not None and not graph.is_due:
                 graph.calls += 1
                 try:
-                    return graph.of_draws(rest, draws)
+                    return self._counted(graph.of_draws(rest, draws), graph)
                 except RuntimeError:  # at some draw: see which
                     pass
             result = self(draws, args, kwargs)
@@ -277,16 +281,16 @@ class Vectorized:
             if graph is not None:
                 self._graphs.add(key, graph)
         if _is_inlining:
-            return self._run(draws, args, kwargs) if graph is None else graph.inline(leaves)
+            return self._run(draws, args, kwargs) if graph is None else self._counted(graph.inline(leaves), graph)
         if graph is None or not graph.is_current():
             return self._run_and_capture(key, leaves, spec)
         if torch.jit.is_tracing():
-            return graph(leaves)
+            return self._counted(graph(leaves), graph)
         try:
             if graph.is_due or (graph.has_gradient is None and _is_differentiated(draws)):
                 return self._run_and_check(graph, leaves, spec)
             self._graphs.note(key)
-            return graph(leaves)
+            return self._counted(graph(leaves), graph)
         except RuntimeError:  # at some draw: see which
             return self._run(draws, args, kwargs)
 
@@ -320,10 +324,13 @@ class Vectorized:
         """Whether the graph gives the same results and gradients; if not, it is not used again."""
         draws = pytree.tree_unflatten(leaves, spec)[0]
         graph.calls += 1
+        if graph.notes_failures != self._notes_failures:
+            return False  # failures came up only now; another graph will note them
         try:
             with same_random_numbers(_tensors(leaves)):
                 set_random_state(state)
                 found = graph(leaves)
+            found = found[0] if graph.notes_failures else found
             pairs = [("its results", result, found)]
             if _is_differentiated(draws):
                 graph.has_gradient = True
@@ -372,38 +379,81 @@ class Vectorized:
 
     def _run_uncaptured(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         if self.mode != "loop":
+            state = random_state(pytree.tree_leaves(draws))
             try:
-                return self._vmapped(draws, args, kwargs)
+                return self._counted(self._vmapped(draws, args, kwargs))
             except Exception as error:
                 if self._is_failure(error):
-                    return self._in_parts(draws, args, kwargs, random_state(pytree.tree_leaves(draws)))
+                    return self._run_noting(error, draws, args, kwargs, state)
                 self._run_first(draws, args, kwargs)
             before, first = self._factories, None
             for factories in (before, FRESH):
                 self._factories = factories
                 try:
-                    return self._vmapped(draws, args, kwargs)
+                    return self._counted(self._vmapped(draws, args, kwargs))
                 except Exception as error:
                     if self._is_failure(error):
-                        return self._in_parts(draws, args, kwargs, random_state(pytree.tree_leaves(draws)))
+                        return self._run_noting(error, draws, args, kwargs, state)
                     first = first or error
             self._factories = before
             _warn_that_it_loops(first)
             self.mode = "loop"
         return self._looped(draws, args, kwargs)
 
+    def _run_noting(self, error: Exception, draws: Any, args: tuple, kwargs: dict, state: list) -> Any:
+        """Runs again from where the random numbers stood, noting failures instead of raising where that is known."""
+        self._say_failure(error)
+        set_random_state(state)
+        if not self._notes_failures:
+            self._notes_failures, self._graphs = True, _Graphs()
+            try:
+                return self._counted(self._vmapped(draws, args, kwargs))
+            except Exception as another:
+                if not self._is_failure(another):
+                    self._notes_failures = False
+        return self._in_parts(draws, args, kwargs, state)
+
+    def _counted(self, result: Any, graph: "_Graph | None" = None) -> Any:
+        """The result alone, of a graph or of `_vmapped`, where what is noted of failures comes with it."""
+        if not (self._notes_failures if graph is None else graph.notes_failures):
+            return result
+        result, is_bad = result
+        if not (torch.jit.is_tracing() or _is_inlining):
+            self.num_failed += int(is_bad.sum())
+        return result
+
+    def _noting(self, draw: Any, args: tuple, kwargs: dict) -> tuple[Any, Tensor]:
+        """The result of one draw, with what stands for it where it failed, and whether it did."""
+        with NotedFailures(is_differentiated=self.differentiable) as failures:
+            result = self.function(draw, args, kwargs)
+        is_bad = failures.any(pytree.tree_leaves(draw)[0])
+        instead = pytree.tree_leaves(self.failed(draw, result))
+        leaves, spec = pytree.tree_flatten(result)
+        chosen = [torch.where(is_bad, b, a) for a, b in zip(leaves, instead, strict=True)]
+        return pytree.tree_unflatten(chosen, spec), is_bad
+
     def _is_failure(self, error: Exception) -> bool:
         return self.failed is not None and is_numerical(error)
 
     def _run_first(self, draws: Any, args: tuple, kwargs: dict) -> None:
-        """Runs one draw by itself: for the model's own error, if it has one, and to make `pyro.param`s."""
-        first = pytree.tree_map(lambda draw: draw[0].detach(), draws)
-        with torch.random.fork_rng(devices=[]), poutine.block():
-            try:
-                self.function(first, args, kwargs)
-            except Exception as error:
-                if not self._is_failure(error):
-                    raise
+        """Runs one draw by itself: for the model's own error, if it has one, and to make `pyro.param`s.
+
+        A density may raise at this draw alone: then another is run.
+        """
+        first = None
+        for number in range(min(_MAX_TRIED, len(pytree.tree_leaves(draws)[0]))):
+            draw = pytree.tree_map(lambda draw, number=number: draw[number].detach(), draws)
+            with torch.random.fork_rng(devices=[]), poutine.block():
+                try:
+                    self.function(draw, args, kwargs)
+                    return
+                except Exception as error:
+                    if self._is_failure(error):
+                        return
+                    if self.failed is None or not may_be_numerical(error):
+                        raise
+                    first = first or error
+        raise first
 
     def _in_parts(self, draws: Any, args: tuple, kwargs: dict, state: list) -> Any:
         """Runs halves of the batch, and halves of these, until the draws at which the model raises are alone."""
@@ -411,13 +461,16 @@ class Vectorized:
         if self.randomness == "same":
             set_random_state(state)
         try:
-            return self._vmapped(draws, args, kwargs)
+            return self._counted(self._vmapped(draws, args, kwargs))
         except Exception as error:
             if not self._is_failure(error):
                 raise
             if size == 1:
-                self._count_failures(1, error)
-                return pytree.tree_map(lambda value: value[None], self.failed(pytree.tree_map(lambda d: d[0], draws)))
+                instead = self.failed(pytree.tree_map(lambda d: d[0], draws), None)
+                if instead is None:
+                    raise
+                self.num_failed += 1
+                return pytree.tree_map(lambda value: value[None], instead)
         halves = [slice(size // 2), slice(size // 2, None)]
         parts = [
             self._in_parts(pytree.tree_map(lambda d, half=half: d[half], draws), args, kwargs, state) for half in halves
@@ -436,29 +489,32 @@ class Vectorized:
                 if self.failed is None or not (is_numerical(error) or may_be_numerical(error)):
                     raise
                 errors.append(error)
-                rows.append(self.failed(draw))
+                rows.append(self.failed(draw, rows[-1] if rows else None))
+                if rows[-1] is None:
+                    raise
         for error in errors:
             if not is_numerical(error) and (shapes is None or self._worked_at != shapes):
                 raise error
         if errors:
-            self._count_failures(len(errors), errors[0])
+            self._say_failure(errors[0])
+            self.num_failed += len(errors)
         return pytree.tree_map(lambda *values: torch.stack(values), *rows)
 
-    def _count_failures(self, number: int, error: Exception) -> None:
+    def _say_failure(self, error: Exception) -> None:
         if not self.num_failed:
             _warn(
                 f"The density raises an error at some draws ({first_line(root_of(error))}): these count as draws of "
                 "density zero. Where they are many, bound what they come of, or add to the diagonal of a covariance."
             )
-        self.num_failed += number
 
     def _vmapped(self, draws: Any, args: tuple, kwargs: dict) -> Any:
+        function = self._noting if self._notes_failures else self.function
         if self.randomness == "same" and self._factories is UNFILLED:
-            return torch.func.vmap(lambda draw: self.function(draw, args, kwargs), randomness="same")(draws)
+            return torch.func.vmap(lambda draw: function(draw, args, kwargs), randomness="same")(draws)
 
         def one(draw: Any, zero: Tensor) -> Any:
             with BatchedFactories(zero, self._factories):
-                return self.function(draw, args, kwargs)
+                return function(draw, args, kwargs)
 
         first = pytree.tree_leaves(draws)[0]
         zeros = torch.zeros(first.shape[0], device=first.device)
@@ -488,7 +544,11 @@ class Vectorized:
                 poutine.block(),
                 poutine.trace(param_only=True) as params,
             ):
-                module = simplify(record(batched, *tensors))
+                module = record(batched, *tensors)
+                if self.failed is not None and not self._notes_failures and raises_failures(module):
+                    self._notes_failures, self._graphs = True, _Graphs()
+                    module = record(batched, *tensors)
+                module = simplify(module)
                 scripted = not (self.differentiable or params.trace.nodes)
                 run = as_script(module, tensors) if scripted else module
         except Exception as error:
@@ -500,7 +560,7 @@ class Vectorized:
                 "the same results."
             )
             return None
-        graph = _Graph(module, run, out_spec[0], params.trace)
+        graph = _Graph(module, run, out_spec[0], params.trace, notes_failures=self._notes_failures)
         if not graph.is_current():  # parameters local to their modules are not in the store, where changes would show
             self.mode = "eager"
             return None
@@ -554,11 +614,14 @@ class _Graphs:
 class _Graph:
     """A captured graph, and the `pyro.param`s that it holds by reference."""
 
-    def __init__(self, module: GraphModule, run: Callable[..., Any], out_spec: Any, params: Trace) -> None:
+    def __init__(
+        self, module: GraphModule, run: Callable[..., Any], out_spec: Any, params: Trace, *, notes_failures: bool
+    ) -> None:
         self.module = module
         self.run = run
         self.out_spec = out_spec
         self.params = {name: _leaf(name) for name in params.nodes}
+        self.notes_failures = notes_failures
         self.held: list[Any] = []
         self.calls = 0
         self.has_gradient: bool | None = None

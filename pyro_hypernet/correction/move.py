@@ -12,16 +12,18 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.weighted import layout_of
+from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.inference.collapsed import temper
 from pyro_hypernet.inference.functions import function_values, side_by_side
 from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered, Whole
 from pyro_hypernet.inference.tempering import mean_and_spread
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_minibatches
+from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_minibatches, refuse_random_density
 from pyro_hypernet.vectorize import Model
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
@@ -155,10 +157,16 @@ def move(
 def _check_model(model: Model, layout: Layout, samples: dict[str, Tensor], args: tuple) -> None:
     """Raises where the model has other latent sites than the guide, or draws minibatches."""
     first = {name: value[0] for name, value in samples.items()}
-    with poutine.block(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
-        trace = poutine.trace(model).get_trace(*args)
+    try:
+        with poutine.block(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
+            trace = poutine.trace(model).get_trace(*args)
+    except Exception as error:
+        if not is_numerical(error):
+            raise
+        trace = trace_prior(model, args)  # the draw has no density; another will do
     layout.check(Layout.from_trace(trace), "the model")
     refuse_minibatches(trace, "move")
+    refuse_random_density(LogJoint(model, layout), layout.unconstrain(first)[0], "move", args)
 
 
 def _target(model: Model, layout: Layout, args: tuple, collapse: bool) -> Tempered:
@@ -197,4 +205,7 @@ def _rows(state: State, index: Any) -> State:
 
 def _shift(model: Model, before: dict[str, Tensor], after: dict[str, Tensor], args: tuple) -> float:
     old, new = (side_by_side(function_values(model, samples, args), 1) for samples in (before, after))
-    return math.nan if old is None or new is None else float(wasserstein_over_sd(old, new))
+    if old is None or new is None:
+        return math.nan
+    old, new = (values[values.isfinite().all(-1)] for values in (old, new))
+    return float(wasserstein_over_sd(old, new)) if min(len(old), len(new)) > 1 else math.nan

@@ -16,8 +16,8 @@ from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import MAX_BYTES, count_bytes
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import refuse_minibatches
-from pyro_hypernet.vectorize import Model, trace_one
+from pyro_hypernet.safeguards import refuse_minibatches, refuse_random_density
+from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
 
 # Draws in one pass of the captured density.
 _CHUNK = 2048
@@ -50,7 +50,7 @@ class WeightedDraws:
 
 @torch.no_grad()
 def refuse_noise(model: Model, posterior: Any, args: tuple, kwargs: Mapping[str, Any], what: str) -> None:
-    """Raises where the model draws minibatches, whose likelihood is noise and no density to weigh draws by.
+    """Raises where the density is another at every call, as of minibatches: noise by which no draw can be weighed.
 
     Args:
         model: The Pyro model.
@@ -60,15 +60,18 @@ def refuse_noise(model: Model, posterior: Any, args: tuple, kwargs: Mapping[str,
         what: What needs a density, for the message.
 
     Raises:
-        ValueError: Naming the plate.
+        ValueError: Naming the plate, or the sites.
     """
-    with torch.random.fork_rng(devices=[]), poutine.block():
-        values = {name: value[0] for name, value in draws(posterior, *args, num_samples=1, **kwargs).items()}
+    with outside_of_pyro(), torch.random.fork_rng(devices=[]):
+        one = draws(posterior, *args, num_samples=1, **kwargs)
         try:
-            trace = trace_one(model, values, args, dict(kwargs))
+            trace = trace_one(model, {name: value[0] for name, value in one.items()}, args, dict(kwargs))
         except Exception:  # a model that raises at this draw, where it has no density: not what is asked here
             return
-    refuse_minibatches(trace, what)
+        refuse_minibatches(trace, what)
+        layout = layout_of(model, args, kwargs, posterior)
+        values = {name: one[name] for name in layout.names}
+        refuse_random_density(LogJoint(model, layout), layout.unconstrain(values)[0][0], what, args, dict(kwargs))
 
 
 @torch.no_grad()

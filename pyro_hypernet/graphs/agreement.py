@@ -42,27 +42,29 @@ def excess(expected: Any, found: Any, moved: Any = None, *, is_random: bool = Fa
         moved: The same at arguments that are rounded away: results that change by that alone may differ by more.
         is_random: Whether random numbers are compared.
     """
-    leaves = zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True)
-    others = pytree.tree_leaves(moved) if moved is not None else pytree.tree_leaves(expected)
-    pairs = ((*pair, other) for pair, other in zip(leaves, others, strict=True) if isinstance(pair[0], Tensor))
-    return max((_excess(*(leaf.detach() for leaf in leaves), is_random) for leaves in pairs), default=0.0)
+    triples = zip(*map(_rows, (expected, found, expected if moved is None else moved)), strict=True)
+    triples = [triple for triple in triples if triple[0][0].numel()]
+    if any(one[0].shape != other[0].shape for one, other, _ in triples):
+        return float("inf")
+    if not triples:
+        return 0.0
+    are_numbers = [torch.stack([t[which][0].isfinite().all(1) for t in triples]).all(0) for which in (0, 1)]
+    if bool((are_numbers[0] != are_numbers[1]).double().mean() > 0.5):
+        return float("inf")
+    both = are_numbers[0] & are_numbers[1]
+    return max(_excess(*triple, both, is_random) for triple in triples) if bool(both.any()) else 0.0
 
 
-def _excess(expected: Tensor, found: Tensor, moved: Tensor, is_random: bool) -> float:
-    if expected.shape != found.shape:
-        return float("inf")
-    if expected.numel() == 0:
-        return 0.0
-    relative = max(tolerance(expected.dtype), _LOOSE if is_random else 0.0)
-    rows = [leaf.reshape(len(leaf), -1).double() for leaf in (expected, found, moved)]
-    expected, found, moved = rows
-    norm = expected.norm(dim=1)
-    is_number, other = norm.isfinite(), found.norm(dim=1).isfinite()
-    if bool((is_number != other).double().mean() > 0.5):
-        return float("inf")
-    both = is_number & other
-    if not bool(both.any()):
-        return 0.0
-    own = (moved - expected).norm(dim=1).nan_to_num(nan=torch.inf)[both]
-    difference, norm = (found - expected).norm(dim=1)[both], norm[both]
+def _rows(results: Any) -> list[tuple[Tensor, torch.dtype]]:
+    """Every tensor as a matrix with a row for each draw, in double precision, and what its dtype was."""
+    leaves = [leaf.detach() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+    return [(leaf.reshape(len(leaf), -1).double() if leaf.numel() else leaf.double(), leaf.dtype) for leaf in leaves]
+
+
+def _excess(expected: tuple[Tensor, torch.dtype], found: tuple, moved: tuple, both: Tensor, is_random: bool) -> float:
+    """Over the draws at which both are numbers."""
+    relative = max(tolerance(expected[1]), _LOOSE if is_random else 0.0)
+    one, other, third = (rows[0][both] for rows in (expected, found, moved))
+    norm, own = one.norm(dim=1), (third - one).norm(dim=1).nan_to_num(nan=torch.inf)
+    difference = (other - one).norm(dim=1)
     return float((difference / (relative * (1 + norm + norm.median()) + _MARGIN * own)).max())

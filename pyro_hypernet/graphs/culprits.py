@@ -15,6 +15,9 @@ _PYRO, _TORCH = (str(Path(package.__file__).parent) for package in (pyro, torch)
 _GRAPHS = str(Path(__file__).parent)
 _OWN = str(Path(__file__).parent.parent)
 
+# Python's words for a logarithm of a negative number, torch's for a parameter out of range.
+_OF_VALUES = ("math domain error", "to satisfy the constraint")
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind."""
@@ -31,7 +34,7 @@ def is_numerical(error: Exception) -> bool:
     """Whether an error comes of a draw's numbers: no Cholesky factor, a division by zero, a number out of range."""
     return any(
         isinstance(cause, (torch.linalg.LinAlgError, ArithmeticError))
-        or (isinstance(cause, ValueError) and "math domain error" in str(cause))
+        or (isinstance(cause, ValueError) and any(words in str(cause) for words in _OF_VALUES))
         or any(handles(cause) for handles in integrator._EXCEPTION_HANDLERS.values())
         for cause in _chain(error)
     )

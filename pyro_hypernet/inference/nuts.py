@@ -12,23 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.infer.autoguide import init_to_uniform
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.functions import function_values
 from pyro_hypernet.inference.no_u_turn import Chain, Evaluate, run_together
 from pyro_hypernet.layout import Layout
+from pyro_hypernet.safeguards import refuse_minibatches, refuse_random_density
 from pyro_hypernet.vectorize import Model
 
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
 _MIXED_RHAT = 1.05
-_START_ATTEMPTS = 100
+_START_ATTEMPTS, _START_RADIUS = 100, 2.0
+_SHARE_OF_FAILURES = 0.01
+# Said once, with the number, at the end.
+_OF_FAILURES = "The density raises an error at some draws"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Nuts:
         acceptance: Share of the kept steps of every chain that moved, as Pyro counts them.
         num_gradients: Gradients evaluated by every chain, warm-up included.
         seconds: Wall time, warm-up included.
+        num_failed: Points at which the model raised an error, which count as of density zero.
     """
 
     samples: dict[str, Tensor] = field(repr=False)
@@ -59,6 +61,7 @@ class Nuts:
     acceptance: tuple[float, ...]
     num_gradients: tuple[int, ...]
     seconds: float
+    num_failed: int = 0
 
     @property
     def divergences(self) -> tuple[int, ...]:
@@ -113,7 +116,8 @@ def nuts(
 
     Raises:
         RuntimeError: If the model has no latent site.
-        ValueError: If a number is out of range, or no start with a finite density is found.
+        ValueError: If a number is out of range, the model draws minibatches or other random numbers of its own, or no
+            start with a finite density is found.
 
     Source: Hoffman and Gelman 2014; NeuTra: Hoffman et al. 2019, arXiv 1903.03704.
 
@@ -138,9 +142,10 @@ def nuts(
     start = time.perf_counter()
     if guide is not None:
         guide.setup(*args)
-    layout = guide.layout if guide is not None else _layout(model, args)
-    target = _Target(LogJoint(model, layout), args, guide)
+    layout, like = _layout(model, args, guide)
+    target = _Target(LogJoint(model, layout), args, guide, like)
     starts = _starts(target, num_chains)
+    refuse_random_density(target.log_joint, target.to_weights(starts[0]), "nuts", args)
     seeds = [int(seed) for seed in torch.randint(2**31 - 1, (num_chains,))]
     options = {
         "num_samples": num_samples,
@@ -167,7 +172,9 @@ def nuts(
         acceptance=tuple(chain.acceptance for chain in chains),
         num_gradients=tuple(chain.num_gradients for chain in chains),
         seconds=time.perf_counter() - start,
+        num_failed=target.num_failed,
     )
+    _warn_of_failures(result)
     _warn_if_unmixed(result)
     return result
 
@@ -175,10 +182,17 @@ def nuts(
 class _Target:
     """The density of a batch of points, and the way from the sampler's space to weights."""
 
-    def __init__(self, log_joint: LogJoint, args: tuple, guide: AutoHypernet | None) -> None:
+    def __init__(self, log_joint: LogJoint, args: tuple, guide: AutoHypernet | None, like: Tensor) -> None:
         self.log_joint = log_joint
         self.args = args
         self.guide = guide
+        self.like = like
+        self.num_failed_elsewhere = 0
+
+    @property
+    def num_failed(self) -> int:
+        """Points so far at which the model raised an error, those of other processes included."""
+        return self.log_joint.num_failed + self.num_failed_elsewhere
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log density, shape `(...)`, and its gradient at `z` of shape `(..., D)`."""
@@ -211,25 +225,29 @@ class _Target:
     def start(self) -> Tensor:
         if self.guide is not None:
             return self.guide.get_base_dist().sample()
-        with poutine.block(), torch.no_grad(), InitMessenger(init_to_uniform):
-            trace = poutine.trace(self.log_joint.model).get_trace(*self.args)
-        values = {name: trace.nodes[name]["value"] for name in self.log_joint.layout.names}
-        return self.log_joint.layout.unconstrain(values)[0]
+        return torch.empty_like(self.like).uniform_(-_START_RADIUS, _START_RADIUS)
 
 
-def _layout(model: Model, args: tuple) -> Layout:
-    with poutine.block(), torch.no_grad():
-        layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
+def _layout(model: Model, args: tuple, guide: AutoHypernet | None) -> tuple[Layout, Tensor]:
+    """The latent sites, and weights of their dtype and device, shape `(D,)`."""
+    if guide is not None:
+        refuse_minibatches(guide.prototype_trace, "nuts")
+        return guide.layout, guide.get_base_dist().sample()
+    trace = trace_prior(model, args)
+    refuse_minibatches(trace, "nuts")
+    layout = Layout.from_trace(trace)
     if not layout.sites:
         raise RuntimeError("The model has no latent site to sample.")
-    return layout
+    return layout, layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
 
 
 def _starts(target: _Target, num_chains: int) -> list[Tensor]:
-    starts = []
+    starts: list[Tensor] = []
     for _ in range(_START_ATTEMPTS * num_chains):
         z = target.start()
-        value, gradient = target.value_and_grad(z)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
+            value, gradient = target.value_and_grad(z)
         if bool(value.isfinite()) and bool(gradient.isfinite().all()):
             starts.append(z)
         if len(starts) == num_chains:
@@ -266,8 +284,9 @@ def _run_chains(
     finally:
         _inherited = None
     chains = {}
-    for share, some in zip(shares, found, strict=True):
+    for share, (some, num_failed) in zip(shares, found, strict=True):
         chains.update(zip(share, some, strict=True))
+        target.num_failed_elsewhere += num_failed
     return [chains[number] for number in range(len(starts))]
 
 
@@ -275,10 +294,13 @@ def _run_chains(
 _inherited: tuple[_Target, list[Tensor], list[int], dict[str, Any]] | None = None
 
 
-def _run_inherited(share: list[int]) -> list[Chain]:
+def _run_inherited(share: list[int]) -> tuple[list[Chain], int]:
+    """The chains, and how often the model raised an error."""
     assert _inherited is not None
     target, starts, seeds, options = _inherited
-    return _run_some(target, [starts[i] for i in share], [seeds[i] for i in share], options, False)
+    before = target.num_failed
+    chains = _run_some(target, [starts[i] for i in share], [seeds[i] for i in share], options, False)
+    return chains, target.num_failed - before
 
 
 def _run_some(
@@ -286,13 +308,27 @@ def _run_some(
 ) -> list[Chain]:
     total = len(starts) * (options["num_samples"] + options["warmup_steps"])
     points = torch.stack(starts).double().cpu().numpy()
-    with tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar:
+    with (
+        warnings.catch_warnings(),
+        tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar,
+    ):
+        warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
         return run_together(target.evaluate_like(starts[0]), points, seeds, bar.update, **options)
 
 
 def _worst(values: Mapping[str, Tensor]) -> float:
     finite = [value[value.isfinite()] for value in values.values()]
     return max((float(value.max()) for value in finite if value.numel()), default=float("nan"))
+
+
+def _warn_of_failures(result: Nuts) -> None:
+    # The search for a step size goes far out, as a rule, where a few failures say nothing.
+    if result.num_failed > _SHARE_OF_FAILURES * sum(result.num_gradients):
+        warnings.warn(
+            f"{_OF_FAILURES}: at {result.num_failed} of about {sum(result.num_gradients)} points of NUTS, which count "
+            "as of density zero.",
+            stacklevel=3,
+        )
 
 
 def _warn_if_unmixed(result: Nuts) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pyro import poutine, validation_enabled
+from pyro import validation_enabled
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.collapsed import temper
 from pyro_hypernet.inference.coverage import Coverage, cover
@@ -20,7 +21,13 @@ from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered
 from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_local_latents, refuse_minibatches
+from pyro_hypernet.safeguards import (
+    name_arguments,
+    raise_for_nan,
+    refuse_local_latents,
+    refuse_minibatches,
+    refuse_random_density,
+)
 from pyro_hypernet.vectorize import Model
 
 # Every new temperature keeps this share of the particles effective.
@@ -120,8 +127,8 @@ def refine(
 
     Raises:
         RuntimeError: If the model has no latent site.
-        ValueError: If a number is out of range, the prior cannot be sampled, the model draws minibatches, or no draw
-            of the prior has a finite likelihood.
+        ValueError: If a number is out of range, the prior cannot be sampled, the model draws minibatches or other
+            random numbers of its own, or no draw of the prior has a finite likelihood.
 
     Source: Del Moral, Doucet and Jasra 2006; adaptive temperatures: Jasra et al. 2011; keeping the states on the way:
     Dau and Chopin 2022, arXiv 2011.02328.
@@ -266,8 +273,7 @@ def _effective(flat: Tensor, num_chosen: int) -> float:
 
 def _checked_layout(model: Model, args: tuple) -> Layout:
     try:
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(model).get_trace(*args)
+        trace = trace_prior(model, args)
     except NotImplementedError as error:
         raise ValueError(
             "The model's prior cannot be sampled, and refine starts from draws of it: give every latent site a proper "
@@ -278,6 +284,8 @@ def _checked_layout(model: Model, args: tuple) -> Layout:
     layout = Layout.from_trace(trace)
     if not layout.sites:
         raise RuntimeError("The model has no latent site: there is nothing to refine.")
+    point = layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
+    refuse_random_density(LogJoint(model, layout), point, "refine", args)
     return layout
 
 

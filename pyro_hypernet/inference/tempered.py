@@ -116,7 +116,7 @@ class Whole(Tempered):
         return log_prior + temperature * log_likelihood, (log_prior.detach(), log_likelihood.detach())
 
 
-def _no_density(draw: tuple[Tensor, Tensor]) -> tuple:
+def _no_density(draw: tuple[Tensor, Tensor], _: tuple | None) -> tuple:
     """What stands for a draw at which the model raises an error."""
     nothing = zero_density(draw[0])
     return torch.zeros_like(draw[0]), (nothing, (nothing, nothing))
