@@ -177,7 +177,13 @@ class BayesianNet(nn.Module):
             TypeError: If `x` or `y` is no tensor.
             ValueError: If shapes or dtypes do not fit, or a value is not finite or not one the likelihood can have.
                 Values are looked at where they can be: not in captured or vmapped data.
+            NotImplementedError: While `torch.jit` traces, as Pyro's Jit ELBOs do.
         """
+        if torch.jit.is_tracing():
+            raise NotImplementedError(
+                "torch.jit cannot trace a network whose parameters are drawn: in the place of a Jit ELBO use "
+                "VectorizedELBO, or fit, which capture the whole step."
+            )
         for name, value in {"x": x, "y": y}.items():
             if not isinstance(value, Tensor) and (name == "x" or value is not None):
                 raise TypeError(f"{name} must be a tensor; got {type(value).__name__}: torch.as_tensor({name}).")

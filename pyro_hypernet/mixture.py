@@ -32,7 +32,19 @@ class MixtureBase(nn.Module):
         self.logits = nn.Parameter(origin.new_zeros(num_components))
 
     def distribution(self) -> dist.TorchDistribution:
-        """Pyro's own, with pathwise gradients, for Pyro's ELBOs."""
+        """Pyro's own, with pathwise gradients, for Pyro's ELBOs.
+
+        Raises:
+            NotImplementedError: While `torch.jit` traces with gradients, as Pyro's Jit ELBOs do.
+        """
+        if torch.jit.is_tracing():  # which knows no gradients written in Python, such as Pyro's
+            if torch.is_grad_enabled():
+                raise NotImplementedError(
+                    "torch.jit cannot trace the gradients of num_components > 1: in the place of a Jit ELBO use "
+                    "Trace_ELBO, VectorizedELBO, or fit."
+                )
+            parts = dist.Normal(self.locs, self.log_scales.exp(), validate_args=False).to_event(1)
+            return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts, validate_args=False)
         return dist.MixtureOfDiagNormals(self.locs, self.log_scales.exp(), self.logits)
 
     def log_prob(self, eps: Tensor) -> Tensor:

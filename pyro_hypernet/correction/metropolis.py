@@ -48,6 +48,7 @@ def metropolis(
     num_samples: int = 1000,
     warmup_steps: int = 100,
     num_chains: int = 8,
+    **kwargs: Any,
 ) -> Metropolis:
     """Corrects a guide by Metropolis–Hastings chains whose every proposal is a fresh draw of the guide.
 
@@ -62,6 +63,7 @@ def metropolis(
         num_samples: Draws kept in every chain, at least 4.
         warmup_steps: Steps of every chain thrown away.
         num_chains: Chains, each with proposals of its own.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Draws, acceptance and diagnostics.
@@ -92,7 +94,7 @@ def metropolis(
         )
     start = time.perf_counter()
     proposals = weighted_draws(
-        model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps), what="metropolis"
+        model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps), what="metropolis", **kwargs
     )
     path = walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
     flat = path + torch.arange(num_chains, device=path.device)[:, None] * path.shape[1]

@@ -47,6 +47,7 @@ def resample(
     num_proposals: int | None = None,
     smooth: bool = True,
     replacement: bool = True,
+    **kwargs: Any,
 ) -> Resampled:
     """Corrects a guide by drawing many times from it and keeping draws in proportion to `p / q`.
 
@@ -59,6 +60,7 @@ def resample(
         smooth: Whether the largest weights are replaced by those of a fitted Pareto tail (PSIS), which tames them.
         replacement: With: systematic resampling, unbiased, draws may repeat. Without: no draw twice, so towards the
             guide where few draws have most of the weight (Gelman et al.); needs `num_samples <= num_proposals`.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Draws and what says whether to believe them. A warning says so where k-hat is above 0.7.
@@ -87,7 +89,7 @@ def resample(
             "num_samples must be positive, num_proposals at least 5 and, without replacement, at least num_samples; "
             f"got {num_samples} and {num_proposals}."
         )
-    proposals = weighted_draws(model, guide, *args, num_samples=num_proposals, what="resample")
+    proposals = weighted_draws(model, guide, *args, num_samples=num_proposals, what="resample", **kwargs)
     log_weights = finite_log_weights(proposals.log_weights)
     shares, khat = log_weights.log_softmax(0), math.nan
     if smooth and float(log_weights.max() - log_weights.min()) > 0:

@@ -92,6 +92,7 @@ def load(
     structure: Callable[..., Any] | None = None,
     device: torch.device | str | None = None,
     overwrite: bool = False,
+    **kwargs: Any,
 ) -> AutoHypernet:
     """Reads a guide back; it samples and scores without data and without a training step.
 
@@ -107,6 +108,7 @@ def load(
         device: Where the parameters go; the CPU by default, and for those of the model's modules where these are.
         overwrite: Whether parameters of the model may take the place of others in Pyro's parameter store that have
             their names and other values.
+        kwargs: The model's keyword arguments, if they are at hand.
 
     Returns:
         The guide.
@@ -140,7 +142,7 @@ def load(
     if header.get("rejection"):
         rejection = Rejection.from_description(header["rejection"], of_rejection)
         guide._install(rejection.to(guide._origin.device))
-    _restore(guide, model, header, params, of_modules, args, overwrite, path)
+    _restore(guide, model, header, params, of_modules, args, kwargs, overwrite, path)
     return guide
 
 
@@ -163,11 +165,12 @@ def _restore(
     params: dict[str, Tensor],
     tensors: dict[str, Tensor],
     args: tuple,
+    kwargs: dict[str, Any],
     overwrite: bool,
     path: Any,
 ) -> None:
     """Puts the model's own parameters back, and warns of those that the file does not hold."""
-    own = _set_up(guide, model, args) if args else None
+    own = _set_up(guide, model, args, kwargs) if args or kwargs else None
     described = header.get("model")
     if described is None:
         missing = learnable(model) + [name for name, leaf in (own or {}).items() if not isinstance(leaf, nn.Parameter)]
@@ -186,11 +189,11 @@ def _restore(
     guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
 
 
-def _set_up(guide: AutoHypernet, model: Model, args: tuple) -> dict[str, Tensor]:
+def _set_up(guide: AutoHypernet, model: Model, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """Compares the sites; the leaves that the model makes for its `pyro.param`s where the parameter store is empty."""
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
-        guide.setup(*args)
-        return LogJoint(model, guide.layout).params(guide._origin, *args)
+        guide.setup(*args, **kwargs)
+        return LogJoint(model, guide.layout).params(guide._origin, *args, **kwargs)
 
 
 def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
