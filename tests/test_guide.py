@@ -25,11 +25,11 @@ from tests import small_models as m
 DATA = m.linear_data()
 
 
-def shaken(guide):
+def shaken(guide, size=0.1):
     """The guide, its every parameter moved from where it starts."""
     with torch.no_grad():
         for parameter in guide.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter += size * torch.randn_like(parameter)
     return guide
 
 
@@ -163,7 +163,7 @@ def mixture(scale=1.0):
 def test_mixture_density_by_hand():
     guide = mixture(0.7)
     w, log_q = guide.sample_and_log_prob(9)
-    steer, affine = guide.bijection.bijections
+    steer, affine = guide.bijection.bijections[:2]  # then the bound on the noise, which is the identity here
     matrix = affine.log_scale.exp()[:, None] * (torch.eye(3) + steer.hypernet.bijections[0].weight.tril(-1))
     base = guide.base
     parts = [
@@ -181,7 +181,8 @@ def two_numbers():
 
 @pytest.mark.parametrize("hypernet", ["linear", "coupling"])
 def test_mixture_density_integrates_to_one(hypernet):
-    guide = shaken(AutoHypernet(two_numbers, hypernet, num_components=2, init_scale=1.0).setup()).double()
+    guide = AutoHypernet(two_numbers, hypernet, num_components=2, init_scale=1.0).setup()
+    guide = shaken(guide, 0.1 if hypernet == "linear" else 0.03).double()  # at .1 tails reach far off the grid
     axis = torch.linspace(-12, 12, 481, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
