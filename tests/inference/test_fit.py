@@ -34,7 +34,7 @@ def flat(guide):
 
 @pytest.mark.parametrize("keep", ["best", "average", "last"])
 def test_conjugate_regression_is_found(keep):
-    """ELBO to .05 nat of the evidence, means to 2 % of an sd, sds to 3 %: over seven seeds .3 % and .7 % at most."""
+    """ELBO to .05 nat of the evidence, means to 2 % of an sd, sds to 3 %: over four seeds .3 % and .4 % at most."""
     guide, result = quick(num_steps=1000, num_particles=128, learning_rate=0.05, keep=keep)
     posterior = exact_posterior(X, Y)
     loc, matrix = (value.detach() for value in affine_of(guide))

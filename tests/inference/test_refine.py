@@ -28,7 +28,7 @@ def test_conjugate_regression():
     problem = PROBLEMS["conjugate-regression"]()
     refined = quick(problem.model, *problem.args, num_samples=2000, num_moves=4, collapse=False)
     assert refined.collapsed == ()
-    # Over nine seeds an sd of .11 nats: five of them. A term or a temperature that is left out makes one nat and more.
+    # Over eight seeds an sd of .11 nats: five of them. A term or a temperature that is left out makes one nat and more.
     assert abs(refined.log_evidence - problem.truth["log_evidence"]) < 0.55
     assert refined.temperatures[0] == 0
     assert refined.temperatures[-1] == 1
