@@ -278,7 +278,7 @@ HIERARCHIES = {
     "reparametrised": lambda: Style(
         poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS)
     ),
-    "lkj cholesky": lambda: Style(correlated, (normal(8, 3),)),
+    "lkj cholesky": lambda: Style(correlated, (normal(8, 3),), broadcasts=False),
     "lkj": lambda: Style(correlation_matrix),
     "ordered": lambda: Style(ordered, (Y,), broadcasts=False),
     "simplex": lambda: Style(simplex, (torch.arange(8) % 3,)),
@@ -303,7 +303,7 @@ HIERARCHIES = {
     "subsampled": lambda: Style(subsampled, (Y,), is_function=False),
     "subsampled latent": lambda: Style(subsampled_latent, (Y,)),
     "sequential plate": lambda: Style(sequential, (Y,)),
-    "sequential data": lambda: Style(sequential_data, (Y[:4],), warns=("The model could not be captured",)),
+    "sequential data": lambda: Style(sequential_data, (Y[:4],), warns=(*LOOPS, "The model could not be captured")),
     "enumerated beside": lambda: Style(
         switched, (Y,), served=poutine.block(switched, hide=["switch"]), is_function=False
     ),
