@@ -1,6 +1,6 @@
 """Guides known to be good or bad, in two sets: one to choose thresholds on, one to try them on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -119,7 +119,17 @@ def unscaled_minibatches(name: str, size: int, num_steps: int = 2000) -> tuple:
     """Trained on minibatches whose likelihood is not scaled to all data; judged on all data."""
     problem = PROBLEMS[name]()
     batches = list(zip(*(value.split(size) for value in problem.args), strict=True))
-    return trained(problem.model, problem.args, batches=batches, num_steps=num_steps)
+    return trained(problem.model, problem.args, batches=_Stream(batches), num_steps=num_steps)
+
+
+class _Stream:
+    """Batches that do not say how many they are: `fit` refuses a list that is not scaled, and warns here."""
+
+    def __init__(self, batches: list[tuple]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple]:
+        return iter(self.batches)
 
 
 def untrained(name: str, **options: Any) -> tuple:

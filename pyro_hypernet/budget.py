@@ -37,6 +37,10 @@ def read_budget(budget: str | float) -> float:
     return seconds
 
 
+# Times what is to be spent on measuring, for the second number.
+_SECOND_SIZE = 10.0
+
+
 class Clock:
     """What is left of a budget.
 
@@ -93,6 +97,8 @@ def measure(
 ) -> Cost:
     """Times a function of a number at growing numbers, as long as the next one is likely to stay within the time.
 
+    For the second number up to ten times the time is allowed: one number cannot tell what each costs from what all do.
+
     Args:
         run: The function; each number is run twice, for the first run warms up, and once where once is dear.
         sizes: Growing numbers; the first is always run.
@@ -103,7 +109,8 @@ def measure(
     for size in sizes:
         if taken:
             last = max(taken)
-            if taken[last] * size / last > seconds - (now() - start):
+            allowed = _SECOND_SIZE * seconds if len(taken) == 1 else seconds - (now() - start)
+            if taken[last] * size / last > allowed:
                 break
         times = []
         while len(times) < 2 and (not times or now() - start + times[0] < seconds):

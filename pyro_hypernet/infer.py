@@ -44,7 +44,7 @@ _MENDED_BY_WEIGHTS = {"moments", "acceptance", "gap", "training", "functions"}
 # Populations of a refined cloud agree below this.
 _AGREED_RHAT = 1.1
 # Of the budget, for finding out what things cost; numbers of draws to time.
-_PRICING_SHARE, _TIMED_RUNS, _TIMED_DRAWS, _TIMED_WEIGHTS = 0.02, (1, 8), (1, 16, 256), (16, 256)
+_PRICING_SHARE, _TIMED_RUNS, _TIMED_DRAWS, _TIMED_WEIGHTS = 0.02, (1, 8, 32), (1, 16, 256), (16, 64, 256)
 # Draws to predict from in a diagnosis by 10 000 weights.
 _FUNCTION_SHARE = 5
 
@@ -290,8 +290,9 @@ class _Work:
         guide = self.guide
         if self.fit.mode == "loop" or not guide.suits_rejection(self.args):
             return
+        self._affordable_weights(NUM_PROPOSALS)
         if not self.plan.can_choose(NUM_PROPOSALS):
-            seconds = spell_seconds(self.plan.density.of(NUM_PROPOSALS))
+            seconds = spell_seconds(self.plan.proposing(NUM_PROPOSALS))
             self.note("reject", f"left out, every draw is kept: {NUM_PROPOSALS} proposals would take {seconds}")
             return
         start = self.clock.now()
@@ -300,6 +301,8 @@ class _Work:
         if choice is not None and not self.plan.can_pay(each, guide.rejection.rate):
             rates = [rate for rate in REJECTION_RATES if self.plan.can_pay(each, rate)]
             choice = guide.reject(self.args, rates=rates) if rates else guide.reject(None)
+            if choice is None:
+                self.note("reject", f"left out, every draw is kept: a proposal takes {spell_seconds(each)}")
         if choice is not None:
             self.note("reject", f"one in {1 / guide.rejection.rate:.0f} draws is kept; ELBO {choice.elbo:.2f} nats")
 
@@ -481,7 +484,8 @@ def price_of_a_run(model: Model, args: tuple, clock: Clock) -> Cost:
     with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return measure(lambda n: runs(torch.zeros(n), args), _TIMED_RUNS, **options)
+            found = [measure(lambda n: runs(torch.zeros(n), args), _TIMED_RUNS, **options) for _ in range(2)]
+            return min(found, key=lambda cost: cost.each)  # what else the machine does can only add to it
         except Exception:  # an improper prior, or a model at fault: setting up tells
             return Cost()
 

@@ -81,7 +81,11 @@ class Plan:
 
     def can_choose(self, num_proposals: int) -> bool:
         """Whether the posterior can be asked which of so many proposals it wants."""
-        return self.density.of(num_proposals) <= min(1.5 * _CHOOSING * self.clock.budget, self.clock.left / 2)
+        return self.proposing(num_proposals) <= min(1.5 * _CHOOSING * self.clock.budget, self.clock.left / 2)
+
+    def proposing(self, num_proposals: int) -> float:
+        """Seconds of so many proposals with their weights."""
+        return max(self.density.of(num_proposals), self.weight.of(num_proposals))
 
     def can_pay(self, each: float, rate: float) -> bool:
         """Whether there is time for the draws to come where a proposal takes so many seconds and a share is kept."""

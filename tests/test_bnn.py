@@ -610,7 +610,7 @@ def test_an_ensemble_is_the_same_as_its_members_alone():
     """Exact: three fits in turn, each with a network of its own, and each again in an empty store."""
 
     def member(seed):
-        pyro.set_rng_seed(seed)
+        pyro.set_rng_seed(seed(seed))
         model = bayesianize(network(), Gaussian(sigma=0.5), sites="last_layer")
         guide = AutoHypernet(model)
         fit(model, guide, (X, X[:, 0]), num_steps=20, num_particles=2, progress=False)

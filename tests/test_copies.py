@@ -20,6 +20,7 @@ from pyro.infer.reparam import NeuTraReparam
 
 from pyro_hypernet import AutoHypernet, fit
 from tests import small_models as m
+from tests.seeds import seed
 
 X, Y = m.linear_data()
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,7 @@ CASES = [
 
 @cache
 def made(make, model):
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed(0))
     return make(model)
 
 
@@ -65,7 +66,7 @@ def by_torch(guide):
 
 
 def seeded(function):
-    pyro.set_rng_seed(1)
+    pyro.set_rng_seed(seed(1))
     return function()
 
 
@@ -111,8 +112,9 @@ def test_a_copy_before_setup():
 _OTHER_PROCESS = """
 import sys, torch, pyro
 import pyro_hypernet
+from tests.seeds import seed
 guide, expected = torch.load(sys.argv[1], weights_only=False)
-pyro.set_rng_seed(1)
+pyro.set_rng_seed(seed(1))
 assert all(bool((value == expected[name]).all()) for name, value in guide.sample_posterior(3).items())
 """
 

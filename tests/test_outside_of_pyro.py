@@ -29,6 +29,7 @@ from torch import nn
 
 from pyro_hypernet import AutoHypernet
 from pyro_hypernet.vectorize import outside_of_pyro
+from tests.seeds import seed
 
 # Draws at once; an eighth of them where every draw is a call of its own.
 S = 400
@@ -238,7 +239,7 @@ def test_everything_is_put_aside_and_given_back():
 
 
 def _fail_outside():
-    with outside_of_pyro(seed=1):
+    with outside_of_pyro(seed=seed(1)):
         assert (_PYRO_STACK, _DIM_ALLOCATOR._stack) == ([], [])
         with pyro.plate("inner", 5):
             assert pyro.sample("z", dist.Normal(0.0, 1.0)).shape == (5,)
@@ -264,13 +265,13 @@ def test_a_module_within_its_own_call_keeps_its_draws():
 
 
 def test_the_same_numbers_are_drawn_with_a_seed_and_without_one_the_callers_go_on():
-    with outside_of_pyro(seed=5):
+    with outside_of_pyro(seed=seed(5)):
         first = torch.randn(3)
-    with outside_of_pyro(seed=5):
+    with outside_of_pyro(seed=seed(5)):
         assert torch.equal(first, torch.randn(3))
-    pyro.set_rng_seed(7)
+    pyro.set_rng_seed(seed(7))
     expected = torch.randn(3)
-    pyro.set_rng_seed(7)
+    pyro.set_rng_seed(seed(7))
     with outside_of_pyro():
         assert torch.equal(expected, torch.randn(3))
     assert not torch.equal(expected, torch.randn(3))

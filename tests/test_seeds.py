@@ -15,6 +15,7 @@ from tests.seeds import SHIFT, seed
 
 TESTS = Path(__file__).parent
 SEEDING = {"set_rng_seed", "manual_seed", "manual_seed_all", "default_rng", "RandomState"}
+OF_THE_MACHINE = "test_stale_graphs.py"  # there a model draws from a generator that no seed decides, on purpose
 AT_IMPORT = float(torch.rand(()))
 
 
@@ -25,17 +26,20 @@ def seeds_given(tree):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             yield from (keyword.value for keyword in node.keywords if keyword.arg == "seed")
             if name in SEEDING:
-                yield from node.args or [node]
+                yield from node.args or [node]  # without an argument the machine decides
 
 
-def is_ours(expression):
-    return isinstance(expression, ast.Call) and getattr(expression.func, "id", "") == "seed"
+def is_ours(expression, path):
+    is_call = isinstance(expression, ast.Call)
+    if is_call and not expression.args and path.name == OF_THE_MACHINE:
+        return True
+    return is_call and getattr(expression.func, "id", "") == "seed"
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_test_seeds_by_itself(path):
     strangers = [
-        expression.lineno for expression in seeds_given(ast.parse(path.read_text())) if not is_ours(expression)
+        expression.lineno for expression in seeds_given(ast.parse(path.read_text())) if not is_ours(expression, path)
     ]
     assert not strangers, (
         f"{path.name}, lines {strangers}: write seed(n) of tests.seeds for n, or PYRO_HYPERNET_SEED does not shift it"

@@ -184,7 +184,7 @@ def test_canonicalise_and_undo(case):
 def test_the_log_joint_is_the_same_for_all_copies(case):
     found, _, log_joint, w = case
     copies = found.random_copies(w)
-    assert bool((copies != w).any(-1).float().mean() > 0.3)
+    assert bool((copies != w).any())  # of a group of two, all of 20 copies are the draws themselves in 1 of 10^6 runs
     torch.testing.assert_close(log_joint(copies), log_joint(w), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(log_joint(found.canonicalise(w)[0]), log_joint(w), rtol=1e-10, atol=1e-10)
 

@@ -98,7 +98,7 @@ def test_file_errors(tmp_path):
         read_csv(tmp_path / "alone.csv", "y", "guess")
 
 
-NUMBERS = np.random.default_rng(0).normal(size=(60, 2)).round(3)
+NUMBERS = np.random.default_rng(seed()).normal(size=(60, 2)).round(3)
 
 
 def lines_of(header, *columns, separator=","):
@@ -252,7 +252,7 @@ def test_values_of_true_false_and_decimal_commas(tmp_path):
 
 def test_a_target_that_varies_in_the_held_out_rows_alone_is_no_number_to_divide_by():
     y = torch.zeros(60, dtype=torch.float64)
-    y[torch.from_numpy(np.random.default_rng(0).permutation(60))[:15]] = torch.arange(15.0, dtype=torch.float64)
-    data = split(Table(torch.from_numpy(NUMBERS), y, ("a", "b"), "y", ()), seed=0)
+    y[torch.from_numpy(np.random.default_rng(seed()).permutation(60))[:15]] = torch.arange(15.0, dtype=torch.float64)
+    data = split(Table(torch.from_numpy(NUMBERS), y, ("a", "b"), "y", ()), seed=seed())
     assert data.y_train.tolist() == [0.0] * 45
     assert bool(data.y_test.isfinite().all())

@@ -21,8 +21,8 @@ BAD_WORDS = re.compile(r"Traceback|\w*Warning\b|\bwarnings?\.warn")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<:/])/(?:home|root|tmp|usr|work|Users|var|opt|mnt)/|\b[A-Z]:\\")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# One runs by default, the others, minutes long on two cores, with `-m slow`.
-OTHER_NOTEBOOKS = [pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS[1:]]
+# One runs by default with a tenth of its steps; all of them in full, minutes long on two cores, with `-m slow`.
+RUNS = [(NOTEBOOKS[0], 10), *(pytest.param(path, 1, marks=pytest.mark.slow) for path in NOTEBOOKS)]
 
 
 def code_cells(path):
@@ -48,12 +48,11 @@ def troubles(cells):
     yield from (text for text in spoken(cells) if BAD_WORDS.search(text))
 
 
-def shift_seeds(cells):
-    """A notebook shows its reader a plain seed; what runs here is shifted as all the tests are."""
+def adapt(cells, divisor):
+    """A notebook shows its reader a plain seed; what runs here is shifted as all the tests are, and shortened."""
     for cell in cells:
-        cell.source = re.sub(
-            r"set_rng_seed\((\d+)\)", lambda match: f"set_rng_seed({seed(int(match[1]))})", cell.source
-        )
+        cell.source = re.sub(r"set_rng_seed\((\d+)\)", lambda m: f"set_rng_seed({seed(int(m[1]))})", cell.source)
+        cell.source = re.sub(r"NUM_STEPS = (\d+)", lambda m: f"NUM_STEPS = {int(m[1]) // divisor}", cell.source)
 
 
 def imports(cells):
@@ -120,10 +119,10 @@ def test_uses_the_public_api_only(path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jupyter's own, between its packages
-@pytest.mark.parametrize("path", [*NOTEBOOKS[:1], *OTHER_NOTEBOOKS], ids=lambda path: path.stem)
-def test_runs(path, tmp_path):
+@pytest.mark.parametrize("path, divisor", RUNS, ids=lambda value: getattr(value, "stem", str(value)))
+def test_runs(path, divisor, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    shift_seeds(notebook.cells)
+    adapt(notebook.cells, divisor)
     client = NotebookClient(
         notebook,
         timeout=SECONDS_PER_NOTEBOOK,

@@ -18,7 +18,7 @@ class Bracket:
         lower_error: Its standard error, by the delta method; too small where k-hat is above 0.7.
         upper: In nats; an upper bound in expectation if the draws of the posterior are exact ones. Draws of
             `refine` or of a Markov chain are nearly so: then it is an estimate from above and no bound. NaN without.
-        upper_error: Its standard error.
+        upper_error: Its standard error, to which the guide's draws add theirs: every particle but one is one of them.
     """
 
     lower: float
@@ -68,7 +68,7 @@ def evidence_bracket(
     k = num_particles or max(1, min(100, size // 10))
     values = _with_one_exact(log_weights, posterior_log_weights, k)
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Bracket(lower, lower_error, float(values.mean()), error)
+    return Bracket(lower, lower_error, float(values.mean()), math.hypot(error, (k - 1) / k * lower_error))
 
 
 def _with_one_exact(log_weights: Tensor, exact: Tensor, num_particles: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_hypernet import bayesianize, load, predict
+from tests.seeds import seed
 
 X = torch.linspace(-1, 1, 15).reshape(5, 3)
 Y = X.sum(-1)
@@ -138,15 +139,15 @@ MODELS = {
 
 
 def predictions(model, guide):
-    pyro.set_rng_seed(5)
+    pyro.set_rng_seed(seed(5))
     return predict(model, guide, X, num_samples=3, return_sites=["f"])["f"]
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     found = {}
-    for seed, (name, make) in enumerate(MODELS.items()):
-        pyro.set_rng_seed(1000 + seed)  # other networks than those that were saved
+    for number, (name, make) in enumerate(MODELS.items()):
+        pyro.set_rng_seed(seed(1000 + number))  # other networks than those that were saved
         with pyro.get_param_store().scope():
             model = make()
             found[name] = predictions(model, load(folder / name, model))

@@ -12,6 +12,7 @@ from pyro.infer.autoguide import init_to_value
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.elbo import MAX_DISCREPANCY, VectorizedELBO
 from pyro_hypernet.inference.fit import fit
+from tests.seeds import seed
 
 DIM = 40
 LABELS = (torch.arange(30) % 3 == 0).float()
@@ -103,8 +104,8 @@ def test_a_bound_above_zero_on_discrete_data_is_a_fault(monkeypatch):
 
 # -- the start --
 
-X = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-LINE = X @ torch.tensor([1.0, 0.0, -1.0]) + 0.5 * torch.randn(40, generator=torch.Generator().manual_seed(1))
+X = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed(0)))
+LINE = X @ torch.tensor([1.0, 0.0, -1.0]) + 0.5 * torch.randn(40, generator=torch.Generator().manual_seed(seed(1)))
 FEW = torch.tensor([1.2, 0.7, 2.1, 1.5, 0.3])
 
 

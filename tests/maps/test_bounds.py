@@ -12,6 +12,7 @@ from pyro_hypernet import AutoHypernet
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bounds import RANGE, Bounded, bounds
 from pyro_hypernet.maps.conditional import _factor
+from tests.seeds import seed
 
 
 def one_site(make):
@@ -32,7 +33,7 @@ def relevance(x, y):
         pyro.sample("y", dist.Normal(torch.tanh(x @ first.mT) @ last, noise), obs=y)
 
 
-X = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+X = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed(0)))
 MODELS = {
     "half Cauchy": (one_site(lambda: dist.HalfCauchy(torch.ones(3)).to_event(1)), torch.tensor(1.0)),
     "log normal": (one_site(lambda: dist.LogNormal(torch.zeros(3), 10.0).to_event(1)), torch.tensor(1.0)),
