@@ -269,14 +269,14 @@ LOOPS = ("The model cannot be vmapped",)
 SEEN = uniform(8) < 0.7
 
 HIERARCHIES = {
-    "eight schools": lambda: Style(eight_schools, (ERRORS, SCHOOLS), at=lambda rows: ((ERRORS[:1].expand(rows),), {})),
+    "eight schools": lambda: Style(eight_schools, (ERRORS, SCHOOLS)),
     "eight schools apart": lambda: Style(eight_schools_apart, (ERRORS, SCHOOLS), broadcasts=False),
     "nested": lambda: Style(nested, (normal(2, 3),)),
     "nested, dim": lambda: Style(nested_with_dim, (normal(2, 3),)),
     "crossed": lambda: Style(crossed, (normal(3, 4),)),
     "grouped": lambda: Style(grouped, (torch.arange(8) % 3, Y), at=lambda rows: ((torch.arange(rows) % 3,), {})),
     "reparametrised": lambda: Style(
-        poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS)
+        poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS), broadcasts=False
     ),
     "lkj cholesky": lambda: Style(correlated, (normal(8, 3),), broadcasts=False),
     "lkj": lambda: Style(correlation_matrix),

@@ -72,6 +72,8 @@ MENDED = [
     ("only keywords", "metropolis", "full"),
     ("zero-inflated", "Trace_ELBO", "fitted"),
     ("enumerated beside", "log_prob", "fitted"),
+    ("enumerated beside", "reject", "default"),
+    ("number", "JitTrace_ELBO", "two components"),
 ]
 
 
