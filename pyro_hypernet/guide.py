@@ -22,7 +22,7 @@ from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, id
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
 from pyro_hypernet.mixture import MixtureBase
 from pyro_hypernet.modes import find_modes
-from pyro_hypernet.rejection import BATCH, Choice, Rejected, Rejection, choose
+from pyro_hypernet.rejection import BATCH, SMALL_BATCH, Choice, Rejected, Rejection, choose
 from pyro_hypernet.safeguards import (
     check_start,
     name_arguments,
@@ -263,6 +263,13 @@ class AutoHypernet(AutoContinuous):
         with outside_of_pyro(), pyro.validation_enabled(False):
             values = self.layout.constrain(self.bijection.forward_and_log_det(self._origin)[0])[0]
             refuse_minibatches(trace_one(self._uninitialised_model[0], values, *arguments), "rejection")
+        once, again = (self._log_weights(arguments, self._origin.expand(SMALL_BATCH, -1)) for _ in range(2))
+        if not torch.allclose(once, again, rtol=1e-3, atol=1e-2, equal_nan=True):
+            raise ValueError(
+                "The model draws at random by itself, so that its density is another at every call (log weights of "
+                f"{float(once[0]):.6g} and {float(again[0]):.6g} at the same weights): rejection needs the same. Sum "
+                "its discrete sites out, or keep every draw."
+            )
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
         while len(log_weights) < NUM_PROPOSALS:
             more = self._log_weights(arguments, self._proposals().sample((BATCH,)))

@@ -88,6 +88,7 @@ class Bench:
     def __init__(self, style: Style, make: Callable[[Style], Any]) -> None:
         self.style = style
         self._params: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._values: dict[str, Tensor] = {}
         with self.store():
             self._guide = make(style)
 
@@ -99,6 +100,10 @@ class Bench:
             yield
             if not self._params["params"]:
                 self._params = store.get_state()
+                self._values = {name: leaf.detach().clone() for name, leaf in self._params["params"].items()}
+            with torch.no_grad():  # steps change the leaves themselves, which graphs hold
+                for name, value in self._values.items():
+                    self._params["params"][name].copy_(value)
 
     @property
     def guide(self) -> Any:

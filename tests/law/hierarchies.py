@@ -269,16 +269,16 @@ LOOPS = ("The model cannot be vmapped",)
 SEEN = uniform(8) < 0.7
 
 HIERARCHIES = {
-    "eight schools": lambda: Style(eight_schools, (ERRORS, SCHOOLS), at=lambda rows: ((ERRORS[:1].expand(rows),), {})),
+    "eight schools": lambda: Style(eight_schools, (ERRORS, SCHOOLS)),
     "eight schools apart": lambda: Style(eight_schools_apart, (ERRORS, SCHOOLS), broadcasts=False),
     "nested": lambda: Style(nested, (normal(2, 3),)),
     "nested, dim": lambda: Style(nested_with_dim, (normal(2, 3),)),
     "crossed": lambda: Style(crossed, (normal(3, 4),)),
     "grouped": lambda: Style(grouped, (torch.arange(8) % 3, Y), at=lambda rows: ((torch.arange(rows) % 3,), {})),
     "reparametrised": lambda: Style(
-        poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS)
+        poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS), broadcasts=False
     ),
-    "lkj cholesky": lambda: Style(correlated, (normal(8, 3),)),
+    "lkj cholesky": lambda: Style(correlated, (normal(8, 3),), broadcasts=False),
     "lkj": lambda: Style(correlation_matrix),
     "ordered": lambda: Style(ordered, (Y,), broadcasts=False),
     "simplex": lambda: Style(simplex, (torch.arange(8) % 3,)),
@@ -303,7 +303,7 @@ HIERARCHIES = {
     "subsampled": lambda: Style(subsampled, (Y,), is_function=False),
     "subsampled latent": lambda: Style(subsampled_latent, (Y,)),
     "sequential plate": lambda: Style(sequential, (Y,)),
-    "sequential data": lambda: Style(sequential_data, (Y[:4],), warns=("The model could not be captured",)),
+    "sequential data": lambda: Style(sequential_data, (Y[:4],), warns=(*LOOPS, "The model could not be captured")),
     "enumerated beside": lambda: Style(
         switched, (Y,), served=poutine.block(switched, hide=["switch"]), is_function=False
     ),

@@ -193,5 +193,5 @@ INTERFACES = {
     "ard": lambda: Style(Relevance(), (normal(8, 3), Y), at=at_inputs(3), broadcasts=False),
     "gp module": lambda: Style(gaussian_process().model, broadcasts=False),
     "gp by hand": lambda: Style(kernel_by_hand, (X, Y), broadcasts=False),
-    "autograd function": lambda: Style(own_function, (Y,)),
+    "autograd function": lambda: Style(own_function, (Y,), warns=("The model cannot be vmapped",)),
 }

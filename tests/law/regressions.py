@@ -205,6 +205,6 @@ REGRESSIONS = {
     "gamma": regress(gamma, LINE.exp()),
     "survival": regress(survival, LINE.exp(), seen=LABELS.bool()),
     "mixture": regress(mixture, Y),
-    "deterministic": regress(deterministic, Y),
+    "deterministic": regress(deterministic, Y, broadcasts=False),
     "two responses": regress(two_responses, Y, z=LABELS),
 }

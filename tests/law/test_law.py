@@ -23,7 +23,7 @@ from tests.seeds import SHIFT, seed
 DOCUMENT = Path(__file__).parents[2] / "docs" / "idioms.md"
 MAKERS = {**GUIDES, "stock": stock}
 # Guides of the walk: those that are made quickly come more often.
-QUICK = ("full", "two components", "full", "default", "full", "two components", "full", "default", "full", "fitted")
+QUICK = (*3 * ("full", "full", "two components", "full", "default"), "fitted")
 
 
 @lru_cache(maxsize=4)
@@ -65,6 +65,18 @@ def fails(style: str, idiom: str, guide: str, refusal: Refusal) -> Exception | N
     return None
 
 
+# What broke once, and lies off the walk.
+MENDED = [
+    ("only keywords", "save and load", "full"),
+    ("only keywords", "resample", "full"),
+    ("only keywords", "metropolis", "full"),
+    ("zero-inflated", "Trace_ELBO", "fitted"),
+    ("enumerated beside", "log_prob", "fitted"),
+    ("enumerated beside", "reject", "default"),
+    ("number", "JitTrace_ELBO", "two components"),
+]
+
+
 def walk() -> list[tuple[str, str, str]]:
     """As many triples as there are styles or idioms, every one of both among them."""
     styles, idioms = list(STYLES), list(IDIOMS)
@@ -76,7 +88,7 @@ def walk() -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("style", "idiom", "guide"), walk())
+@pytest.mark.parametrize(("style", "idiom", "guide"), [*walk(), *MENDED])
 def test_law_on_a_walk(style, idiom, guide):
     hold(style, idiom, guide)
 
