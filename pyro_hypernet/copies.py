@@ -5,8 +5,11 @@ import pickle
 import warnings
 from typing import Any
 
+import torch
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from pyro_hypernet.announce import forget_announcements
@@ -74,10 +77,20 @@ def copied(guide: AutoContinuous, memo: dict[int, Any]) -> AutoContinuous:
     return new
 
 
-def warn_of_tracing() -> None:
-    """Says that torch.jit.trace takes the map without rejection, which is a loop of random length."""
+def leave_rejection_out(guide: AutoContinuous) -> None:
+    """What torch.jit.trace is told of rejection, a loop of random length, which it cannot follow.
+
+    Pyro's Jit ELBOs trace a training step, with the parameters as arguments. Training ends the rejection anyway, so it
+    ends here; otherwise it stays with the guide, and a warning says that the trace does not have it.
+    """
+    is_training = torch.is_grad_enabled() and any(
+        isinstance(handler, ReplayMessenger) and handler.params is not None for handler in _PYRO_STACK
+    )
+    if is_training:
+        guide.reject(None)
+        return
     warnings.warn(
         "torch.jit.trace cannot follow the rejection of this guide's draws: what it records keeps every draw. Call "
         "guide.reject(None) first if that is what you want, or draw without tracing.",
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
 from pyro_hypernet.announce import announce, stored_names
-from pyro_hypernet.copies import copied, pickled, unpickled, warn_of_tracing
+from pyro_hypernet.copies import copied, leave_rejection_out, pickled, unpickled
 from pyro_hypernet.density import LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout
@@ -225,7 +225,7 @@ class AutoHypernet(AutoContinuous):
             self.reject(None)
             return None
         if torch.jit.is_tracing():
-            warn_of_tracing()
+            leave_rejection_out(self)
             return None
         return rejection
 
@@ -262,7 +262,7 @@ class AutoHypernet(AutoContinuous):
         arguments = (tuple(args), kwargs or {})
         with outside_of_pyro(), pyro.validation_enabled(False):
             values = self.layout.constrain(self.bijection.forward_and_log_det(self._origin)[0])[0]
-            refuse_minibatches(trace_one(self._uninitialised_model[0], values, *arguments), "rejection")
+            refuse_minibatches(trace_one(self._its_model(), values, *arguments), "rejection")
         once, again = (self._log_weights(arguments, self._origin.expand(SMALL_BATCH, -1)) for _ in range(2))
         if not torch.allclose(once, again, rtol=1e-3, atol=1e-2, equal_nan=True):
             raise ValueError(
@@ -317,6 +317,7 @@ class AutoHypernet(AutoContinuous):
         base = self._modules["base"] if "base" in self._modules else self._proposals()
         return base.log_prob(eps)
 
+    @torch.no_grad()  # which draws are kept is held fixed while others are differentiated
     def _log_weights(self, arguments: tuple[tuple, dict], eps: Tensor) -> Tensor:
         """log p(data, w) − log q(w) of proposals of shape `(S, D)`, rejection aside; shape `(S,)`."""
         model = self._its_model()

@@ -154,9 +154,13 @@ def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwa
     """
     block: tuple[str, ...] = ()
     with outside_of_pyro(), torch.no_grad():
+        trace = trace_one(model, layout.constrain(points[0])[0], args, kwargs)
+        if not _observed(trace, layout):
+            return None
         for site in reversed(layout.sites):
             candidate = (site.name, *block)
-            if _is_affine(model, layout, candidate, site, points, args, kwargs):
+            is_known = isinstance(_plain(trace.nodes[site.name]["fn"]), _PRIORS)
+            if is_known and _is_affine(model, layout, candidate, site, points, args, kwargs):
                 block = candidate
         if not block:
             return None
@@ -188,10 +192,7 @@ def _is_affine(
     def observe(w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
         return _observe(model, layout, block, layout.constrain(w)[0], args, kwargs)
 
-    try:
-        f, log_precision, loc, scale = Vectorized(observe, mode="eager")(trials, args, kwargs)
-    except _NoResponse:
-        return False
+    f, log_precision, loc, scale = Vectorized(observe, mode="eager")(trials, args, kwargs)
     if f.shape[1] * size > MAX_NUMBERS or not all(bool(part.isfinite().all()) for part in (f, loc, scale)):
         return False
     size_of_f = _TOLERANCE * (1e-6 + f.abs().max())
@@ -214,10 +215,6 @@ def _is_normal(trace: Trace, layout: Layout, block: tuple[str, ...]) -> bool:
         if not isinstance(_plain(node["fn"]), (td.Normal, td.LogNormal)) or node["mask"] is not None:
             return False
     return True
-
-
-class _NoResponse(Exception):
-    """The model has no observation, or the block no prior, of a kind that is known here."""
 
 
 @dataclass(frozen=True)
@@ -305,12 +302,13 @@ def _observe(
         locations.append(location.reshape(-1))
         log_precisions.append(log_precision.reshape(-1))
     if not locations:
-        raise _NoResponse
+        raise ValueError(
+            "The model has no observation in this run, though it had some when the guide was made, and draws of the "
+            'structure "informed" need them: a model must observe the same sites whenever it gets the same arguments.'
+        )
     locs, scales = [], []
     for name in block:
         fn = _plain(trace.nodes[name]["fn"])
-        if not isinstance(fn, _PRIORS):
-            raise _NoResponse
         locs.append(fn.loc.expand(layout[name].shape).reshape(-1))
         scales.append(fn.scale.expand(layout[name].shape).reshape(-1))
     return torch.cat(locations), torch.cat(log_precisions), torch.cat(locs), torch.cat(scales)

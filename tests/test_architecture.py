@@ -139,3 +139,28 @@ def test_readme_shows_the_folders_as_they_are():
     shown = set(re.findall(r"[\w/]+\.py", block))
     real = {path.name for path in MODULES}
     assert {name.split("/")[-1] for name in shown if "test_" not in name} - {"__init__.py"} == real
+
+
+# Every exception class of the package, and where it ends: (module, class) to the function that catches it.
+CAUGHT = {
+    ("pyro_hypernet.density", "_Enough"): "sample_prior, around the one run that the handler that raises it watches"
+}
+
+
+def test_no_internal_exception_reaches_a_user():
+    """Such a class is private, raised and caught in one module, and known here."""
+    found = set()
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        caught = {
+            ast.unparse(node.type) for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and node.type
+        }
+        for node in ast.walk(tree):
+            bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            if any(base.endswith(("Exception", "Error", "Warning")) for base in bases):
+                found.add((dotted(path), node.name))
+                assert node.name.startswith("_"), f"{path}: {node.name} is a public exception"
+                assert node.name in caught, f"{path}: {node.name} is not caught where it is raised"
+    assert found == set(CAUGHT)
+    for _, name in found:
+        assert sum(name in re.findall(r"\w+", path.read_text()) for path in MODULES) == 1

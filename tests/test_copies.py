@@ -186,10 +186,15 @@ def test_a_trace_draws_the_same(kind):
 @pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_says_what_it_cannot_follow():
+    """And it keeps the rejection for its other draws; a training step, traced or not, ends it without a word."""
     guide = copy.deepcopy(made(rejecting, m.linear))
-    elbo = JitTrace_ELBO()
     with pytest.warns(UserWarning, match=r"guide\.reject\(None\)"):
-        elbo.loss_and_grads(m.linear, guide, X, Y)
+        torch.jit.trace_module(guide, {"call": (X, Y)}, check_trace=False)
+    with pytest.warns(UserWarning, match=r"guide\.reject\(None\)"), torch.no_grad():
+        JitTrace_ELBO(ignore_jit_warnings=True).differentiable_loss(m.linear, guide, X, Y)
+    assert guide.rejection is not None
+    JitTrace_ELBO(ignore_jit_warnings=True).loss_and_grads(m.linear, guide, X, Y)
+    assert guide.rejection is None
 
 
 def test_a_map_does_not_know_the_sign_of_its_determinant():

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from models.conjugate_regression import conjugate_regression
@@ -221,3 +222,36 @@ def test_a_share_that_was_asked_for_must_be_possible(monkeypatch):
     with pytest.warns(UserWarning, match="^Every draw of the guide is kept: No proposal"):
         result = fit(banana, guide, (Y,), num_steps=20, num_particles=4, rejection=0.5, progress=False)
     assert (result.num_steps, result.acceptance) == (20, 1.0)  # what was learnt is not lost
+
+
+LIKELIHOODS = {
+    "normal": lambda f: dist.Normal(f, 0.5),
+    "student": lambda f: dist.StudentT(4.0, f, 1.0),
+    "bernoulli": lambda f: dist.Bernoulli(logits=f),
+    "poisson": lambda f: dist.Poisson(f.exp()),
+    "zero-inflated Poisson": lambda f: dist.ZeroInflatedPoisson(f.exp(), gate=torch.tensor(0.3)),
+    "negative binomial": lambda f: dist.NegativeBinomial(3.0, logits=f),
+    "gamma": lambda f: dist.Gamma(2.0, (-f).exp()),
+    "beta": lambda f: dist.Beta(f.exp(), 1.0),
+}
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS.values(), ids=LIKELIHOODS.keys())
+def test_a_guide_that_rejects_trains_on_by_plain_svi(likelihood):
+    """Its weights come from graphs that no gradient may go through."""
+    x = torch.linspace(-1.0, 1.0, 8)
+
+    def model(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(torch.zeros(()), 1.0))
+        offset = pyro.sample("offset", dist.Normal(torch.zeros(()), 1.0))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", likelihood(slope * x + offset), obs=y)
+
+    pyro.set_rng_seed(seed(0))
+    y = poutine.condition(model, data={"slope": torch.tensor(0.5), "offset": torch.tensor(0.0)})(x)
+    guide = AutoHypernet(model)
+    fit(model, guide, (x, y), num_steps=5, num_particles=4, progress=False)
+    guide.reject((x, y), rates=(0.5,))
+    assert math.isfinite(SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x, y))
+    assert guide.rejection is None
+    assert all(bool(parameter.isfinite().all()) for parameter in guide.parameters())

@@ -24,13 +24,14 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.model_state import ModelState, gather, learnable, restore, warn_of_missing
 from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
+from pyro_hypernet.maps.bounds import drop_bounds, is_bounded
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.maps.structures import STRUCTURES
 from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide"
-# Version 1 had nothing of the model.
+# Version 1 had nothing of the model, and no bounds in the map.
 _VERSION = 2
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."
@@ -70,6 +71,7 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "num_components": guide.num_components,
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
         "rejection": rejection.describe() if rejection else None,
+        "is_bounded": is_bounded(guide.bijection),
         "layout": [_describe_site(site) for site in layout.sites],
         "model": _describe_state(state),
     }
@@ -135,6 +137,8 @@ def load(
             named = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
             knowledge = Knowledge.from_description(model, layout, header["knowledge"], named)
         guide.build(layout, origin.to(device or "cpu"), knowledge)
+    if not header.get("is_bounded", header["version"] > 1):
+        drop_bounds(guide.bijection)
     try:
         guide.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,10 +1,10 @@
 """A bound on how fast unconstrained coordinates run away, so that what they stand for stays a number in float32."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.bijection import Bijection, Chain
 
 # Within so much of the centre nothing changes. e^±16 are positive values of 1e7 and 1e-7, and logits at which a float32
 # can no longer tell a probability from one; beyond, another e^±16 takes a coordinate nine million times as large.
@@ -60,3 +60,15 @@ def bounds(layout: Layout, loc: Tensor, *, shared: Tensor | None = None) -> list
     if shared is not None:
         loc = loc.index_fill(0, shared.to(loc.device), 0.0)
     return [Bounded(index, loc[index.to(loc.device)].clamp(-_FURTHEST, _FURTHEST))]
+
+
+def is_bounded(bijection: Bijection) -> bool:
+    """Whether there is a bound somewhere in a map."""
+    return any(isinstance(part, Bounded) for part in bijection.modules())
+
+
+def drop_bounds(bijection: Bijection) -> None:
+    """Takes all bounds out of a map, as it was in files of version 1."""
+    for chain in bijection.modules():
+        if isinstance(chain, Chain):
+            chain.bijections = nn.ModuleList(part for part in chain.bijections if not isinstance(part, Bounded))

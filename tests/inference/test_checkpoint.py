@@ -26,6 +26,7 @@ from pyro_hypernet.inference import checkpoint
 from pyro_hypernet.inference.checkpoint import load, save
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.maps.bijection import Chain
+from pyro_hypernet.maps.bounds import drop_bounds
 from pyro_hypernet.maps.coupling import Coupling, Scaling
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling
 from pyro_hypernet.maps.linear import UnitTriangular
@@ -532,3 +533,28 @@ def test_files_of_version_1(name, path):
     save(trained(m.linear, *DATA), path)
     as_version_1(path)
     load(path, m.linear, *DATA)  # no parameters, no word
+
+
+OLD_GUIDES = {
+    "informed": (m.linear, DATA, {}),
+    "full": (m.supports, (), {"structure": "full"}),
+    "layerwise": (m.supports, (), {"structure": "layerwise"}),
+    "weight_norm": (m.linear, DATA, {"structure": "weight_norm"}),
+    "two components": (m.linear, DATA, {"num_components": 2}),
+}
+
+
+@pytest.mark.parametrize(("model", "args", "options"), OLD_GUIDES.values(), ids=OLD_GUIDES.keys())
+def test_a_file_of_version_1_draws_as_it_did(model, args, options, path):
+    """Its map had no bounds; and what is read from it can be written and read again."""
+    guide = trained(model, *args, **options)
+    drop_bounds(guide.bijection)
+    save(guide, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pyro_hypernet"])
+    header = {key: value for key, value in header.items() if key not in ("is_bounded", "model")} | {"version": 1}
+    path.write_bytes(write_tensors(read_tensors(data), metadata={"pyro_hypernet": json.dumps(header)}))
+    loaded = load(path, model)
+    assert_same(loaded, guide)
+    round_trip(loaded, model, path)
