@@ -77,11 +77,13 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     }
     tensors = dict(guide.state_dict())
     for prefix, named in ((_PARAM, state.params), (_TENSOR, state.tensors)):
-        tensors |= {prefix + name: tensor.detach().clone() for name, tensor in named.items()}
+        tensors |= {prefix + name: tensor for name, tensor in named.items()}
     if rejection:
-        # Copies: the file may not hold one tensor under two names, and the map may keep the same data.
-        tensors |= {_REJECTION + name: tensor.clone() for name, tensor in rejection.named_buffers()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        tensors |= {_REJECTION + name: tensor for name, tensor in rejection.named_buffers()}
+    # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     data = save_tensors(tensors, metadata={"pyro_hypernet": _as_json(header)})
     _write(Path(path), data)
 

@@ -41,6 +41,7 @@ class Trainer:
         parameters: All that is trained.
         least_loss: A loss below it cannot be, in nats: of discrete data no bound on the evidence exceeds zero.
         has_one_target: Whether the evidence is one number, the same at all parameters and steps.
+        is_noisy: Whether the density is another at every call, as of a model that draws minibatches itself.
         is_ragged: Whether one of few batches is shorter than others.
         stepper: What ran the last step.
     """
@@ -63,8 +64,9 @@ class Trainer:
         self.is_ragged = False
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
+        self.is_noisy = bool(traits.noise)
         is_plain = elbo.bound == "elbo" and guide.num_components == 1
-        self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo._params
+        self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo._params
         self.least_loss = -math.inf
         if traits.is_discrete:
             self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim

@@ -10,7 +10,8 @@ from pyro_hypernet.graphs.run import same_random_numbers
 from pyro_hypernet.inference.step import Step, Stepper
 from pyro_hypernet.inference.training import Trainer, copies, put
 
-# One in so many steps is made once more, and these at least; a pass over minibatches is made whole up to one in twenty.
+# One in so many steps is made once more, and these at least; up to one in twenty where minibatches make noise: the whole
+# of a pass, and of a model that draws them itself so many.
 _SHARE, _LEAST, _PASS_SHARE = 100, 4, 20
 # The start is measured where its first estimate is not further below, in standard errors of it.
 _STANDARD_ERRORS = 5.0
@@ -85,7 +86,7 @@ def _count(trainer: Trainer, num_steps: int) -> int:
     """How many estimates: whole passes over the minibatches where they are short."""
     least, length = max(_LEAST, num_steps // _SHARE), trainer.batches.length
     if trainer.batches.is_fixed:
-        return least
+        return max(_LEAST, num_steps // _PASS_SHARE) if trainer.is_noisy else least
     if length is not None and length <= max(_LEAST, num_steps // _PASS_SHARE):
         return length * math.ceil(least / length)
     return 2 * least

@@ -130,6 +130,16 @@ def test_bounds_beyond_json_come_back(path):
     assert loaded.setup().sample_posterior(1)["between"].dtype == torch.float64
 
 
+def test_data_that_share_memory(path):
+    """The targets may be a view of the inputs: what the guide keeps of both goes to the file all the same."""
+    x = torch.randn(20, 2)
+    guide = AutoHypernet(m.linear).setup(x, x[:, 0])
+    save(guide, path)
+    w = torch.randn(5, guide.latent_dim)
+    again = load(path, m.linear)
+    torch.testing.assert_close(again.unconstrained_log_prob(w), guide.unconstrained_log_prob(w), rtol=0, atol=0)
+
+
 def test_float64(path):
     x, y = (value.double() for value in DATA)
 

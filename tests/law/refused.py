@@ -210,14 +210,6 @@ REFUSED: list[Refusal] = [
         ".",
         "Pyro",
     ),
-    Refusal(
-        "*",
-        JIT,
-        "two components",
-        "torch.jit traces no gradients that are written in Python, as Pyro's of a mixture",
-        NotImplementedError,
-        "use Trace_ELBO, VectorizedELBO, or fit",
-    ),
     # There is nothing to do.
     Refusal(has_fixed_rows, OTHER_ROWS, "*", "the model's rows are fixed", NotApplicable, "rows", "nobody"),
     Refusal(
