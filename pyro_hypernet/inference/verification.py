@@ -10,8 +10,8 @@ from pyro_hypernet.graphs.run import same_random_numbers
 from pyro_hypernet.inference.step import Step, Stepper
 from pyro_hypernet.inference.training import Trainer, copies, put
 
-# One in so many steps is made once more, and these at least; up to one in twenty where minibatches make noise: the whole
-# of a pass, and of a model that draws them itself so many.
+# One in so many steps is made once more, and these at least; up to one in twenty where minibatches make noise: all
+# those of a pass, and of a model that draws them itself so many.
 _SHARE, _LEAST, _PASS_SHARE = 100, 4, 20
 # The start is measured where its first estimate is not further below, in standard errors of it.
 _STANDARD_ERRORS = 5.0
