@@ -92,7 +92,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     default = Options()
     command.add_argument("--out", type=Path, required=True, help="the folder for the results")
     command.add_argument("--steps", type=int, default=default.num_steps, help="of training, at most (%(default)s)")
-    command.add_argument("--budget", default=default.budget, help="time for all of it (%(default)s)")
+    command.add_argument("--budget", help='time for all of it ("3 minutes", and more where the machine is slow)')
     command.add_argument("--hidden", type=int, default=default.hidden, help="hidden units (%(default)s)")
     command.add_argument("--nuts-draws", type=int, default=default.nuts_draws, help="in every chain (%(default)s)")
     command.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
@@ -102,7 +102,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("steps", "hidden"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(options, name)}.")
-    read_budget(options.budget)
+    if options.budget is not None:
+        read_budget(options.budget)
     if options.nuts_draws < 10:
         raise ValueError(f"--nuts-draws must be at least 10; got {options.nuts_draws}.")
     if options.out.exists() and not options.out.is_dir():

@@ -137,7 +137,7 @@ def infer(
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> pyro.set_rng_seed(0)
-        >>> posterior = infer(model, torch.ones(3), budget="10 seconds", num_steps=300, progress=False)
+        >>> posterior = infer(model, torch.ones(3), budget="5 minutes", num_steps=300, progress=False)
         >>> posterior.verdict, posterior.samples["mean"].shape
         ('use it', torch.Size([1000]))
     """

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from pyro_hypernet.budget import Cost
 from pyro_hypernet.cli import main, read_diabetes
@@ -170,6 +171,19 @@ def test_a_budget_that_cannot_hold_is_refused_before_any_work(tmp_path, monkeypa
     error = capsys.readouterr().err
     assert "is too short: the density of 45 rows takes about 50 ms a draw" in error
     assert "Give --budget 7100 or more, or fewer rows" in error
+
+
+def test_a_budget_that_nobody_asked_for_grows_on_a_slow_machine(monkeypatch):
+    """588 s are needed: the default of 180 becomes 360, then 720."""
+    job = sys.modules["pyro_hypernet.job"]
+    monkeypatch.setattr(job, "price_of_a_run", lambda *_: Cost(0.0, 0.005))
+    monkeypatch.setattr(job, "_infer", lambda model, args, options, seconds, *_: seconds)
+    lines, args = [], (torch.zeros(45, 2), torch.zeros(45))
+    seconds, clock = job._begin(None, args, job.Options(), lines.append, False)
+    assert seconds == clock.budget == 720
+    assert lines[-1] == "This machine is too slow for 360 s; the budget is 720 s"
+    with pytest.raises(ValueError, match="The budget of 180 s is too short"):
+        job._begin(None, args, job.Options(budget=180), lines.append, False)
 
 
 def test_what_infer_refuses_is_said_of_the_whole(tmp_path, monkeypatch, capsys):
