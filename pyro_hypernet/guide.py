@@ -34,6 +34,7 @@ from pyro_hypernet.safeguards import (
     refuse_what_cannot_fit,
     spell_bytes,
 )
+from pyro_hypernet.supports import stable
 from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 logger = logging.getLogger(__name__)
@@ -466,16 +467,19 @@ class AutoHypernet(AutoContinuous):
         if self.master is None:  # NeuTraReparam asks for them before the first call
             self._create_plates(*args, **kwargs)
         layout = Layout.from_trace(self.prototype_trace)
-        self._shorten_supports()
+        self._tell_pyro(layout)
         return layout
 
-    def _shorten_supports(self) -> None:
-        """Tells Pyro, which maps draws to the priors' supports, of those that are one period."""
-        for _, node in self.prototype_trace.iter_stochastic_nodes():
+    def _tell_pyro(self, layout: Layout) -> None:
+        """Gives Pyro, which maps draws by the priors' supports, the supports and maps of the layout."""
+        for site in layout.sites:
+            node = self.prototype_trace.nodes[site.name]
+            fn, support = node["fn"], stable(site.support)
             if is_periodic(node):
-                value = node["value"] = within_period(node["value"])
-                ends = torch.full_like(value, -math.pi), torch.full_like(value, math.pi)
-                node["fn"] = dist.Uniform(*ends).to_event(node["fn"].event_dim)
+                node["value"] = within_period(node["value"])
+            elif support is site.support:
+                continue
+            node["fn"] = dist.ImproperUniform(support, fn.batch_shape, fn.event_shape)
 
     def _start_at(self, layout: Layout, args: tuple, kwargs: dict) -> None:
         """Checks the model at the start and makes every parameter."""

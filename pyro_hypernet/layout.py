@@ -12,6 +12,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
+from pyro_hypernet.supports import transform_to
+
 # A log density that changes less, in nats, says nothing of a period.
 _FLAT = 1e-3
 
@@ -51,7 +53,7 @@ class Site:
     @property
     def transform(self) -> Transform:
         """The bijection from unconstrained values to the support."""
-        return biject_to(self.support)
+        return transform_to(self.support)
 
     @property
     def is_unconstrained(self) -> bool:
