@@ -16,7 +16,7 @@ from pyro_hypernet.announce import announce, stored_names
 from pyro_hypernet.copies import copied, leave_rejection_out, pickled, unpickled
 from pyro_hypernet.density import LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.layout import Layout, is_periodic, within_period
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
@@ -30,9 +30,11 @@ from pyro_hypernet.safeguards import (
     refuse_dependent_supports,
     refuse_local_latents,
     refuse_minibatches,
+    refuse_vanished_priors,
     refuse_what_cannot_fit,
     spell_bytes,
 )
+from pyro_hypernet.supports import stable
 from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 logger = logging.getLogger(__name__)
@@ -474,13 +476,27 @@ class AutoHypernet(AutoContinuous):
         refuse_local_latents(self.prototype_trace)
         if self.master is None:  # NeuTraReparam asks for them before the first call
             self._create_plates(*args, **kwargs)
-        return Layout.from_trace(self.prototype_trace)
+        layout = Layout.from_trace(self.prototype_trace)
+        self._tell_pyro(layout)
+        return layout
+
+    def _tell_pyro(self, layout: Layout) -> None:
+        """Gives Pyro, which maps draws by the priors' supports, the supports and maps of the layout."""
+        for site in layout.sites:
+            node = self.prototype_trace.nodes[site.name]
+            fn, support = node["fn"], stable(site.support)
+            if is_periodic(node):
+                node["value"] = within_period(node["value"])
+            elif support is site.support:
+                continue
+            node["fn"] = dist.ImproperUniform(support, fn.batch_shape, fn.event_shape)
 
     def _start_at(self, layout: Layout, args: tuple, kwargs: dict) -> None:
         """Checks the model at the start and makes every parameter."""
         loc, model = self._init_loc(), self._its_model()
         log_joint = LogJoint(self.model, layout)
         check_start(log_joint, loc, name_arguments(model, args, kwargs), args, kwargs)
+        refuse_vanished_priors(model, layout, self.prototype_trace, args, kwargs)
         with torch.random.fork_rng(devices=[]):  # for a file: the prototype hides them
             self._stored_names = stored_names(log_joint.params(loc, *args, **kwargs))
         refuse_dependent_supports(model, layout, loc, args, kwargs)

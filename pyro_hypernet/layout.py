@@ -12,6 +12,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
+from pyro_hypernet.supports import transform_to
+
+# A log density that changes less, in nats, says nothing of a period.
+_FLAT = 1e-3
+
 
 @dataclass(frozen=True)
 class Site:
@@ -48,15 +53,12 @@ class Site:
     @property
     def transform(self) -> Transform:
         """The bijection from unconstrained values to the support."""
-        return biject_to(self.support)
+        return transform_to(self.support)
 
     @property
     def is_unconstrained(self) -> bool:
         """Whether the support is the whole real space, so that `transform` is the identity."""
-        support = self.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        return isinstance(support, type(constraints.real))
+        return _is_real(self.support)
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,18 @@ class Layout:
         for name, node in trace.iter_stochastic_nodes():
             if site_is_subsample(node):
                 continue
+            fn, value, support = node["fn"], node["value"].detach(), node["fn"].support
+            if is_periodic(node):
+                value, support = within_period(value), constraints.interval(-math.pi, math.pi)
+                support = constraints.independent(support, fn.event_dim) if fn.event_dim else support
             with helpful_support_errors(node):
-                unconstrained = biject_to(node["fn"].support).inv(node["value"].detach())
+                unconstrained = biject_to(support).inv(value)
             site = Site(
                 name=name,
                 shape=node["value"].shape,
                 unconstrained_shape=unconstrained.shape,
                 event_dim=node["fn"].event_dim,
-                support=node["fn"].support,
+                support=support,
                 start=start,
                 plates=plate_names(node),
             )
@@ -214,6 +220,37 @@ class Layout:
                 f"The latent sites changed: expected {first[0]}; {source} has {first[1]}. "
                 "A guide serves one model whose sites and shapes never change; make a new guide for another model."
             )
+
+
+def is_periodic(node: dict[str, Any]) -> bool:
+    """Whether a site's prior repeats itself along the real line, as von Mises' does; found by trying.
+
+    Pyro gives such a variable the whole real line, where its density has no integral: a posterior would have no
+    evidence, and a guide spread over ever more periods would be ever better. NUTS walks from period to period, which
+    does not matter to it, and a Gaussian guide stays in one. All is well on (−π, π), where the density integrates to
+    one: that is taken for the support.
+
+    Args:
+        node: A sample site of a trace.
+    """
+    fn, x = node["fn"], node["value"].detach()
+    if not _is_real(fn.support):
+        return False
+    with torch.no_grad():
+        here, *others = (float(fn.log_prob(x + step).sum()) for step in (0, 1, 0.37, 2 * math.pi, 10 * math.pi))
+    aside, around = (max(abs(here - other) for other in part) for part in (others[:2], others[2:]))
+    return aside > _FLAT and around <= 0.01 * aside
+
+
+def within_period(value: Tensor) -> Tensor:
+    """Angles as such between −π and π."""
+    return (value + math.pi) % (2 * math.pi) - math.pi
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))
 
 
 def plate_names(node: dict[str, Any]) -> tuple[str | None, ...]:

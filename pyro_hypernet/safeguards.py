@@ -8,18 +8,30 @@ from functools import partial
 from typing import Any
 
 import pyro
+import pyro.distributions
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.graphs.agreement import excess
 from pyro_hypernet.graphs.culprits import is_numerical
-from pyro_hypernet.layout import Layout, minibatch_plates
-from pyro_hypernet.vectorize import Model, outside_of_pyro
+from pyro_hypernet.layout import Layout, Site, minibatch_plates
+from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
+
+# Supports of finite volume; and the masked places of a site that are looked at.
+_WITH_ENDS = (
+    constraints.interval,
+    constraints.half_open_interval,
+    type(constraints.simplex),
+    type(constraints.corr_cholesky),
+    type(pyro.distributions.constraints.corr_matrix),
+)
+_MAX_MASKED = 100
 
 
 def spell_bytes(count: float) -> str:
@@ -61,6 +73,52 @@ def refuse_local_latents(trace: Trace) -> None:
                 "minibatch. Draw it outside of the plate, sum or integrate it out, or block it from this guide and "
                 "give it a guide of its own in an AutoGuideList."
             )
+
+
+def refuse_vanished_priors(model: Model, layout: Layout, trace: Trace, args: tuple, kwargs: dict) -> None:
+    """Raises a ValueError where a mask takes away a latent's prior and nothing else of the model depends on it.
+
+    With no prior and no likelihood its posterior is flat on an endless support, so that there is none; where the
+    likelihood depends on it, or the support has an end, it may have one, as after `ImproperUniform`. Latents that
+    `obs_mask` makes are passed over: their masked values stand for what is observed, and are not used.
+    """
+    values = {name: trace.nodes[name]["value"].detach() for name in layout.names}
+    for site in layout.sites:
+        node = trace.nodes[site.name]
+        mask, is_of_obs_mask = node["mask"], site.name.endswith("_unobserved")
+        if mask is None or mask is True or is_of_obs_mask or not _is_endless(site):
+            continue
+        batch_shape = node["fn"].batch_shape
+        masked = ~torch.as_tensor(mask, device=node["value"].device).expand(batch_shape).reshape(-1)
+        for place in masked.nonzero().flatten()[:_MAX_MASKED].tolist():
+            if _is_flat(model, values, site.name, place, masked.numel(), args, kwargs):
+                raise ValueError(
+                    f"The prior of latent site {site.name!r} is masked out in {int(masked.sum())} of {len(masked)} "
+                    "places, and nothing else depends on what it is there: any value is as good as any other, so that "
+                    "there is no posterior. Draw it outside of poutine.mask, or draw only what is not masked."
+                )
+
+
+def _is_flat(
+    model: Model, values: dict[str, Tensor], name: str, place: int, places: int, args: tuple, kwargs: dict
+) -> bool:
+    """Whether the density stays what it is, beside what is masked, when one event of a site is moved."""
+    totals = []
+    for factor in (1.0, 2.0, 7.0):
+        moved = values[name].reshape(places, -1).clone()
+        moved[place] = moved[place] * factor + (factor - 1.0)
+        changed = {**values, name: moved.reshape(values[name].shape)}
+        with torch.no_grad(), outside_of_pyro(seed=0), pyro.validation_enabled(False):
+            totals.append(float(trace_one(model, changed, args, kwargs).log_prob_sum()))
+    return all(abs(total - totals[0]) <= 1e-6 * (1 + abs(totals[0])) for total in totals)
+
+
+def _is_endless(site: Site) -> bool:
+    """Whether a flat density on its support has no integral."""
+    support = site.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return not isinstance(support, _WITH_ENDS)
 
 
 def refuse_minibatches(trace: Trace, what: str) -> None:

@@ -447,3 +447,37 @@ def test_a_reparametrised_site_starts_without_a_warning():
             pyro.sample("y", dist.Normal(step, 1.0), obs=torch.zeros(4))
 
     assert "step" not in AutoHypernet(model).setup().layout.names
+
+
+def masked_out(y, mask, prior):
+    with poutine.mask(mask=mask):
+        pyro.sample("lost", prior)
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("mask", [False, torch.tensor([True, False, True])], ids=["all", "one"])
+@pytest.mark.parametrize("prior", [dist.Normal(torch.zeros(3), 1.0), dist.LogNormal(torch.zeros(3), 1.0)])
+def test_a_latent_without_prior_and_likelihood_is_refused(mask, prior):
+    with pytest.raises(ValueError, match=r"^The prior of latent site 'lost' is masked out in . of 3 places"):
+        AutoHypernet(masked_out).setup(torch.tensor(1.0), mask, prior)
+
+
+def test_a_masked_prior_is_no_fault_where_the_posterior_has_an_integral():
+    """Nothing is masked; the support has ends; the likelihood depends on the latent; or obs_mask masks what it must."""
+
+    def likely(y):
+        with poutine.mask(mask=False):
+            mean = pyro.sample("mean", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+    def missing(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y, obs_mask=torch.tensor([True, False, True]))
+
+    y = torch.tensor([1.0, 2.0, 3.0])
+    AutoHypernet(masked_out).setup(y[0], torch.tensor(True), dist.Normal(torch.zeros(3), 1.0))
+    AutoHypernet(masked_out).setup(y[0], False, dist.Beta(torch.ones(3), 1.0))
+    AutoHypernet(likely).setup(y)
+    assert AutoHypernet(missing).setup(y).layout.names == ("mean", "y_unobserved")

@@ -1,11 +1,16 @@
 """Packing, unpacking and constraining are inverse to each other, and refuse what does not fit."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import init_to_value
+from pyro.infer.autoguide.initialization import InitMessenger
 
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
 from tests.small_models import Network, linear, linear_data, nested_plates, supports
 
@@ -91,3 +96,43 @@ def test_discrete_site():
 def test_check_names_the_first_difference():
     with pytest.raises(ValueError, match="The latent sites changed: expected 'slope' of shape"):
         layout_of(linear, *linear_data()).check(layout_of(nested_plates), "this call")
+
+
+PERIODIC = {
+    "von Mises": (dist.VonMises(torch.tensor(3.0), torch.tensor(2.0)), True),
+    "an event": (dist.VonMises(torch.zeros(2), torch.ones(2)).to_event(1), True),
+    "normal": (dist.Normal(torch.zeros(2), 1.0).to_event(1), False),
+    "wide normal": (dist.Normal(torch.tensor(0.0), 1e6), False),
+    "Cauchy": (dist.Cauchy(torch.tensor(0.0), 1e3), False),
+    "improper": (dist.ImproperUniform(dist.constraints.real, (), ()), False),
+}
+
+
+@pytest.mark.parametrize(("prior", "is_one"), PERIODIC.values(), ids=PERIODIC.keys())
+def test_a_prior_that_repeats_itself_has_one_period_for_its_support(prior, is_one):
+    """Its evidence is then finite; all others keep the support that they state."""
+
+    def model():
+        pyro.sample("x", prior)
+
+    init = InitMessenger(init_to_value(values={"x": torch.full(prior.shape(), 2.5)}))
+    site = Layout.from_trace(poutine.trace(init(model)).get_trace()).sites[0]
+    values, _ = Layout((site,)).constrain(100 * torch.randn(50, site.size))
+    assert bool((values["x"].abs() <= math.pi + 1e-5).all()) == is_one
+    assert site.is_unconstrained == (not is_one)
+
+
+def test_draws_of_an_angle_have_the_prior_where_nothing_is_observed():
+    """By every path: Pyro's, ours, and the density of what a call of the guide gives."""
+
+    def model():
+        return pyro.sample("angle", dist.VonMises(torch.tensor(0.5), torch.tensor(1.0)))
+
+    guide = AutoHypernet(model, init_scale=3.0).setup()
+    trace = poutine.trace(guide).get_trace()
+    trace.compute_log_prob()
+    angle = trace.nodes["angle"]["value"]
+    assert abs(float(angle.detach())) < math.pi
+    assert bool((guide.sample_posterior(200)["angle"].abs() <= math.pi).all())
+    log_q = trace.log_prob_sum()
+    torch.testing.assert_close(guide.log_prob({"angle": angle}), log_q)
