@@ -31,6 +31,7 @@ from pyro_hypernet.likelihoods import (
     resolve_likelihood,
 )
 from pyro_hypernet.priors import fan_in
+from tests.seeds import seed
 
 N = 12
 X = torch.linspace(-1, 1, 3 * N).reshape(N, 3)
@@ -609,17 +610,17 @@ def test_pyros_own_file_of_parameters(make, tmp_path):
 def test_an_ensemble_is_the_same_as_its_members_alone():
     """Exact: three fits in turn, each with a network of its own, and each again in an empty store."""
 
-    def member(seed):
-        pyro.set_rng_seed(seed(seed))
+    def member(number):
+        pyro.set_rng_seed(seed(number))
         model = bayesianize(network(), Gaussian(sigma=0.5), sites="last_layer")
         guide = AutoHypernet(model)
         fit(model, guide, (X, X[:, 0]), num_steps=20, num_particles=2, progress=False)
         return model, predict(model, guide, X, num_samples=5, return_sites=["f"])["f"]
 
-    together = [member(seed) for seed in range(3)]
-    for seed, (_, expected) in enumerate(together):
+    together = [member(number) for number in range(3)]
+    for number, (_, expected) in enumerate(together):
         pyro.clear_param_store()
-        torch.testing.assert_close(member(seed)[1], expected, rtol=0, atol=0)
+        torch.testing.assert_close(member(number)[1], expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("local", [False, True])

@@ -136,6 +136,7 @@ def test_mean_of_a_constrained_posterior():
 
 
 def test_the_same_seed_gives_the_same_draws_in_one_process_or_two():
+    """To the bit in one process; in two but for rounding, which a chain makes larger: other draws would be sds away."""
     found = []
     for num_processes in (1, 1, 2):
         pyro.set_rng_seed(seed(3))
@@ -144,7 +145,7 @@ def test_the_same_seed_gives_the_same_draws_in_one_process_or_two():
             warnings.filterwarnings("ignore", "NUTS has not mixed")
             found.append(run(**short))
     torch.testing.assert_close(found[0].samples["weight"], found[1].samples["weight"], rtol=0, atol=0)
-    torch.testing.assert_close(found[0].samples["weight"], found[2].samples["weight"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[0].samples["weight"], found[2].samples["weight"], rtol=1e-4, atol=1e-4)
     assert found[0].divergences == found[2].divergences
     by_chain = found[0].samples_by_chain["weight"]
     assert not torch.equal(by_chain[0], by_chain[1])

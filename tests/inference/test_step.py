@@ -227,7 +227,8 @@ def of_shapes(sizes, num_steps, **options):
 def test_what_does_not_repeat_is_not_captured(monkeypatch):
     monkeypatch.setattr(step_module, "_CAPTURE_FACTOR", 0.0)
     monkeypatch.setattr(step_module, "_COMPILE_SECONDS", 1e9)
-    stepper = of_shapes(range(5, 17), 12, compile="auto")
+    with pytest.warns(UserWarning, match="The model runs uncaptured where argument number 1"):
+        stepper = of_shapes(range(5, 17), 12, compile="auto")
     assert (stepper.compile, len(stepper._graphs)) == ("off", 0)
     assert "9 batches have 9 shapes" in stepper.reason
     stepper = of_shapes([5, 6], 24, compile="auto")
