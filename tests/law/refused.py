@@ -136,6 +136,14 @@ REFUSED: list[Refusal] = [
         ValueError,
         "lies inside the subsampled plate",
     ),
+    Refusal(
+        "masked latent",
+        "*",
+        "*",
+        "a latent without prior and likelihood has no posterior; Pyro's guides give it one in silence",
+        ValueError,
+        "is masked out in 1 of 2 places, and nothing else depends on",
+    ),
     # Ours cannot.
     Refusal(
         has_one_weight,
