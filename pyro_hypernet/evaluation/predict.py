@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.inference.caution import recall, warn_of_bad_numbers
 from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 
@@ -302,10 +303,15 @@ def count_bytes(function: Callable[[], Any]) -> int:
         function: A function without arguments, run once without Pyro's validation.
 
     Returns:
-        Bytes of everything that it computes: an upper bound of what it holds at once.
+        Bytes of everything that it computes: an upper bound of what it holds at once. Of a draw that has no density, as
+        for want of a Cholesky factor, up to where it fails.
     """
     with _CountBytes() as counter, pyro.validation_enabled(False):
-        function()
+        try:
+            function()
+        except Exception as error:
+            if not is_numerical(error):
+                raise
     return counter.bytes
 
 
