@@ -12,7 +12,7 @@ from pyro_hypernet.density import LogJoint, sample_prior
 from pyro_hypernet.layout import Layout, minibatch_plates
 from pyro_hypernet.responses import Response, find_response
 from pyro_hypernet.symmetries import Symmetries, find_symmetries
-from pyro_hypernet.vectorize import Model, outside_of_pyro
+from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
 
 _NUM_DRAWS = 256
 _LEAST_WIDTH, _GREATEST_WIDTH = 1e-3, 1e3
@@ -32,6 +32,8 @@ class Knowledge:
         width: The prior's standard deviation of every unconstrained weight, shape `(D,)`.
         args: The arguments that it was learnt with.
         kwargs: The keyword arguments.
+        is_whole: Whether the Gaussian of linear weights is the posterior of all weights, so that no network has
+            anything to learn, and would only be shaken.
     """
 
     symmetries: Symmetries
@@ -41,6 +43,7 @@ class Knowledge:
     width: Tensor
     args: tuple
     kwargs: dict[str, Any]
+    is_whole: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.symmetries.groups) or self.response is not None
@@ -58,6 +61,7 @@ class Knowledge:
             "is_exact": bool(self.response and self.response.is_exact),
             "is_constant": bool(self.response and self.response.is_constant),
             "is_level": bool(self.response and self.response.is_level),
+            "is_whole": self.is_whole,
             "args": [None if isinstance(value, Tensor) else value for value in self.args],
             "kwargs": {key: None if isinstance(value, Tensor) else value for key, value in self.kwargs.items()},
         }
@@ -81,6 +85,7 @@ class Knowledge:
             empty,
             args,
             kwargs,
+            is_whole=described.get("is_whole", False),
         )
 
 
@@ -117,7 +122,9 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
         # Prior and likelihood by themselves: beside much data a change of the prior would be lost in rounding.
         symmetries = find_symmetries(lambda w: log_joint.parts(w, *args, **kwargs), layout, points, no_keys_in=block)
         start = response.start(points[0], args, kwargs) if response else (loc.new_zeros(0), loc.new_zeros(0))
-    return Knowledge(symmetries, response, *start, _width(good), args, dict(kwargs))
+        is_whole = response is not None and response.is_exact and len(response.index) == layout.dim
+        is_whole = is_whole and not _stands_for_more(trace_one(model, layout.constrain(loc)[0], args, kwargs))
+    return Knowledge(symmetries, response, *start, _width(good), args, dict(kwargs), is_whole)
 
 
 def prior_width(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
@@ -155,6 +162,12 @@ def _is_a_function(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) 
     except Exception:  # the trouble, if it is one, is reported where the density is needed
         return False
     return True
+
+
+def _stands_for_more(trace: Trace) -> bool:
+    """Whether data count more than once, as those of a minibatch do: other data will then have another posterior."""
+    nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and node["is_observed"]]
+    return any(bool((torch.as_tensor(node["scale"]) > 1).any()) for node in nodes)
 
 
 def _is_subsampled(trace: Trace) -> bool:

@@ -6,10 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.autoguide import init_to_value
 
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.inference.checkpoint import load, save
 from pyro_hypernet.inference.elbo import MAX_DISCREPANCY, VectorizedELBO
 from pyro_hypernet.inference.fit import fit
 from tests.seeds import seed
@@ -181,3 +183,22 @@ def test_a_learning_rate_that_destroys_is_undone():
     after = VectorizedELBO(2000).loss(labels, guide, INPUTS, LABELS)
     assert math.isfinite(after)
     assert after < before + 1
+
+
+@pytest.mark.parametrize("name", CONJUGATE)
+def test_no_network_is_built_where_nothing_is_left_to_learn(name, tmp_path):
+    """The conditional is the posterior: Adam would only shake a network, by full steps of noise. A file keeps it so."""
+    model, args = CONJUGATE[name]
+    guide = AutoHypernet(model).setup(*args)
+    assert "hypernet identity (chosen by auto)" in guide.describe()
+    assert sum(parameter.numel() for parameter in guide.parameters()) <= 4 * guide.latent_dim
+    save(guide, tmp_path / "guide.safetensors")
+    w = torch.randn(5, guide.latent_dim)
+    again = load(tmp_path / "guide.safetensors", model)
+    torch.testing.assert_close(again.unconstrained_log_prob(w), guide.unconstrained_log_prob(w), rtol=0, atol=0)
+
+
+def test_a_minibatch_leaves_a_network_something_to_learn():
+    """Data that count more than once stand for others, whose posterior the conditional does not know."""
+    guide = AutoHypernet(poutine.scale(line, 5.0)).setup(X, LINE)
+    assert "hypernet coupling (chosen by auto)" in guide.describe()
