@@ -135,7 +135,12 @@ def test_describe_counts_bytes_in_float64():
 
 
 def test_auto_takes_a_spline_for_one_weight_and_low_rank_for_many():
-    assert "hypernet spline (chosen by auto)" in AutoHypernet(m.one_weight).setup(torch.ones(3)).describe()
+    def spread(y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+    assert "hypernet spline (chosen by auto)" in AutoHypernet(spread).setup(torch.ones(3)).describe()
 
     def many():
         pyro.sample("w", dist.Normal(torch.zeros(2001), 1.0).to_event(1))
