@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_hypernet.density import LogJoint, sample_prior
 from pyro_hypernet.layout import Layout, minibatch_plates
-from pyro_hypernet.responses import Response, find_response
+from pyro_hypernet.responses import FLAGS, Response, find_response
 from pyro_hypernet.symmetries import Symmetries, find_symmetries
 from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
 
@@ -57,10 +57,7 @@ class Knowledge:
         return {
             "symmetries": self.symmetries.describe(),
             "block": self.response.block if self.response else (),
-            "is_sharp": bool(self.response and self.response.is_sharp),
-            "is_exact": bool(self.response and self.response.is_exact),
-            "is_constant": bool(self.response and self.response.is_constant),
-            "is_level": bool(self.response and self.response.is_level),
+            **{name: bool(self.response and getattr(self.response, name)) for name in FLAGS},
             "is_whole": self.is_whole,
             "args": [None if isinstance(value, Tensor) else value for value in self.args],
             "kwargs": {key: None if isinstance(value, Tensor) else value for key, value in self.kwargs.items()},
@@ -74,7 +71,7 @@ class Knowledge:
         args = tuple(tensors.get(f"argument_{i}", value) for i, value in enumerate(described["args"]))
         kwargs = {key: tensors.get(f"argument_{key}", value) for key, value in described["kwargs"].items()}
         block = tuple(described["block"])
-        flags = {name: described.get(name, False) for name in ("is_sharp", "is_exact", "is_constant", "is_level")}
+        flags = {name: described.get(name, False) for name in FLAGS}
         response = Response(model, layout, block, **flags) if block else None
         empty = torch.zeros(0)
         return cls(
@@ -117,7 +114,7 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
         points = good[log_joint(good[:16], *args, **kwargs).isfinite().nonzero().flatten()] if len(good) >= 16 else good
         if len(points) < 4 or log_joint.mode == "loop":
             return None
-        response = find_response(model, layout, points, args, kwargs)
+        response = find_response(model, layout, points, args, kwargs, may_nest=True)
         block = response.block if response else ()
         # Prior and likelihood by themselves: beside much data a change of the prior would be lost in rounding.
         symmetries = find_symmetries(lambda w: log_joint.parts(w, *args, **kwargs), layout, points, no_keys_in=block)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
+FLAGS = ("is_sharp", "is_exact", "is_constant", "is_level", "is_nested")
 MAX_BLOCK, MAX_NUMBERS = 256, 2**18
 _TOLERANCE = 1e-4
 # Priors with a location and a scale; the Gaussian that stands for one that is not normal is learnt.
@@ -31,8 +32,10 @@ class Answer:
         offset: Locations of all observed sites with the block at zero, shape `(..., n)`.
         jacobian: Their derivative by the block's weights, shape `(..., n, B)`, or `(1, n, B)` where it is constant.
         log_precision: Of every observation, shape `(..., n)`; zero where its distribution has no scale.
-        prior_loc: Prior locations of the block, shape `(..., B)`.
+        prior_loc: Prior locations of the block, shape `(..., B)`, with the block at zero.
         prior_scale: Prior scales of the block, shape `(..., B)`.
+        prior_jacobian: The derivative of the prior locations by the block's weights, shape `(..., B, B)`; None where
+            no prior location depends on another weight of the block.
     """
 
     offset: Tensor
@@ -40,6 +43,7 @@ class Answer:
     log_precision: Tensor
     prior_loc: Tensor
     prior_scale: Tensor
+    prior_jacobian: Tensor | None = None
 
 
 class Response:
@@ -55,6 +59,8 @@ class Response:
         is_constant: Whether the derivative is the same at all weights, as in a linear regression: it is then worked out
             once for all rows.
         is_level: Whether all observations have the same precision, whatever it is at some weights.
+        is_nested: Whether prior locations of the block depend on other weights of it, as those of groups do on their
+            common mean.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Response:
         is_exact: bool,
         is_constant: bool,
         is_level: bool = False,
+        is_nested: bool = False,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -75,6 +82,7 @@ class Response:
         self.is_exact = is_exact
         self.is_constant = is_constant
         self.is_level = is_level
+        self.is_nested = is_nested
         sites = [layout[name] for name in block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
         self._run = Vectorized(self.answer_of_one)
@@ -84,7 +92,7 @@ class Response:
         return self  # nothing in it changes, and a copy would have a model of its own
 
     def __reduce__(self) -> tuple[Any, ...]:
-        flags = {name: getattr(self, name) for name in ("is_sharp", "is_exact", "is_constant", "is_level")}
+        flags = {name: getattr(self, name) for name in FLAGS}
         return partial(Response, **flags), (self.model, self.layout, self.block)
 
     def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
@@ -93,9 +101,9 @@ class Response:
             if not self.is_constant:
                 return Answer(*self._run(w, args, kwargs))
             with torch.no_grad():
-                jacobian = self._run(w[:1], args, kwargs)[1]
+                _, jacobian, _, _, _, *nested = self._run(w[:1], args, kwargs)
             offset, *rest = self._run_without(w, args, kwargs)
-            return Answer(offset, jacobian.detach(), *rest)
+            return Answer(offset, jacobian.detach(), *rest, *(part.detach() for part in nested))
 
     def start(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """Pseudo-targets and their log precisions, relative to the answer's, both of shape `(n,)`.
@@ -131,11 +139,17 @@ class Response:
             return _observe(self.model, self.layout, self.block, {**values, **changed}, args, kwargs)
 
         offset, log_precision, loc, scale = at(w.new_zeros(len(self.index)))
-        rows = torch.func.vmap(lambda unit: at(unit)[0])(torch.eye(len(self.index), dtype=w.dtype, device=w.device))
-        return offset, (rows - offset).mT, log_precision, loc, scale
+        units = torch.eye(len(self.index), dtype=w.dtype, device=w.device)
+        if not self.is_nested:
+            rows = torch.func.vmap(lambda unit: at(unit)[0])(units)
+            return offset, (rows - offset).mT, log_precision, loc, scale
+        rows, locs = torch.func.vmap(lambda unit: at(unit)[::2])(units)
+        return offset, (rows - offset).mT, log_precision, loc, scale, (locs - loc).mT
 
 
-def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwargs: dict) -> Response | None:
+def find_response(
+    model: Model, layout: Layout, points: Tensor, args: tuple, kwargs: dict, *, may_nest: bool = False
+) -> Response | None:
     """Finds the greatest block of sites, from the last to the first, in which the observed locations are affine.
 
     Sites qualify if their prior has a location and a scale that do not depend on the block, and if the observations'
@@ -148,6 +162,7 @@ def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwa
         points: At least four points at which to try, shape `(P, D)`.
         args: The model's arguments.
         kwargs: The model's keyword arguments.
+        may_nest: Whether prior locations may be affine in the block too, as in hierarchies of normals.
 
     Returns:
         The response, or None if there is no such block.
@@ -160,22 +175,35 @@ def find_response(model: Model, layout: Layout, points: Tensor, args: tuple, kwa
         for site in reversed(layout.sites):
             candidate = (site.name, *block)
             is_known = isinstance(_plain(trace.nodes[site.name]["fn"]), _PRIORS)
-            if is_known and _is_affine(model, layout, candidate, site, points, args, kwargs):
+            if is_known and _is_affine(model, layout, candidate, site, points, args, kwargs, may_nest=may_nest):
                 block = candidate
         if not block:
             return None
         values = layout.constrain(points[0])[0]
         is_sharp = bool((_observe(model, layout, block, values, args, kwargs)[1] > 0).any())
         flags = {"is_sharp": is_sharp, "is_exact": _is_normal(trace_one(model, values, args, kwargs), layout, block)}
-        answer = Response(model, layout, block, **flags, is_constant=False)(points[:3], args, kwargs)
-        jacobian, own = answer.jacobian, answer.log_precision
-        flags["is_constant"] = torch.allclose(jacobian, jacobian[:1].expand_as(jacobian), rtol=_TOLERANCE)
+        answer = Response(model, layout, block, **flags, is_constant=False, is_nested=may_nest)(
+            points[:3], args, kwargs
+        )
+        derivatives, own = [answer.jacobian], answer.log_precision
+        if may_nest and bool((answer.prior_jacobian.abs() > _TOLERANCE).any()):
+            flags["is_nested"] = True
+            derivatives.append(answer.prior_jacobian)
+        flags["is_constant"] = all(torch.allclose(d, d[:1].expand_as(d), rtol=_TOLERANCE) for d in derivatives)
         flags["is_level"] = bool((own == own[:, :1]).all())
     return Response(model, layout, block, **flags)
 
 
 def _is_affine(
-    model: Model, layout: Layout, block: tuple[str, ...], site: Site, points: Tensor, args: tuple, kwargs: dict
+    model: Model,
+    layout: Layout,
+    block: tuple[str, ...],
+    site: Site,
+    points: Tensor,
+    args: tuple,
+    kwargs: dict,
+    *,
+    may_nest: bool,
 ) -> bool:
     size = sum(layout[name].size for name in block)
     if not site.is_unconstrained or size > MAX_BLOCK:
@@ -195,14 +223,27 @@ def _is_affine(
     f, log_precision, loc, scale = Vectorized(observe, mode="eager")(trials, args, kwargs)
     if f.shape[1] * size > MAX_NUMBERS or not all(bool(part.isfinite().all()) for part in (f, loc, scale)):
         return False
-    size_of_f = _TOLERANCE * (1e-6 + f.abs().max())
-    zero, at_one, at_two, at_both, at_double, at_minus, at_new = f
+    held = (log_precision, scale) if may_nest else (log_precision, loc, scale)
+    steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in held)
+    trials = (f, loc) if may_nest else (f,)
+    return steady and not any(_bends(trial) for trial in trials) and any(_moves(trial) for trial in trials)
+
+
+def _bends(f: Tensor) -> bool:
+    """Whether something is not affine, by its values of shape `(7, n)` at the changes that `_is_affine` makes."""
+    zero, at_one, at_two, at_both, at_double, at_minus, _ = f
     # Sums, multiples and, lest |b| or relu(b) pass, the opposite.
     bends = (at_both - at_one - at_two + zero, at_double - 2 * at_one + zero, at_one + at_minus - 2 * zero)
-    bent = max(float(bend.abs().max()) for bend in bends)
-    answers = float((at_new - zero).abs().max()) > size_of_f
-    steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in (log_precision, loc, scale))
-    return bent <= size_of_f and answers and steady
+    return max(float(bend.abs().max()) for bend in bends) > _rounding(f)
+
+
+def _moves(f: Tensor) -> bool:
+    """Whether it depends on the last site of the block."""
+    return float((f[6] - f[0]).abs().max()) > _rounding(f)
+
+
+def _rounding(f: Tensor) -> float:
+    return _TOLERANCE * (1e-6 + float(f.abs().max()))
 
 
 def _is_normal(trace: Trace, layout: Layout, block: tuple[str, ...]) -> bool:

@@ -123,6 +123,59 @@ def test_the_block_stops_where_a_prior_depends_on_it():
     assert block_of(not_centred, *data()) == ("mu", "theta")
 
 
+def nested_centre(x, y):
+    mu = scalar("mu")
+    theta = pyro.sample("theta", dist.Normal(mu.expand(len(y)), 1.0).to_event(1))
+    observe(dist.Normal(theta + mu * x[:, 0], 1.0), y)
+
+
+def nested_square(x, y):
+    mu = scalar("mu")
+    theta = pyro.sample("theta", dist.Normal((mu**2).expand(len(y)), 1.0).to_event(1))
+    observe(dist.Normal(theta, 1.0), y)
+
+
+def nested_scale(x, y):
+    mu = scalar("mu")
+    theta = pyro.sample("theta", dist.Normal(torch.zeros(len(y)), mu.exp()).to_event(1))
+    observe(dist.Normal(theta, 1.0), y)
+
+
+def nested_twice(x, y):
+    top = scalar("top")
+    mu = pyro.sample("mu", dist.Normal(2 * top - 1, 1.0))
+    theta = pyro.sample("theta", dist.Normal(mu.expand(len(y)), 0.5).to_event(1))
+    observe(dist.Normal(theta, 1.0), y)
+
+
+NESTED = {
+    "centre": (nested_centre, ("mu", "theta")),
+    "twice": (nested_twice, ("top", "mu", "theta")),
+    "square": (nested_square, ("theta",)),
+    "scale": (nested_scale, ("theta",)),
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_priors_may_be_affine_in_the_block_too(case):
+    """The block goes as far as that holds; prior locations are the model's own."""
+    model, block = NESTED[case]
+    x, y = data()
+    layout = Layout.from_trace(poutine.trace(model).get_trace(x, y))
+    points = sample_prior(model, layout, 16, (x, y))
+    response = find_response(model, layout, points, (x, y), {}, may_nest=True)
+    assert response.block == block
+    assert response.is_nested == (len(block) > 1)
+    if response.is_nested:
+        answer, w = response(points, (x, y), {}), points[:, response.index]
+        locs = answer.prior_loc + (answer.prior_jacobian @ w[..., None])[..., 0]
+        for row, values in zip(locs, points, strict=True):
+            sites = layout.constrain(values)[0]
+            trace = poutine.trace(poutine.condition(model, sites)).get_trace(x, y)
+            expected = [trace.nodes[name]["fn"].mean.expand(layout[name].shape).reshape(-1) for name in block]
+            torch.testing.assert_close(row, torch.cat(expected))
+
+
 def poisson(x, y):
     observe(dist.Poisson(torch.exp(scalar("a") + scalar("b") * x[:, 0])), y)
 

@@ -88,8 +88,14 @@ class GaussianConditional(Bijection):
             weighted = jacobian * (own.exp() * learnt)[..., None]
             total = (weighted.mT @ jacobian).double()
             pull = (weighted.mT @ residual[..., None])[..., 0].double()
-        total = total + torch.diag_embed(prior)
-        pull = pull + prior * (answer.prior_loc + self.prior_shift).double()
+        loc = (answer.prior_loc + self.prior_shift).double()
+        if answer.prior_jacobian is None:
+            total, pull = total + torch.diag_embed(prior), pull + prior * loc
+        else:  # b − A b is normal around loc
+            eye = torch.eye(len(self.index), dtype=prior.dtype, device=prior.device)
+            nested = eye - answer.prior_jacobian.double()
+            weighted = nested * prior[..., None]
+            total, pull = total + weighted.mT @ nested, pull + (weighted.mT @ loc[..., None])[..., 0]
         factor, pull = _factor(total, pull, torch.finfo(dtype).eps)
         # Not cholesky_solve: on a GPU no CUDA graph can hold it.
         centre = torch.linalg.solve_triangular(factor, pull[..., None], upper=False)

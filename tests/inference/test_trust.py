@@ -135,7 +135,22 @@ def sum_of_two(y):
         pyro.sample("y", dist.Normal(b.sum(), 1.0), obs=y)
 
 
+def tree(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", len(y)):
+        b = pyro.sample("b", dist.Normal(mean, 1.0))
+        pyro.sample("y", dist.Normal(b, 0.5), obs=y)
+
+
+def walk(y):
+    state = torch.zeros(())
+    for t in range(len(y)):
+        state = pyro.sample(f"state_{t}", dist.Normal(0.9 * state, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(state, 0.5), obs=y[t])
+
+
 CONJUGATE = {"mean": (mean, (FEW,)), "line": (line, (X, LINE)), "groups": (groups, (FEW,)), "sum": (sum_of_two, (FEW,))}
+CONJUGATE |= {"tree": (tree, (FEW,)), "walk": (walk, (FEW,))}
 
 
 def spread(model, guide, args):
