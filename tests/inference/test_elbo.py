@@ -173,11 +173,12 @@ def test_gradient_of_the_models_own_params_is_that_of_the_bound(make_guide, boun
 @pytest.mark.parametrize("gradient", ["path", "total"])
 def test_svi_learns_the_models_params(gradient):
     y = torch.tensor([[1.0, -1.0], [2.0, 0.0], [0.5, 0.5]])
-    guide = AutoHypernet(m.with_param)
+    guide = AutoHypernet(m.with_param, "identity", "full")
     svi = SVI(m.with_param, guide, pyro.optim.Adam({"lr": 0.05}), VectorizedELBO(gradient=gradient))
-    for _ in range(5):
+    for _ in range(8):
         svi.step(y)
-    assert float(pyro.param("noise").detach()) < 1.9  # it starts at 2, and the data say less than 1
+    # It starts at 2, and the data say less than 1: 1.34 to 1.36 in 20 seeds.
+    assert float(pyro.param("noise").detach()) < 1.7
 
 
 @pytest.mark.parametrize("gradient", ["path", "total"])

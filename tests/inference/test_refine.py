@@ -205,6 +205,7 @@ def test_a_guide_that_is_the_posterior_covers_it():
         assert bound == pytest.approx(exact_evidence(x, y), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # forty draws may
 def test_the_draws_are_as_many_as_asked_for_though_moves_do_not_divide_them():
     problem = PROBLEMS["abx"]()
     refined = quick(problem.model, *problem.args, num_samples=40, num_populations=4, num_moves=7)
