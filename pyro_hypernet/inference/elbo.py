@@ -29,7 +29,7 @@ BOUNDS = ("elbo", "importance_weighted")
 _CAPTURE_AFTER, _MAX_GRAPHS = 30, 4
 # Of the density by the map's inverse from that by the map itself, in standard deviations of the log density of a
 # Gaussian: with more the score that path gradients take from the inverse is rounding.
-MAX_DISCREPANCY = 0.1
+MAX_DISCREPANCY = 1.0
 VectorizedGuide = AutoContinuous | AutoNormal
 
 
