@@ -180,10 +180,11 @@ class AutoHypernet(AutoContinuous):
         layout = self.layout
         count = sum(parameter.numel() for parameter in self.parameters())
         itemsize = next(self.parameters()).element_size()
+        chosen = "identity" if self._needs_no_network else choose_hypernet(self.latent_dim)
         return (
             f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; "
             f"structure {_name(self.structure, choose_structure(self.latent_dim, is_informed=bool(self._knowledge)))}, "
-            f"hypernet {_name(self.hypernet, self._chosen_hypernet())}; {count} parameters, "
+            f"hypernet {_name(self.hypernet, chosen)}; {count} parameters, "
             f"{spell_bytes(count * itemsize)} ({spell_bytes(4 * count * itemsize)} while Adam trains them)."
             + (f" {self._knowledge}" if self._knowledge else "")
             + (f" One in {1 / self.rejection.rate:.0f} proposals is kept." if self.rejection else "")
@@ -530,13 +531,14 @@ class AutoHypernet(AutoContinuous):
         structure = resolve_structure(self.structure)
         return structure.func if isinstance(structure, partial) else structure
 
-    def _chosen_hypernet(self) -> str:
-        """What "auto" stands for here: no network where nothing is left for it to learn."""
-        return "identity" if self._knowledge and self._knowledge.is_whole else choose_hypernet(self.latent_dim)
+    @property
+    def _needs_no_network(self) -> bool:
+        """Whether "auto" stands for none, for nothing is left for it to learn."""
+        return self.hypernet == "auto" and self._knowledge is not None and self._knowledge.is_whole
 
     def _make_map(self, layout: Layout, loc: Tensor) -> Bijection:
         hypernet, structure = resolve_hypernet(self.hypernet), resolve_structure(self.structure)
-        if self.hypernet == "auto" and self._knowledge and self._knowledge.is_whole:
+        if self._needs_no_network:
             hypernet = identity
         if not self._knowledge:
             scale = torch.full_like(loc, self.init_scale or DEFAULT_SCALE)
