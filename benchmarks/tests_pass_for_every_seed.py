@@ -1,10 +1,11 @@
 """A test's verdict depends on neither the seed nor the processor: the suite for many seeds and instruction sets.
 
     python benchmarks/tests_pass_for_every_seed.py [SELECTION ...] [--seeds 0 1 2] [--capabilities default avx2 avx512]
+        [--in-turn]
 
 SELECTION is anything that pytest takes: files, folders, names of tests, `-m slow`. The first run of each test watches
 whether it draws random numbers or asks for a seed; a test that does neither is run once for each instruction set, the
-others for all seeds. Each outcome is a line in a journal, and a run that was stopped goes on where it was. A line
+others for all seeds. With --in-turn seed k has one instruction set, the k-th in turn. Each outcome is a line in a journal, and a run that was stopped goes on where it was. A line
 counts as long as the test's file has not changed since.
 """
 
@@ -169,6 +170,7 @@ def main() -> None:
     parser.add_argument("--capabilities", nargs="+", default=[], choices=CAPABILITIES, help="all that the machine has")
     parser.add_argument("--journal", type=Path, default=JOURNAL)
     parser.add_argument("--table", type=Path, default=RESULTS / "seeds.md")
+    parser.add_argument("--in-turn", action="store_true", help="each seed under one instruction set, not under all")
     parser.add_argument("--quick", action="store_true", help="two seeds of one file")
     parser.add_argument("--only", nargs=2, metavar=("SEED", "CAPABILITY"), help=argparse.SUPPRESS)
     options, selection = parser.parse_known_args()
@@ -181,7 +183,8 @@ def main() -> None:
     best = torch.backends.cpu.get_cpu_capability().lower()
     has = CAPABILITIES[: CAPABILITIES.index(best) + 1] if best in CAPABILITIES else ("default",)
     for seed in seeds:
-        for capability in options.capabilities or has[::-1]:
+        sets = options.capabilities or list(has[::-1])
+        for capability in [sets[seed % len(sets)]] if options.in_turn else sets:
             environment = {"PYRO_HYPERNET_SEED": str(seed), "ATEN_CPU_CAPABILITY": capability}
             command = [sys.executable, __file__, "--only", str(seed), capability, "--journal", str(journal), *selection]
             subprocess.run(command, env={**os.environ, **environment}, check=False)
