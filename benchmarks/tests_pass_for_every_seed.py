@@ -5,8 +5,9 @@
 
 SELECTION is anything that pytest takes: files, folders, names of tests, `-m slow`. The first run of each test watches
 whether it draws random numbers or asks for a seed; a test that does neither is run once for each instruction set, the
-others for all seeds. With --in-turn seed k has one instruction set, the k-th in turn. Each outcome is a line in a journal, and a run that was stopped goes on where it was. A line
-counts as long as the test's file has not changed since.
+others for all seeds. With --in-turn seed k has one instruction set, the k-th in turn. Each outcome is a line in a
+journal, and a run that was stopped goes on where it was. A line counts as long as the test's file has not changed
+since.
 """
 
 import argparse
