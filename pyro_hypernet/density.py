@@ -20,6 +20,8 @@ from pyro_hypernet.vectorize import MODES, Model, Vectorized, grad_and_value, ou
 
 # Runs of a model that may raise at draws of its prior.
 _ATTEMPTS = 100
+# Weights at which a density is tried twice; and how far two of the same runs may differ, relative.
+NUM_LOOKS, _ROUNDING = 8, 1e-5
 
 
 class LogJoint:
@@ -190,6 +192,32 @@ class LogJoint:
             trace.compute_log_prob()
         return {name: node["log_prob_sum"] for name, node in trace.nodes.items() if "log_prob_sum" in node}
 
+    def random_sites(self, w: Tensor, *args: Any, **kwargs: Any) -> list[str]:
+        """The sites whose log density is another at every call, or that come and go; empty where the density is one.
+
+        Every weight is tried twice, by the model as it stands, so that the arithmetic is the same to the last digit;
+        weights without a density, for want of a Cholesky factor or the like, say nothing. No random number of the
+        caller's is used up.
+
+        Args:
+            w: Unconstrained weights, shape `(S, D)`; S of some, for at one of them two runs may agree by chance.
+            args: The model's arguments.
+            kwargs: The model's keyword arguments.
+        """
+        with torch.no_grad(), outside_of_pyro(), torch.random.fork_rng([w.device] if w.is_cuda else []):
+            for row in w:
+                try:
+                    first, second = (self.site_log_probs(row, *args, **kwargs) for _ in range(2))
+                except Exception as error:
+                    if is_numerical(error):
+                        continue
+                    raise
+                both = first.keys() & second.keys()
+                changed = [name for name in first if name in both and not _is_same(first[name], second[name])]
+                if changed or len(first) != len(second):
+                    return changed or sorted(first.keys() ^ second.keys())
+        return []
+
     def _flat(self, w: Tensor) -> Tensor:
         if w.shape[-1:] != (self.layout.dim,):
             raise ValueError(f"w must have shape (..., {self.layout.dim}); got {tuple(w.shape)}.")
@@ -210,6 +238,11 @@ class LogJoint:
         trace = trace_one(self.model, values, args, kwargs)
         _check_sites(self.layout, trace)
         return trace
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Up to what a GPU's order of summation changes."""
+    return torch.allclose(one, other, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
 
 
 def zero_density(w: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_hypernet.announce import announce, stored_names
 from pyro_hypernet.copies import copied, leave_rejection_out, pickled, unpickled
-from pyro_hypernet.density import LogJoint, zero_density
+from pyro_hypernet.density import NUM_LOOKS, LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
 from pyro_hypernet.layout import Layout, is_periodic, within_period
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
@@ -30,6 +30,7 @@ from pyro_hypernet.safeguards import (
     refuse_dependent_supports,
     refuse_local_latents,
     refuse_minibatches,
+    refuse_random_density,
     refuse_vanished_priors,
     refuse_what_cannot_fit,
     spell_bytes,
@@ -266,12 +267,8 @@ class AutoHypernet(AutoContinuous):
         with outside_of_pyro(), pyro.validation_enabled(False):
             values = self.layout.constrain(self.bijection.forward_and_log_det(self._origin)[0])[0]
             refuse_minibatches(trace_one(self._its_model(), values, *arguments), "rejection")
-        once, again = (self._log_weights(arguments, self._origin.expand(SMALL_BATCH, -1)) for _ in range(2))
-        if not torch.allclose(once, again, rtol=1e-3, atol=1e-2, equal_nan=True):
-            raise ValueError(
-                "The model draws at random by itself, so that its density is another at every call (log weights of "
-                f"{float(once[0]):.6g} and {float(again[0]):.6g} at the same weights): rejection needs the same. Sum "
-                "its discrete sites out, or keep every draw."
+            refuse_random_density(
+                LogJoint(self._its_model(), self.layout), self.looks(SMALL_BATCH)[:NUM_LOOKS], "rejection", *arguments
             )
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
         while len(log_weights) < NUM_PROPOSALS:
@@ -558,6 +555,12 @@ class AutoHypernet(AutoContinuous):
                     "poutine.lift does: the map holds its own parameters and would not see it. Put priors on the "
                     "model's parameters, or set the guide's with load_state_dict."
                 )
+
+    @torch.no_grad()
+    def looks(self, num_draws: int) -> Tensor:
+        """Weights that the guide can draw, the same at every call, shape `(num_draws, D)`, `num_draws` even."""
+        with pyro.validation_enabled(False):
+            return self.bijection.forward_and_log_det(self._fixed_noise(num_draws))[0]
 
     def _fixed_noise(self, num_draws: int) -> Tensor:
         """Antithetic draws of the base that are the same at every call, shape `(num_draws, D)`, `num_draws` even."""

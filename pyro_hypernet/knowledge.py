@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.density import LogJoint, sample_prior
+from pyro_hypernet.density import NUM_LOOKS, LogJoint, sample_prior
 from pyro_hypernet.layout import Layout, minibatch_plates
 from pyro_hypernet.responses import FLAGS, Response, find_response
 from pyro_hypernet.symmetries import Symmetries, find_symmetries
@@ -105,14 +105,14 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
         return None
     log_joint = LogJoint(model, layout, mode="eager")
     with outside_of_pyro(), torch.no_grad(), pyro.validation_enabled(False):
-        if log_joint.params(loc, *args, **kwargs) or not _is_a_function(log_joint, loc, args, kwargs):
+        if log_joint.params(loc, *args, **kwargs) or not _can_be_vmapped(log_joint, loc, args, kwargs):
             return None
         draws = _prior_draws(model, layout, loc, args, kwargs)
         if draws is None:
             return None
         good = draws[draws.isfinite().all(-1)]
         points = good[log_joint(good[:16], *args, **kwargs).isfinite().nonzero().flatten()] if len(good) >= 16 else good
-        if len(points) < 4 or log_joint.mode == "loop":
+        if len(points) < 4 or log_joint.mode == "loop" or log_joint.random_sites(points[:NUM_LOOKS], *args, **kwargs):
             return None
         response = find_response(model, layout, points, args, kwargs, may_nest=True)
         block = response.block if response else ()
@@ -152,8 +152,8 @@ def can_be_kept(args: tuple, kwargs: dict) -> bool:
     return plain and bool(tensors) and sum(leaf.numel() for leaf in tensors) <= _MAX_DATA
 
 
-def _is_a_function(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) -> bool:
-    """Whether the density can be vmapped and draws nothing at random, as a blocked discrete site would."""
+def _can_be_vmapped(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) -> bool:
+    """Whether the density can be vmapped, as it cannot where a blocked discrete site draws."""
     try:
         torch.func.vmap(lambda w: log_joint._value_of_one(w, args, kwargs), randomness="error")(loc[None])
     except Exception:  # the trouble, if it is one, is reported where the density is needed

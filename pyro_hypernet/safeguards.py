@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.graphs.agreement import excess
-from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.layout import Layout, Site, minibatch_plates
 from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
 
@@ -137,22 +135,14 @@ def refuse_random_density(log_joint: LogJoint, w: Tensor, what: str, args: tuple
 
     Args:
         log_joint: The density.
-        w: Weights to try it at, shape `(D,)`.
+        w: Weights to try it at, shape `(S, D)`.
         what: What needs one density.
         args: The model's arguments.
         kwargs: Its keyword arguments.
     """
-    with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=[]):
-        try:
-            first, second = (log_joint.site_log_probs(w, *args, **(kwargs or {})) for _ in range(2))
-        except Exception as error:
-            if is_numerical(error):  # no density here, which says nothing of other weights
-                return
-            raise
-    pairs = {name: (value[None], second[name][None]) for name, value in first.items() if name in second}
-    changed = [name for name, (one, other) in pairs.items() if excess(one, other) > 1]
-    if changed or first.keys() != second.keys():
-        sites = ", ".join(map(repr, changed or sorted(first.keys() ^ second.keys())))
+    changed = log_joint.random_sites(w, *args, **(kwargs or {}))
+    if changed:
+        sites = ", ".join(map(repr, changed))
         raise ValueError(
             f"The log density of site {sites} is another at every call with the same weights: {what} needs one "
             "density. Leave subsample_size out, put dropout into eval mode, and pass as arguments what the model draws "

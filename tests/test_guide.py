@@ -202,7 +202,8 @@ def two_modes():
 
 
 def test_two_components_find_two_equal_modes():
-    guide = AutoHypernet(two_modes, "linear", num_components=2, init_scale=3.0)
+    """Each starts at a mode that some of 64 draws of the prior climb to. A standard error of a share of 4 000: .008."""
+    guide = AutoHypernet(two_modes, "linear", num_components=2)
     result = fit(two_modes, guide, (), num_steps=800, num_particles=8, learning_rate=0.03, progress=False)
     first = guide.sample_posterior(4000)["w"][:, 0]
     assert 0.4 < float((first > 0).double().mean()) < 0.6

@@ -205,11 +205,11 @@ def asks_the_clock():
 
 
 def draws_pythons_random_numbers():
-    return lambda y: observe(y, random.random())
+    return lambda y: observe(y, 1e3 * random.random())
 
 
 def draws_numpys_random_numbers():
-    return lambda y: observe(y, float(np.random.default_rng().normal()))
+    return lambda y: observe(y, 1e3 * float(np.random.default_rng().normal()))
 
 
 UNSEEN = {
@@ -220,6 +220,7 @@ UNSEEN = {
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_what_changes_by_itself_is_never_captured(name):
+    """Two values of a thousand that are near enough to pass for rounding: one in 1e5."""
     log_joint, w = log_joint_of(UNSEEN[name]()), torch.randn(4, 1)
     reason = "changes 'runs\\[0\\]' by itself" if name == "counts_its_runs" else "such as a clock"
     with pytest.warns(UserWarning, match=f"the model differs in its results .*{reason}"):

@@ -12,7 +12,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint, trace_prior
+from pyro_hypernet.density import NUM_LOOKS, LogJoint, trace_prior
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.weighted import layout_of
@@ -23,7 +23,12 @@ from pyro_hypernet.inference.moves import State, Trajectories
 from pyro_hypernet.inference.tempered import Tempered, Whole
 from pyro_hypernet.inference.tempering import mean_and_spread
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import name_arguments, raise_for_nan, refuse_minibatches, refuse_random_density
+from pyro_hypernet.safeguards import (
+    name_arguments,
+    raise_for_nan,
+    refuse_minibatches,
+    refuse_random_density,
+)
 from pyro_hypernet.vectorize import Model
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
@@ -166,7 +171,8 @@ def _check_model(model: Model, layout: Layout, samples: dict[str, Tensor], args:
         trace = trace_prior(model, args)  # the draw has no density; another will do
     layout.check(Layout.from_trace(trace), "the model")
     refuse_minibatches(trace, "move")
-    refuse_random_density(LogJoint(model, layout), layout.unconstrain(first)[0], "move", args)
+    few = {name: value[:NUM_LOOKS] for name, value in samples.items()}
+    refuse_random_density(LogJoint(model, layout), layout.unconstrain(few)[0], "move", args)
 
 
 def _target(model: Model, layout: Layout, args: tuple, collapse: bool) -> Tempered:

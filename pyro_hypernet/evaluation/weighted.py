@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor
 
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import NUM_LOOKS, LogJoint
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import MAX_BYTES, count_bytes
 from pyro_hypernet.guide import AutoHypernet
@@ -63,15 +63,15 @@ def refuse_noise(model: Model, posterior: Any, args: tuple, kwargs: Mapping[str,
         ValueError: Naming the plate, or the sites.
     """
     with outside_of_pyro(), torch.random.fork_rng(devices=[]):
-        one = draws(posterior, *args, num_samples=1, **kwargs)
+        few = draws(posterior, *args, num_samples=NUM_LOOKS, **kwargs)
         try:
-            trace = trace_one(model, {name: value[0] for name, value in one.items()}, args, dict(kwargs))
+            trace = trace_one(model, {name: value[0] for name, value in few.items()}, args, dict(kwargs))
         except Exception:  # a model that raises at this draw, where it has no density: not what is asked here
             return
         refuse_minibatches(trace, what)
         layout = layout_of(model, args, kwargs, posterior)
-        values = {name: one[name] for name in layout.names}
-        refuse_random_density(LogJoint(model, layout), layout.unconstrain(values)[0][0], what, args, dict(kwargs))
+        w = layout.unconstrain({name: few[name] for name in layout.names})[0][:NUM_LOOKS]
+        refuse_random_density(LogJoint(model, layout), w, what, args, dict(kwargs))
 
 
 @torch.no_grad()

@@ -145,7 +145,8 @@ def nuts(
     layout, like = _layout(model, args, guide)
     target = _Target(LogJoint(model, layout), args, guide, like)
     starts = _starts(target, num_chains)
-    refuse_random_density(target.log_joint, target.to_weights(starts[0]), "nuts", args)
+    points = torch.stack([target.to_weights(start) for start in starts])
+    refuse_random_density(target.log_joint, torch.cat([points, points + 0.5]), "nuts", args)
     seeds = [int(seed) for seed in torch.randint(2**31 - 1, (num_chains,))]
     options = {
         "num_samples": num_samples,

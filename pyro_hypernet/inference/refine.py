@@ -12,7 +12,7 @@ from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint, trace_prior
+from pyro_hypernet.density import NUM_LOOKS, LogJoint, sample_prior, trace_prior
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.collapsed import temper
 from pyro_hypernet.inference.coverage import Coverage, cover
@@ -28,7 +28,7 @@ from pyro_hypernet.safeguards import (
     refuse_minibatches,
     refuse_random_density,
 )
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # Every new temperature keeps this share of the particles effective.
 _ESS_SHARE = 0.5
@@ -284,8 +284,9 @@ def _checked_layout(model: Model, args: tuple) -> Layout:
     layout = Layout.from_trace(trace)
     if not layout.sites:
         raise RuntimeError("The model has no latent site: there is nothing to refine.")
-    point = layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
-    refuse_random_density(LogJoint(model, layout), point, "refine", args)
+    with outside_of_pyro(seed=0):
+        points = sample_prior(model, layout, NUM_LOOKS, args)
+    refuse_random_density(LogJoint(model, layout), points, "refine", args)
     return layout
 
 

@@ -13,13 +13,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.density import LogJoint
 from pyro_hypernet.graphs.run import same_random_numbers
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import minibatch_plates
-from pyro_hypernet.vectorize import Model, trace_one
-
-# Of the log density at the same weights, relative: more is not rounding.
-_TOLERANCE = 1e-5
+from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,24 @@ class Traits:
 
 
 def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
-    """Runs the model twice at weights that the guide can draw, or at its start; no random number is used up.
+    """Runs the model at weights that the guide can draw, or at its start; no random number is used up.
 
     Args:
         model: The Pyro model.
         guide: A guide that is set up.
         batch: The model's arguments.
     """
-    values = _values(guide)
+    log_joint, w = LogJoint(model, guide.layout), guide.looks(2)
     try:
-        first, noise = _run_twice(model, values, batch)
+        values = guide.layout.constrain(w[0])[0]
+        first = _run(model, values, batch)
     except Exception:  # at the start the density is known to be finite
         values = {name: guide.prototype_trace.nodes[name]["value"] for name in guide.layout.names}
-        first, noise = _run_twice(model, values, batch)
+        w = guide.layout.unconstrain(values)[0][None]
+        first = _run(model, values, batch)
+    noise = _find_minibatch(first)
+    if not noise and (random := log_joint.random_sites(w, *batch)):
+        noise = f"the model draws at random by itself: the log density of {random[0]!r} is another at the same weights"
     observed = {name: node for name, node in first.nodes.items() if name not in values and _is_observed(node)}
     data = {name: node for name, node in observed.items() if not isinstance(_innermost(node["fn"]), dist.Unit)}
     has_density = all(_is_density(first.nodes[name]) for name in values if name in first.nodes)
@@ -79,8 +82,8 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
         batch: The model's arguments.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    conditioned = poutine.condition(model, data=_values(guide))
-    with same_random_numbers(tensors), torch.no_grad(), poutine.block(), pyro.validation_enabled(True):
+    conditioned = poutine.condition(model, data=guide.layout.constrain(guide.looks(2)[0])[0])
+    with same_random_numbers(tensors), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(True):
         try:
             poutine.trace(conditioned).get_trace(*batch).compute_log_prob()
         except Exception as error:
@@ -88,29 +91,19 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
     return None
 
 
-@torch.no_grad()
-def _values(guide: AutoHypernet) -> dict[str, Tensor]:
-    """Values of all latent sites that the guide can draw, the same at every call."""
-    with pyro.validation_enabled(False):
-        w = guide.bijection.forward_and_log_det(guide._fixed_noise(2))[0][0]
-        return guide.layout.constrain(w)[0]
-
-
-def _run_twice(model: Model, values: dict[str, Tensor], batch: tuple) -> tuple[Trace, str]:
+def _run(model: Model, values: dict[str, Tensor], batch: tuple) -> Trace:
     tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    with same_random_numbers(tensors), torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
-        first, second = (trace_one(model, values, batch, {}) for _ in range(2))
-        return first, _find_noise(first, second)
+    with same_random_numbers(tensors), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False):
+        trace = trace_one(model, values, batch, {})
+        trace.compute_log_prob()
+    return trace
 
 
-def _find_noise(first: Trace, second: Trace) -> str:
-    for node in first.nodes.values():
+def _find_minibatch(trace: Trace) -> str:
+    for node in trace.nodes.values():
         for frame in minibatch_plates(node):
             return f"plate {frame.name!r} draws {frame.size} of {frame.full_size} data"
-    one, other = (float(trace.log_prob_sum()) for trace in (first, second))
-    if (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
-        return ""
-    return f"the model draws at random by itself (log densities of {one:.6g} and {other:.6g} at the same weights)"
+    return ""
 
 
 def _is_observed(node: dict[str, Any]) -> bool:

@@ -11,6 +11,8 @@ from pyro_hypernet.symmetries import Symmetries
 _LOG2 = math.log(2)
 # Beyond this −log probability the normal's quantile function gives up, in float64.
 _FAR = 600.0
+# Of tails, which underflow 38 standard deviations out; and of the spacings of two keys, which rounding may make equal.
+_LEAST, _LEAST_SPACING = 1e-300, 1e-30
 
 
 class Sorted(Bijection):
@@ -44,7 +46,7 @@ class Sorted(Bijection):
         keys = y[..., self.keys].double()
         tails = _tail_of_half_normal(keys) if self.positive else _tail(keys)
         spacings = torch.diff(tails, dim=-1, prepend=torch.zeros_like(tails[..., :1])) * self.left
-        eta = _normal_of_tail(spacings.clamp(min=1e-30))
+        eta = _normal_of_tail(spacings.clamp(min=_LEAST_SPACING))
         return y.index_copy(-1, self.keys, eta.to(y)), -self._log_det(eta, keys).to(y)
 
     def _log_det(self, eta: Tensor, y: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class Symmetrized(Bijection):
 
 def _tail(z: Tensor) -> Tensor:
     """−log P(Z > z) for standard normal Z."""
-    return -torch.special.log_ndtr(-z)
+    return -torch.special.log_ndtr(-z).clamp(max=-_LEAST)
 
 
 def _tail_of_half_normal(z: Tensor) -> Tensor:

@@ -53,10 +53,10 @@ def test_more_moves_come_nearer():
         moved = quick(linear, guide, x, y, num_samples=500, num_moves=num_moves, num_leapfrogs=8)
         return moved.samples["noise"].log().sort().values
 
-    few, many, exact = log_noise(1), log_noise(12), log_noise(20)
-    # The noise floor of two sets of 500 draws is about .06.
-    assert (few - exact).abs().mean() / exact.std() > 0.3
-    assert (many - exact).abs().mean() / exact.std() < 0.2
+    few, many, exact = log_noise(1), log_noise(24), log_noise(60)
+    # Over 24 seeds the first was 1.7 to 5.6 and the other .03 to .23; the noise floor of two sets of 500 draws is .06.
+    assert (few - exact).abs().mean() / exact.std() > 0.8
+    assert (many - exact).abs().mean() / exact.std() < 0.4
 
 
 def test_step_size_and_length_are_held_fixed_while_draws_move(monkeypatch):
