@@ -168,7 +168,7 @@ class LogJoint:
         values = self.layout.constrain(w.detach())[0]
         with (
             torch.no_grad(),
-            poutine.block(),
+            outside_of_pyro(),
             poutine.trace(param_only=True) as capture,
             pyro.validation_enabled(False),
         ):

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_hypernet.budget import Clock, Cost, measure, read_budget, spell_seconds
 from pyro_hypernet.correction.move import move
 from pyro_hypernet.correction.resample import resample
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
 from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
@@ -36,7 +35,7 @@ from pyro_hypernet.plan import (
     fewer,
 )
 from pyro_hypernet.safeguards import refuse_minibatches
-from pyro_hypernet.vectorize import Model, Vectorized
+from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 _POPULATIONS = 4
 # Checks whose trouble importance weights mend, k-hat allowing.
@@ -218,10 +217,10 @@ class _Work:
 
     def check(self, least_steps: int) -> None:
         """Refuses a model that draws minibatches, and what the budget can never hold, by a run or a few."""
-        with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad():
+        with torch.random.fork_rng(devices=[]):
             start = self.clock.now()
             try:
-                trace = poutine.trace(self.model).get_trace(*self.args)
+                trace = trace_prior(self.model, self.args)
             except Exception:  # a prior that cannot be sampled, or a model at fault: setting up tells
                 return
             refuse_minibatches(trace, "infer")
@@ -241,7 +240,7 @@ class _Work:
             try:
                 w = self.guide.layout.unconstrain(self.guide.sample_posterior(1))[0]
                 log_joint = LogJoint(self.model, self.guide.layout, mode="eager")
-                with poutine.block(), torch.no_grad():
+                with outside_of_pyro(), torch.no_grad():
                     density = measure(lambda n: log_joint(w.expand(n, -1), *self.args), _TIMED_DRAWS, **options)
                 self.plan.density = density
                 self.plan.step = self._price_of_a_step()
@@ -477,11 +476,11 @@ def price_of_a_run(model: Model, args: tuple, clock: Clock) -> Cost:
     """
 
     def run(_: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        return poutine.trace(model).get_trace(*args, **kwargs).log_prob_sum()
+        return trace_one(model, {}, args, kwargs).log_prob_sum()
 
     runs = Vectorized(run, mode="eager", randomness="different")
     options = {"seconds": _PRICING_SHARE * clock.budget, "now": clock.now}
-    with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), outside_of_pyro(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             found = [measure(lambda n: runs(torch.zeros(n), args), _TIMED_RUNS, **options) for _ in range(2)]

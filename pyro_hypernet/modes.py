@@ -5,11 +5,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from pyro_hypernet.density import LogJoint, sample_prior
+from pyro_hypernet.density import LogJoint, sample_prior, trace_prior
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import Model, outside_of_pyro
 
@@ -86,7 +85,7 @@ def init_to_map(model: Model, *args: Any, **options: Any) -> Callable[..., Any]:
         >>> bool((guide.median()["mean"] - 7).abs() < 0.1)
         True
     """
+    layout = Layout.from_trace(trace_prior(model, args))
     with outside_of_pyro(), torch.no_grad():
-        layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
         values = layout.constrain(find_modes(model, layout, args, **options)[0])[0]
     return init_to_value(values=values)

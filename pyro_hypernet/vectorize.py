@@ -443,7 +443,7 @@ class Vectorized:
         first = None
         for number in range(min(_MAX_TRIED, len(pytree.tree_leaves(draws)[0]))):
             draw = pytree.tree_map(lambda draw, number=number: draw[number].detach(), draws)
-            with torch.random.fork_rng(devices=[]), poutine.block():
+            with torch.random.fork_rng(devices=[]), outside_of_pyro():
                 try:
                     self.function(draw, args, kwargs)
                     return
@@ -541,7 +541,7 @@ class Vectorized:
             with (
                 same_random_numbers(tensors),
                 _slow_attention(),
-                poutine.block(),
+                outside_of_pyro(),
                 poutine.trace(param_only=True) as params,
             ):
                 module = record(batched, *tensors)

@@ -165,3 +165,40 @@ def test_no_internal_exception_reaches_a_user():
     assert found == set(CAUGHT)
     for _, name in found:
         assert sum(name in re.findall(r"\w+", path.read_text()) for path in MODULES) == 1
+
+
+# Where a model runs within its caller's handlers, because the caller is Pyro.
+RUNS_INSIDE = {"pyro_hypernet.vectorize": {"trace_one"}}
+
+
+def runs_of_models(tree: ast.AST) -> list[tuple[str, bool]]:
+    """For every `poutine.trace` its function, and whether it is entered with all that is under way put aside."""
+    found = []
+
+    def visit(node: ast.AST, function: str, is_outside: bool) -> None:
+        if isinstance(node, ast.FunctionDef):
+            function, is_outside = node.name, False
+        if isinstance(node, ast.With):
+            is_outside = is_outside or any("outside_of_pyro(" in ast.unparse(item) for item in node.items)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("poutine.trace", "poutine.block"):
+            found.append((function, is_outside and node.func.attr == "trace"))
+        for child in ast.iter_child_nodes(node):
+            visit(child, function, is_outside)
+
+    visit(tree, "", False)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_model_runs_outside_of_pyro(path):
+    """Handlers, plate dimensions and parameter statements of whoever calls do not see a run of ours, nor it them."""
+    inside = {name for name, is_outside in runs_of_models(ast.parse(path.read_text())) if not is_outside}
+    assert inside <= RUNS_INSIDE.get(dotted(path), set()), f"{dotted(path)} runs a model within its caller's handlers"
+
+
+def test_a_run_within_handlers_is_found():
+    assert runs_of_models(ast.parse("def f():\n    with poutine.block():\n        poutine.trace(g)()")) == [
+        ("f", False),
+        ("f", False),
+    ]
+    assert runs_of_models(ast.parse("with outside_of_pyro():\n    poutine.trace(g)()")) == [("", True)]

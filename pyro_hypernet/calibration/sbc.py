@@ -18,13 +18,13 @@ from torch import Tensor
 
 from pyro_hypernet.calibration.ecdf import uniform_p_value
 from pyro_hypernet.calibration.journal import Journal
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.predict import predictive_nodes
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.fit import fit
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 LIKELIHOOD = "log likelihood"
 Train = Callable[..., Any]
@@ -168,8 +168,8 @@ class _Task:
         self.train = train
         self.num_draws = num_draws
         self.seed = seed
-        with torch.random.fork_rng(devices=[]), poutine.block(), torch.no_grad():
-            trace = poutine.trace(model).get_trace(*args)
+        with torch.random.fork_rng(devices=[]):
+            trace = trace_prior(model, args)
         self.layout = Layout.from_trace(trace)
         latent = dict.fromkeys(self.layout.names)
         self.observed = [name for name, node in predictive_nodes(trace, latent).items() if node["is_observed"]]
@@ -195,8 +195,7 @@ class _Task:
 
     def _ranks(self) -> list[float]:
         blank = poutine.condition(self.model, data=dict.fromkeys(self.observed))
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(blank).get_trace(*self.args)
+        trace = trace_prior(blank, self.args)
         data = {name: trace.nodes[name]["value"].detach() for name in self.observed}
         # A module owns its learnt parameters, and is trained here: every simulation starts at the same ones.
         model = copy.deepcopy(self.model) if isinstance(self.model, torch.nn.Module) else self.model
@@ -205,7 +204,7 @@ class _Task:
         samples = draws(posterior, *self.args, num_samples=self.num_draws)
         truth = {name: trace.nodes[name]["value"].detach()[None] for name in self.layout.names}
         log_joint = LogJoint(simulated, self.layout, mode="eager")
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), outside_of_pyro():
             columns = [torch.cat([self._columns(values, log_joint) for values in (truth, samples)])]
         values = torch.cat(columns, 1)
         below = (values[1:] < values[0]).double().sum(0)

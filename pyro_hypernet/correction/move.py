@@ -29,7 +29,7 @@ from pyro_hypernet.safeguards import (
     refuse_minibatches,
     refuse_random_density,
 )
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
 _NUM_PILOTS, _PILOT_MOVES = 64, 20
@@ -163,7 +163,7 @@ def _check_model(model: Model, layout: Layout, samples: dict[str, Tensor], args:
     """Raises where the model has other latent sites than the guide, or draws minibatches."""
     first = {name: value[0] for name, value in samples.items()}
     try:
-        with poutine.block(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
+        with outside_of_pyro(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
             trace = poutine.trace(model).get_trace(*args)
     except Exception as error:
         if not is_numerical(error):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_hypernet.density import sample_prior
@@ -30,7 +29,7 @@ from pyro_hypernet.evaluation.verdict import USE, Check, Diagnosis, diagnosis_of
 from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, layout_of, weighted_draws
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.caution import remember
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 _PRIOR_DRAWS = 1000
 _FUNCTION_DRAWS = 2000
@@ -214,7 +213,7 @@ def _holds_some_copies(model: Model, guide: Any, args: tuple, kwargs: dict) -> b
     if kwargs:
         return False
     try:
-        with poutine.block():
+        with outside_of_pyro():
             return symmetries_of(model, *args)[0].log_order > 0
     except ValueError:
         return False

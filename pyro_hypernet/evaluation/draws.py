@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
+from pyro_hypernet.vectorize import outside_of_pyro
 
 
 @torch.no_grad()
@@ -170,7 +171,7 @@ def _run_guide(guide: Any, args: tuple, kwargs: dict, num_samples: int, *, with_
         return values, _log_prob(trace, (num_samples, -1)) if with_density else None
     rows, log_q = [], []
     for _ in range(num_samples):
-        with poutine.block():
+        with outside_of_pyro():
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
         rows.append(_latents(guide, trace))
         if with_density:
@@ -184,7 +185,7 @@ def _run_guide(guide: Any, args: tuple, kwargs: dict, num_samples: int, *, with_
 def _vectorized_trace(guide: AutoNormal, args: tuple, kwargs: dict, num_samples: int) -> Trace:
     """Runs a mean-field guide once for all draws, inside a plate to the left of every batch axis of the model."""
     depth = max(len(node["fn"].batch_shape) for _, node in guide.prototype_trace.iter_stochastic_nodes())
-    with poutine.block(), pyro.plate("_draws_of_the_guide", num_samples, dim=-1 - depth):
+    with outside_of_pyro(), pyro.plate("_draws_of_the_guide", num_samples, dim=-1 - depth):
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
 

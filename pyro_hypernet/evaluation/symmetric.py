@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from pyro_hypernet.density import trace_prior
 from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.knowledge import learn
@@ -50,8 +50,7 @@ def symmetries_of(model: Model, *args: Any) -> tuple[Symmetries, Layout]:
     Raises:
         ValueError: If the model cannot be tried: see `knowledge.learn`.
     """
-    with poutine.block(), torch.no_grad():
-        trace = poutine.trace(model).get_trace(*args)
+    trace = trace_prior(model, args)
     layout = Layout.from_trace(trace)
     found = learn(model, layout, trace, torch.zeros(layout.dim), args, {})
     if found is None:

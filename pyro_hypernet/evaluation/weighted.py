@@ -7,11 +7,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor
 
-from pyro_hypernet.density import NUM_LOOKS, LogJoint
+from pyro_hypernet.density import NUM_LOOKS, LogJoint, trace_prior
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import MAX_BYTES, count_bytes
 from pyro_hypernet.guide import AutoHypernet
@@ -131,7 +130,7 @@ def _log_joint(
     w, log_det = layout.unconstrain(samples)
     log_joint = LogJoint(model, layout, mode="eager")  # run a few times: a capture would not pay
     size = max(1, int(max_bytes // max(1, count_bytes(lambda: log_joint.site_log_probs(w[0], *args, **kwargs)))))
-    with poutine.block(), pyro.validation_enabled(False):
+    with outside_of_pyro(), pyro.validation_enabled(False):
         log_p = torch.cat([log_joint(chunk, *args, **kwargs) for chunk in w.split(min(size, _CHUNK))])
     return (log_p - log_det).double()
 
@@ -192,8 +191,7 @@ def layout_of(model: Model, args: tuple, kwargs: Mapping[str, Any], guide: Any =
         return guide.layout
     if isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
         return Layout.from_trace(guide.prototype_trace)
-    with poutine.block(), torch.no_grad():
-        return Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs))
+    return Layout.from_trace(trace_prior(model, args, kwargs))
 
 
 def _chunks(samples: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

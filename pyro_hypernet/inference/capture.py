@@ -6,14 +6,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers
 from pyro_hypernet.graphs.simplify import simplify
-from pyro_hypernet.vectorize import inlined
+from pyro_hypernet.vectorize import inlined, outside_of_pyro
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
 TOLERANCE = 1e-3
@@ -75,7 +74,7 @@ class Captured:
             merged = [next(remaining) if isinstance(value, Tensor) else value for value in values]
             return self.function(*pytree.tree_unflatten(merged, spec))
 
-        with same_random_numbers(self.views), poutine.block(), pyro.validation_enabled(False), inlined():
+        with same_random_numbers(self.views), outside_of_pyro(), pyro.validation_enabled(False), inlined():
             module = record(traced, *self.leaves, *self._tensors(batch))
         return simplify(module, constants=True)
 

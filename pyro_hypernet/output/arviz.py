@@ -17,7 +17,7 @@ from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import minibatch_plates, plate_names
 from pyro_hypernet.safeguards import name_arguments
-from pyro_hypernet.vectorize import Model, Vectorized, trace_one
+from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 Groups = dict[str, dict[str, np.ndarray]]
 _OWN_AXES = {"chain", "draw"}
@@ -151,12 +151,12 @@ def _sample_prior(
     """Draws of the same sites from the prior; none where it is improper."""
 
     def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = trace_one(model, {}, args, kwargs)
         return {name: trace.nodes[name]["value"] for name in samples}
 
     if not num_samples:
         return {}
-    with poutine.block(), warnings.catch_warnings():
+    with outside_of_pyro(), warnings.catch_warnings():
         # Dirichlets and their like are drawn one by one, which once is no harm.
         warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
         try:
