@@ -78,7 +78,7 @@ def refuse_vanished_priors(model: Model, layout: Layout, trace: Trace, args: tup
 
     With no prior and no likelihood its posterior is flat on an endless support, so that there is none; where the
     likelihood depends on it, or the support has an end, it may have one, as after `ImproperUniform`. Latents that
-    `obs_mask` makes are passed over: their masked values stand for what is observed, and are not used.
+    `obs_mask` makes have a prior in all places in our densities, see `vectorize.trace_one`.
     """
     values = {name: trace.nodes[name]["value"].detach() for name in layout.names}
     for site in layout.sites:

@@ -57,7 +57,7 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
         The trace; conditioned sites count as observed.
     """
     conditioned = poutine.condition(model, data=dict(values))
-    return poutine.trace(_Unvalidated()(conditioned)).get_trace(*args, **kwargs)
+    return poutine.trace(_AsDensity()(conditioned)).get_trace(*args, **kwargs)
 
 
 @contextmanager
@@ -688,10 +688,17 @@ def _argument(path: Any) -> str:
     return f"argument {key.key!r}" if hasattr(key, "key") else f"argument number {key.idx + 1}"
 
 
-class _Unvalidated(Messenger):
-    """Turns off validation in distributions that were made before, such as the priors of a PyroSample."""
+class _AsDensity(Messenger):
+    """What a run for its density needs.
+
+    Validation is off in distributions that were made before, too, such as the priors of a PyroSample. What `obs_mask`
+    leaves as a latent has its prior in the places that are observed as well: nothing else depends on it there, and with
+    no prior it would have no posterior.
+    """
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"].endswith("_unobserved") and isinstance(msg["mask"], Tensor):
+            msg["mask"] = None
         if hasattr(msg["fn"], "_validate_args"):
             msg["fn"] = _unvalidated(msg["fn"])
 
