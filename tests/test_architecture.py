@@ -35,6 +35,7 @@ ORDER = [
     "rejection",
     "copies",
     "guide",
+    "target",
     "inference",
     "evaluation",
     "correction",

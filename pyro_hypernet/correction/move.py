@@ -12,23 +12,18 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import NUM_LOOKS, LogJoint, trace_prior
+from pyro_hypernet.density import NUM_LOOKS, trace_prior
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.weighted import layout_of
 from pyro_hypernet.graphs.culprits import is_numerical
-from pyro_hypernet.inference.collapsed import temper
-from pyro_hypernet.inference.functions import function_values, side_by_side
-from pyro_hypernet.inference.moves import State, Trajectories
-from pyro_hypernet.inference.tempered import Tempered, Whole
+from pyro_hypernet.inference.collapsed import collapse as collapsed
+from pyro_hypernet.inference.functions import side_by_side
+from pyro_hypernet.inference.moves import Trajectories
 from pyro_hypernet.inference.tempering import mean_and_spread
 from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import (
-    name_arguments,
-    raise_for_nan,
-    refuse_minibatches,
-    refuse_random_density,
-)
+from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.target import State, Target, Whole
 from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
@@ -68,6 +63,7 @@ def move(
     collapse: bool = True,
     max_seconds: float = math.inf,
     progress: bool = True,
+    **kwargs: Any,
 ) -> Moved:
     """Moves every draw of a guide by Hamiltonian Monte Carlo that leaves the posterior as it is.
 
@@ -89,6 +85,7 @@ def move(
         collapse: Whether to integrate out what can be.
         max_seconds: After so long no further move is begun; some may be missing then, see `acceptance`.
         progress: Whether to show a bar; quiet where the output is no terminal.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Draws and what happened to them.
@@ -122,13 +119,13 @@ def move(
     if not is_guide(guide):
         raise TypeError(f"move takes a guide that can be sampled for ever; got {type(guide).__name__}, stored samples.")
     start = time.perf_counter()
-    before = draws(guide, *args, num_samples=num_samples + _NUM_PILOTS)
-    layout = layout_of(model, args, {}, guide)
-    _check_model(model, layout, before, args)
-    w = layout.unconstrain(before)[0]
+    before = draws(guide, *args, num_samples=num_samples + _NUM_PILOTS, **kwargs)
+    whole = Whole(model, layout_of(model, args, kwargs, guide), args, kwargs)
+    _check_model(whole, before)
+    w = whole.layout.unconstrain(before)[0]
     with validation_enabled(False):
-        target = _target(model, layout, args, collapse)
-        state = _start(target, target.coordinates(w), model, args)
+        target = _collapsed(whole) if collapse else whole
+        state = _start(target, target.coordinates(w))
         if target.dim and bool((state.w == state.w[0]).all()):
             raise ValueError(
                 f"The draws of {type(guide).__name__} do not vary: move starts from draws of a guide, not from a point "
@@ -148,54 +145,54 @@ def move(
                 acceptance.append(rate)
         except KeyboardInterrupt:
             pass  # the moves so far are worth having
-        samples = layout.constrain(target.complete(state.w))[0]
+        samples = target.samples(state.w)
     return Moved(
         samples=samples,
         acceptance=tuple(acceptance),
         num_leapfrogs=trajectories.num_leapfrogs - num_before,
-        shift=_shift(model, {name: value[:num_samples] for name, value in before.items()}, samples, args),
+        shift=_shift(whole, {name: value[:num_samples] for name, value in before.items()}, samples),
         collapsed=target.collapsed,
         seconds=time.perf_counter() - start,
     )
 
 
-def _check_model(model: Model, layout: Layout, samples: dict[str, Tensor], args: tuple) -> None:
+def _check_model(target: Target, samples: dict[str, Tensor]) -> None:
     """Raises where the model has other latent sites than the guide, or draws minibatches."""
     first = {name: value[0] for name, value in samples.items()}
     try:
         with outside_of_pyro(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
-            trace = poutine.trace(model).get_trace(*args)
+            trace = poutine.trace(target.model).get_trace(*target.args, **target.kwargs)
     except Exception as error:
         if not is_numerical(error):
             raise
-        trace = trace_prior(model, args)  # the draw has no density; another will do
-    layout.check(Layout.from_trace(trace), "the model")
+        trace = trace_prior(target.model, target.args, target.kwargs)  # the draw has no density; another will do
+    target.layout.check(Layout.from_trace(trace), "the model")
     refuse_minibatches(trace, "move")
     few = {name: value[:NUM_LOOKS] for name, value in samples.items()}
-    refuse_random_density(LogJoint(model, layout), layout.unconstrain(few)[0], "move", args)
+    target.refuse_random(target.layout.unconstrain(few)[0], "move")
 
 
-def _target(model: Model, layout: Layout, args: tuple, collapse: bool) -> Tempered:
+def _collapsed(whole: Whole) -> Target:
     try:
-        return temper(model, layout, args, collapse=collapse)
+        return collapsed(whole)
     except NotImplementedError:  # the prior cannot be sampled, which only finding a block asks for
-        return Whole(model, layout, args)
+        return whole
 
 
-def _start(target: Tempered, x: Tensor, model: Model, args: tuple) -> State:
+def _start(target: Target, x: Tensor) -> State:
     """The state at these coordinates; draws without a finite density are replaced by others, chosen at random."""
-    state = target(x, 1.0)
+    state = target(x)
     is_good = (state.log_prior + state.log_likelihood).isfinite() & state.gradient.isfinite().all(-1)
     good = is_good.nonzero().flatten()
     if len(good) == 0:
-        raise_for_nan(name_arguments(model, args, {}))
+        target.raise_for_nan()
         raise ValueError("No draw of the guide has a finite density: train it, or check the data.")
     other = good[torch.randint(len(good), is_good.shape, device=good.device)]
     return _rows(state, torch.where(is_good, torch.arange(len(x), device=good.device), other))
 
 
 def _settle(
-    trajectories: Trajectories, target: Tempered, state: State, centre: Tensor, spread: Tensor, *, until: float
+    trajectories: Trajectories, target: Target, state: State, centre: Tensor, spread: Tensor, *, until: float
 ) -> None:
     """Finds step size and length on draws that are thrown away."""
     for _ in range(_PILOT_MOVES):
@@ -209,8 +206,8 @@ def _rows(state: State, index: Any) -> State:
     return State(*(value[index] for value in state))
 
 
-def _shift(model: Model, before: dict[str, Tensor], after: dict[str, Tensor], args: tuple) -> float:
-    old, new = (side_by_side(function_values(model, samples, args), 1) for samples in (before, after))
+def _shift(target: Target, before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    old, new = (side_by_side(target.functions(samples), 1) for samples in (before, after))
     if old is None or new is None:
         return math.nan
     old, new = (values[values.isfinite().all(-1)] for values in (old, new))

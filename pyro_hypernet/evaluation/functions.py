@@ -8,7 +8,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.evaluation.predict import deterministic_nodes, map_in_chunks, predictive_nodes
-from pyro_hypernet.inference.functions import mean_of
+from pyro_hypernet.target import mean_of
 from pyro_hypernet.vectorize import Model
 
 # So many numbers of every draw at most: an even choice of them.

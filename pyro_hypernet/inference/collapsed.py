@@ -7,19 +7,18 @@ import torch
 from pyro import validation_enabled
 from torch import Tensor
 
-from pyro_hypernet.density import LogJoint, sample_prior, split_density
-from pyro_hypernet.inference.tempered import Tempered, Whole
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.density import sample_prior, split_density
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.responses import Response, find_response
-from pyro_hypernet.vectorize import Model, trace_one
+from pyro_hypernet.target import Target, Whole
+from pyro_hypernet.vectorize import trace_one
 
 _NUM_POINTS = 16
 # About so many numbers in the derivatives of one chunk of rows.
 _MAX_NUMBERS = 2**20
 
 
-class Collapsed(Tempered):
+class Collapsed(Target):
     """p(data | a) and its prior, where the weights are a and a block b that is integrated out.
 
     Given a, observations and prior are jointly normal in b, with conditional mean m(a) and precision P(a), so that
@@ -27,24 +26,23 @@ class Collapsed(Tempered):
     a Cholesky factor: m is where the first term is greatest, and `d log |P| = tr(P⁻¹ dP)`.
 
     Args:
-        model: The Pyro model.
-        layout: Its latent sites.
-        args: The model's arguments.
+        whole: The density over all weights.
         response: How the observations depend on b; its `is_exact` must hold.
     """
 
-    def __init__(self, model: Model, layout: Layout, args: tuple, response: Response) -> None:
-        point = sample_prior(model, layout, 1, args)
-        targets, log_precisions = response.start(point[0], args, {})
+    def __init__(self, whole: Whole, response: Response) -> None:
+        model, layout, args, kwargs = whole.model, whole.layout, whole.args, whole.kwargs
+        point = sample_prior(model, layout, 1, args, kwargs)
+        targets, log_precisions = response.start(point[0], args, kwargs)
         max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(response.index) + 1))))
-        super().__init__(model, layout, args, max_rows=max_rows)
+        super().__init__(model, layout, args, kwargs, max_rows=max_rows)
         self.response = response
         self.targets = targets
         self.index = response.index.to(point.device)
         is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
         is_free[self.index] = False
         self.free = is_free.nonzero().flatten()
-        self.conditional = GaussianConditional(response, targets, log_precisions, args, {})
+        self.conditional = GaussianConditional(response, targets, log_precisions, args, kwargs)
 
     @property
     def dim(self) -> int:
@@ -54,9 +52,6 @@ class Collapsed(Tempered):
     def collapsed(self) -> tuple[str, ...]:
         return self.response.block
 
-    def sample_prior(self, num_samples: int) -> Tensor:
-        return self.coordinates(sample_prior(self.model, self.layout, num_samples, self.args))
-
     def coordinates(self, w: Tensor) -> Tensor:
         return w[:, self.free]
 
@@ -65,9 +60,7 @@ class Collapsed(Tempered):
         with torch.no_grad(), validation_enabled(False):
             return self.conditional.forward_and_log_det(noise.index_copy(1, self.free, x))[0]
 
-    def parts_of_one(
-        self, x: Tensor, temperature: Tensor, args: tuple, kwargs: dict
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def parts_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         w = x.new_zeros(self.layout.dim).index_copy(0, self.free, x)
         answer = self.response.answer_of_one(w, args, kwargs)
         mean, factor = self._conditional(*(part.detach() for part in answer))
@@ -81,7 +74,7 @@ class Collapsed(Tempered):
         log_prior, at_mean = log_prior - of_block, log_likelihood + of_block
         log_volume = len(mean) / 2 * math.log(2 * math.pi) - factor.diagonal().log().sum()
         slope = at_mean - _trace_of_product(torch.cholesky_inverse(factor).to(w), answer) / 2
-        return log_prior + temperature * slope, (log_prior.detach(), (at_mean.double() + log_volume).to(w).detach())
+        return log_prior + beta * slope, (log_prior.detach(), (at_mean.double() + log_volume).to(w).detach())
 
     def _conditional(
         self, offset: Tensor, jacobian: Tensor, log_precision: Tensor, prior_loc: Tensor, prior_scale: Tensor
@@ -97,50 +90,47 @@ class Collapsed(Tempered):
         return torch.cholesky_solve(pull[:, None], factor)[:, 0], factor
 
 
-def temper(model: Model, layout: Layout, args: tuple, *, collapse: bool) -> Tempered:
-    """The density to sample: with the linear block integrated out where that is exact, else over all weights.
+def collapse(whole: Whole) -> Target:
+    """The density with its linear block integrated out where that is exact, else as it is.
 
     Args:
-        model: A Pyro model whose prior can be sampled.
-        layout: Its latent sites.
-        args: The model's arguments.
-        collapse: Whether to look for a block at all.
+        whole: The density over all weights.
+
+    Raises:
+        NotImplementedError: If the prior cannot be sampled.
     """
-    if collapse:
-        response = _find_exact_block(model, layout, args)
-        if response is not None:
-            target = Collapsed(model, layout, args, response)
-            if _is_exact(target):
-                return target
-    return Whole(model, layout, args)
+    response = _find_exact_block(whole)
+    if response is not None:
+        target = Collapsed(whole, response)
+        if _is_exact(target):
+            return target
+    return whole
 
 
-def _find_exact_block(model: Model, layout: Layout, args: tuple) -> Response | None:
+def _find_exact_block(whole: Whole) -> Response | None:
     """The block, or None where there is none, or where the model cannot be vmapped."""
-    log_joint = LogJoint(model, layout)
     with torch.no_grad(), validation_enabled(False):
-        draws = sample_prior(model, layout, _NUM_POINTS, args)
-        points = draws[log_joint(draws, *args).isfinite()]
-        if log_joint.mode == "loop" or len(points) < 4:
+        draws = whole.sample_prior(_NUM_POINTS)
+        points = draws[whole.log_prob(draws).isfinite()]
+        if whole.log_joint.mode == "loop" or len(points) < 4:
             return None
-        response = find_response(model, layout, points, args, {})
+        response = find_response(whole.model, whole.layout, points, whole.args, whole.kwargs)
     return response if response is not None and response.is_exact else None
 
 
 def _is_exact(target: Collapsed) -> bool:
     """Whether p(data, a, b) / p(b | data, a) is the same at two values of b, which is what integrating out assumes."""
-    log_joint = LogJoint(target.model, target.layout)
     a = target.sample_prior(_NUM_POINTS)
     with torch.no_grad(), validation_enabled(False):
-        values = [_log_ratio(target, log_joint, a) for _ in range(2)]
+        values = [_log_ratio(target, a) for _ in range(2)]
     return all(bool(v.isfinite().all()) for v in values) and torch.allclose(*values, rtol=1e-4, atol=1e-2)
 
 
-def _log_ratio(target: Collapsed, log_joint: LogJoint, a: Tensor) -> Tensor:
+def _log_ratio(target: Collapsed, a: Tensor) -> Tensor:
     noise = torch.randn(len(a), target.layout.dim, dtype=a.dtype, device=a.device)
     w, log_det = target.conditional.forward_and_log_det(noise.index_copy(1, target.free, a))
     log_q = torch.distributions.Normal(0.0, 1.0).log_prob(noise[:, target.index]).sum(-1) - log_det
-    return log_joint(w, *target.args) - log_q
+    return target.log_prob(w) - log_q
 
 
 def _trace_of_product(covariance: Tensor, answer: tuple[Any, ...]) -> Tensor:

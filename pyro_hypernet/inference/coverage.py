@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.target import Target
 
 # Weights above this quantile of the guide's own are such as it practically never draws.
 _QUANTILE = 0.995
@@ -33,24 +31,21 @@ class Coverage:
     missed: float
 
 
-def cover(
-    model: Model, guide: AutoHypernet, samples: dict[str, Tensor], args: tuple[Any, ...], *, num_samples: int
-) -> Coverage:
+def cover(target: Target, guide: AutoHypernet, samples: dict[str, Tensor], *, num_samples: int) -> Coverage:
     """Holds a guide against draws of the posterior.
 
     Args:
-        model: The Pyro model.
+        target: The model with its arguments.
         guide: A trained guide of the same model.
         samples: A dict from site to draws of the posterior, shape `(S, *shape)`.
-        args: The model's arguments.
         num_samples: Draws of the guide.
     """
     with torch.no_grad():
-        guide.setup(*args)
-        log_joint = LogJoint(model, guide.layout)
+        guide.setup(*target.args, **target.kwargs)
         w, log_q = guide.sample_and_log_prob(num_samples)
-        own = (log_joint(w, *args) - log_q).double()
-        true = (log_joint.log_prob(samples, *args) - guide.log_prob(samples)).double()
+        own = (target.log_prob(w) - log_q).double()
+        log_p = target.log_joint.log_prob(samples, *target.args, **target.kwargs)
+        true = (log_p - guide.log_prob(samples)).double()
     limit = own.quantile(_QUANTILE)
     beyond = float((true > limit).double().mean())
     return Coverage(

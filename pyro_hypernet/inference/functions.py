@@ -1,41 +1,7 @@
 """What a model computes from its draws: where populations and chains are compared, for weights have symmetries."""
 
-from typing import Any
-
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-
-from pyro_hypernet.density import map_model
-from pyro_hypernet.vectorize import Model
-
-
-def function_values(model: Model, samples: dict[str, Tensor], args: tuple) -> dict[str, Tensor]:
-    """Deterministic sites and the means of observed sites for every draw.
-
-    Args:
-        model: A Pyro model.
-        samples: A dict from latent site to draws of shape `(S, *shape)`.
-        args: The model's arguments.
-
-    Returns:
-        A dict from site to values of shape `(S, ...)`, all of floating point; empty where no mean is known.
-    """
-
-    def collect(trace: Trace) -> dict[str, Tensor]:
-        values = {}
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or name in samples:
-                continue
-            value = node["value"] if node["infer"].get("_deterministic", False) else None
-            if value is None and node["is_observed"]:
-                value = mean_of(node["fn"])
-            if value is not None and value.is_floating_point():
-                values[name] = value
-        return values
-
-    with torch.no_grad():
-        return map_model(model, samples, args, collect=collect)
 
 
 def side_by_side(values: dict[str, Tensor], batch_dim: int) -> Tensor | None:
@@ -81,21 +47,3 @@ def effective_draws(values: Tensor) -> float:
     total = values.flatten(0, 1).var(0).sum()
     of_means = values.mean(1).var(0).sum()
     return min(float(chains * total / of_means), float(chains * size)) if bool(of_means > 0) else float(chains * size)
-
-
-def mean_of(fn: Any) -> Tensor | None:
-    """What a distribution says of its mean: probabilities where it has them, so that classes count as such.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        The mean, or None where the distribution has none.
-    """
-    probs = getattr(fn, "probs", None)
-    if isinstance(probs, Tensor):
-        return probs
-    try:
-        return fn.mean
-    except (AttributeError, NotImplementedError):
-        return None

@@ -2,30 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_hypernet.target import State
+
 TARGET_ACCEPTANCE = 0.8
 # How fast the length follows its gradient; a move changes it by a factor of e^.2 at most.
 _RATE_OF_LENGTH = 0.2
-
-
-class State(NamedTuple):
-    """Draws with their densities at one temperature.
-
-    Attributes:
-        w: Weights, shape `(S, D)`.
-        log_prior: In nats, shape `(S,)`.
-        log_likelihood: In nats, shape `(S,)`.
-        gradient: Of log prior + temperature × log likelihood, shape `(S, D)`.
-    """
-
-    w: Tensor
-    log_prior: Tensor
-    log_likelihood: Tensor
-    gradient: Tensor
 
 
 Density = Callable[[Tensor, float], State]
@@ -55,15 +40,13 @@ class Trajectories:
         self.num_leapfrogs = 0
         self.num_moves = 0
 
-    def move(
-        self, density: Density, state: State, temperature: float, centre: Tensor, spread: Tensor
-    ) -> tuple[State, float]:
+    def move(self, density: Density, state: State, beta: float, centre: Tensor, spread: Tensor) -> tuple[State, float]:
         """One trajectory of every draw, accepted or not by its energy.
 
         Args:
-            density: Evaluates weights at a temperature.
+            density: Evaluates weights at a power of the likelihood.
             state: Where the draws are.
-            temperature: The power of the likelihood.
+            beta: The power of the likelihood.
             centre: Of the cloud, shape `(D,)`.
             spread: The scale of every weight, shape `(D,)`: momenta have its inverse.
 
@@ -77,11 +60,11 @@ class Trajectories:
         num_steps = self._draw_steps()
         for _ in range(num_steps):
             velocity = velocity + size / 2 * end.gradient
-            end = density(end.w + size * velocity, temperature)
+            end = density(end.w + size * velocity, beta)
             velocity = velocity + size / 2 * end.gradient
         self.num_leapfrogs += num_steps
         self.num_moves += 1
-        rise = _energy(end, velocity, temperature) - _energy(state, momentum, temperature)
+        rise = _energy(end, velocity, beta) - _energy(state, momentum, beta)
         chance = rise.nan_to_num(nan=-math.inf, posinf=-math.inf).exp().clamp(max=1)
         accepted = torch.rand_like(chance) < chance
         rate = float(chance.mean())
@@ -106,9 +89,9 @@ class Trajectories:
         self.length = min(max(self.length, self.step_size), self.step_size * self.max_leapfrogs / 1.5)
 
 
-def _energy(state: State, velocity: Tensor, temperature: float) -> Tensor:
+def _energy(state: State, velocity: Tensor, beta: float) -> Tensor:
     """Log of the joint density of weights and momenta, in nats."""
-    return state.log_prior + temperature * state.log_likelihood - (velocity**2).sum(-1) / 2
+    return state.log_prior + beta * state.log_likelihood - (velocity**2).sum(-1) / 2
 
 
 def _choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:

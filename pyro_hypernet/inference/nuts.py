@@ -16,12 +16,10 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.functions import function_values
 from pyro_hypernet.inference.no_u_turn import Chain, Evaluate, run_together
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import refuse_minibatches, refuse_random_density
+from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.target import Target, Whole, bind
 from pyro_hypernet.vectorize import Model
 
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
@@ -91,6 +89,7 @@ def nuts(
     num_processes: int | None = None,
     max_seconds: float = math.inf,
     progress: bool = False,
+    **kwargs: Any,
 ) -> Nuts:
     """Samples the posterior with the No-U-Turn sampler, the density and its gradient captured as one graph.
 
@@ -110,6 +109,7 @@ def nuts(
         max_seconds: After half of it no further step of adaptation is begun, and after all of it no further draw:
             chains then hold fewer, at least four.
         progress: Whether to show a bar, in one process only; quiet where the output is no terminal.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Draws and diagnostics. A warning says so where chains did not mix.
@@ -140,13 +140,10 @@ def nuts(
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be positive or None; got {num_processes}.")
     start = time.perf_counter()
-    if guide is not None:
-        guide.setup(*args)
-    layout, like = _layout(model, args, guide)
-    target = _Target(LogJoint(model, layout), args, guide, like)
-    starts = _starts(target, num_chains)
-    points = torch.stack([target.to_weights(start) for start in starts])
-    refuse_random_density(target.log_joint, torch.cat([points, points + 0.5]), "nuts", args)
+    space = _Space(_bind(model, args, kwargs, guide), guide)
+    starts = _starts(space, num_chains)
+    points = torch.stack([space.to_weights(start) for start in starts])
+    space.target.refuse_random(torch.cat([points, points + 0.5]), "nuts")
     seeds = [int(seed) for seed in torch.randint(2**31 - 1, (num_chains,))]
     options = {
         "num_samples": num_samples,
@@ -155,12 +152,12 @@ def nuts(
         "max_tree_depth": max_tree_depth,
         "max_seconds": max_seconds,
     }
-    chains = _run_chains(target, starts, seeds, options, num_processes, progress)
+    chains = _run_chains(space, starts, seeds, options, num_processes, progress)
     count = min(len(chain.draws) for chain in chains)  # they differ where the time was up
-    w = target.to_weights(torch.stack([torch.from_numpy(chain.draws[-count:]).to(starts[0]) for chain in chains]))
-    samples_by_chain = layout.constrain(w)[0]
+    w = space.to_weights(torch.stack([torch.from_numpy(chain.draws[-count:]).to(starts[0]) for chain in chains]))
+    samples_by_chain = space.target.layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
-    functions = function_values(model, samples, args)
+    functions = space.target.functions(samples)
     functions = {name: value.unflatten(0, (num_chains, -1)) for name, value in functions.items()}
     result = Nuts(
         samples=samples,
@@ -173,43 +170,41 @@ def nuts(
         acceptance=tuple(chain.acceptance for chain in chains),
         num_gradients=tuple(chain.num_gradients for chain in chains),
         seconds=time.perf_counter() - start,
-        num_failed=target.num_failed,
+        num_failed=space.num_failed,
     )
     _warn_of_failures(result)
     _warn_if_unmixed(result)
     return result
 
 
-class _Target:
-    """The density of a batch of points, and the way from the sampler's space to weights."""
+class _Space:
+    """Where the sampler moves: the space of weights, or of a guide's noise, and the way from there to weights."""
 
-    def __init__(self, log_joint: LogJoint, args: tuple, guide: AutoHypernet | None, like: Tensor) -> None:
-        self.log_joint = log_joint
-        self.args = args
+    def __init__(self, target: Target, guide: AutoHypernet | None) -> None:
+        self.target = target
         self.guide = guide
-        self.like = like
         self.num_failed_elsewhere = 0
 
     @property
     def num_failed(self) -> int:
         """Points so far at which the model raised an error, those of other processes included."""
-        return self.log_joint.num_failed + self.num_failed_elsewhere
+        return self.target.log_joint.num_failed + self.num_failed_elsewhere
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log density, shape `(...)`, and its gradient at `z` of shape `(..., D)`."""
         if self.guide is None:
-            return self.log_joint.value_and_grad(z, *self.args)
+            return self.target.value_and_grad(z)
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             w, log_det = self.guide.bijection.forward_and_log_det(leaf)
-            value, score = self.log_joint.value_and_grad(w, *self.args)
+            value, score = self.target.value_and_grad(w)
             (gradient,) = torch.autograd.grad((score * w).sum() + log_det.sum(), leaf)
         return value + log_det.detach(), gradient
 
     def evaluate_like(self, start: Tensor) -> Evaluate:
         """The same for arrays of float64, worked out in the dtype and on the device of a point."""
 
-        run = self.value_and_grad if self.guide is not None else self.log_joint.bind_value_and_grad(*self.args)
+        run = self.value_and_grad if self.guide is not None else self.target.bind_value_and_grad()
 
         def evaluate(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             value, gradient = run(torch.from_numpy(points).to(start))
@@ -226,29 +221,24 @@ class _Target:
     def start(self) -> Tensor:
         if self.guide is not None:
             return self.guide.get_base_dist().sample()
-        return torch.empty_like(self.like).uniform_(-_START_RADIUS, _START_RADIUS)
+        return torch.empty_like(self.target.point).uniform_(-_START_RADIUS, _START_RADIUS)
 
 
-def _layout(model: Model, args: tuple, guide: AutoHypernet | None) -> tuple[Layout, Tensor]:
-    """The latent sites, and weights of their dtype and device, shape `(D,)`."""
-    if guide is not None:
-        refuse_minibatches(guide.prototype_trace, "nuts")
-        return guide.layout, guide.get_base_dist().sample()
-    trace = trace_prior(model, args)
-    refuse_minibatches(trace, "nuts")
-    layout = Layout.from_trace(trace)
-    if not layout.sites:
-        raise RuntimeError("The model has no latent site to sample.")
-    return layout, layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
+def _bind(model: Model, args: tuple, kwargs: dict[str, Any], guide: AutoHypernet | None) -> Target:
+    if guide is None:
+        return bind(model, args, kwargs, "nuts")
+    guide.setup(*args, **kwargs)
+    refuse_minibatches(guide.prototype_trace, "nuts")
+    return Whole(model, guide.layout, args, kwargs)
 
 
-def _starts(target: _Target, num_chains: int) -> list[Tensor]:
+def _starts(space: _Space, num_chains: int) -> list[Tensor]:
     starts: list[Tensor] = []
     for _ in range(_START_ATTEMPTS * num_chains):
-        z = target.start()
+        z = space.start()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
-            value, gradient = target.value_and_grad(z)
+            value, gradient = space.value_and_grad(z)
         if bool(value.isfinite()) and bool(gradient.isfinite().all()):
             starts.append(z)
         if len(starts) == num_chains:
@@ -259,7 +249,7 @@ def _starts(target: _Target, num_chains: int) -> list[Tensor]:
 
 
 def _run_chains(
-    target: _Target,
+    space: _Space,
     starts: list[Tensor],
     seeds: list[int],
     options: dict[str, Any],
@@ -271,10 +261,10 @@ def _run_chains(
     processes = min(len(starts), cores if num_processes is None else num_processes)
     forkable = "fork" in multiprocessing.get_all_start_methods() and starts[0].device.type == "cpu"
     if processes <= 1 or not forkable:
-        return _run_some(target, starts, seeds, options, progress)
+        return _run_some(space, starts, seeds, options, progress)
     shares = [list(range(len(starts)))[first::processes] for first in range(processes)]
     global _inherited
-    _inherited = target, starts, seeds, options
+    _inherited = space, starts, seeds, options
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
@@ -287,25 +277,25 @@ def _run_chains(
     chains = {}
     for share, (some, num_failed) in zip(shares, found, strict=True):
         chains.update(zip(share, some, strict=True))
-        target.num_failed_elsewhere += num_failed
+        space.num_failed_elsewhere += num_failed
     return [chains[number] for number in range(len(starts))]
 
 
 # Set just before forking: a model need not be picklable to be inherited.
-_inherited: tuple[_Target, list[Tensor], list[int], dict[str, Any]] | None = None
+_inherited: tuple[_Space, list[Tensor], list[int], dict[str, Any]] | None = None
 
 
 def _run_inherited(share: list[int]) -> tuple[list[Chain], int]:
     """The chains, and how often the model raised an error."""
     assert _inherited is not None
-    target, starts, seeds, options = _inherited
-    before = target.num_failed
-    chains = _run_some(target, [starts[i] for i in share], [seeds[i] for i in share], options, False)
-    return chains, target.num_failed - before
+    space, starts, seeds, options = _inherited
+    before = space.num_failed
+    chains = _run_some(space, [starts[i] for i in share], [seeds[i] for i in share], options, False)
+    return chains, space.num_failed - before
 
 
 def _run_some(
-    target: _Target, starts: list[Tensor], seeds: list[int], options: dict[str, Any], progress: bool
+    space: _Space, starts: list[Tensor], seeds: list[int], options: dict[str, Any], progress: bool
 ) -> list[Chain]:
     total = len(starts) * (options["num_samples"] + options["warmup_steps"])
     points = torch.stack(starts).double().cpu().numpy()
@@ -314,7 +304,7 @@ def _run_some(
         tqdm(total=total, disable=None if progress else True, desc="nuts", leave=False) as bar,
     ):
         warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
-        return run_together(target.evaluate_like(starts[0]), points, seeds, bar.update, **options)
+        return run_together(space.evaluate_like(starts[0]), points, seeds, bar.update, **options)
 
 
 def _worst(values: Mapping[str, Tensor]) -> float:

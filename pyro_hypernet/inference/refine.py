@@ -12,23 +12,14 @@ from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import NUM_LOOKS, LogJoint, sample_prior, trace_prior
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.collapsed import temper
+from pyro_hypernet.inference.collapsed import collapse as collapsed
 from pyro_hypernet.inference.coverage import Coverage, cover
-from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat, side_by_side
-from pyro_hypernet.inference.moves import State, Trajectories
-from pyro_hypernet.inference.tempered import Tempered
+from pyro_hypernet.inference.functions import effective_draws, pooled_rhat, side_by_side
+from pyro_hypernet.inference.moves import Trajectories
 from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import (
-    name_arguments,
-    raise_for_nan,
-    refuse_local_latents,
-    refuse_minibatches,
-    refuse_random_density,
-)
-from pyro_hypernet.vectorize import Model, outside_of_pyro
+from pyro_hypernet.target import State, Target, Whole, bind, looks
+from pyro_hypernet.vectorize import Model
 
 # Every new temperature keeps this share of the particles effective.
 _ESS_SHARE = 0.5
@@ -97,6 +88,7 @@ def refine(
     collapse: bool = True,
     max_seconds: float = math.inf,
     progress: bool = True,
+    **kwargs: Any,
 ) -> Refined:
     """Carries draws of the prior to the posterior, through powers of the likelihood that rise from 0 to 1.
 
@@ -121,6 +113,7 @@ def refine(
             times the number of observations.
         max_seconds: After so long no further temperature is begun; draws are then of the last one.
         progress: Whether to show a bar; quiet where the output is no terminal.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Draws, log evidence and diagnostics. A warning says so where populations disagree.
@@ -147,21 +140,21 @@ def refine(
     """
     _check_numbers(num_samples, num_populations, num_moves, num_leapfrogs)
     start = time.perf_counter()
-    layout = _checked_layout(model, args)
+    whole = _bind(model, args, kwargs)
     with validation_enabled(False):
-        target = temper(model, layout, args, collapse=collapse)
+        target = collapsed(whole) if collapse else whole
         cloud = _Cloud(target, num_samples, num_populations, num_moves, num_leapfrogs)
         if not cloud.is_alive():
-            raise_for_nan(name_arguments(model, args, {}))
+            target.raise_for_nan()
             raise ValueError(
                 f"No draw of the prior has a finite likelihood, in one of {num_populations} populations of "
                 f"{num_samples // num_populations}: check the data for NaN, or the priors, or use more samples."
             )
         _heat_up(cloud, progress, until=start + max_seconds)
-        samples = layout.constrain(target.complete(cloud.draws(num_samples)))[0]
-    result = _sum_up(cloud, model, samples, args, start)
+        samples = target.samples(cloud.draws(num_samples))
+    result = _sum_up(cloud, samples, start)
     if guide is not None:
-        coverage = cover(model, guide, samples, args, num_samples=num_samples)
+        coverage = cover(target, guide, samples, num_samples=num_samples)
         result = replace(result, coverage=coverage, seconds=time.perf_counter() - start)
     _warn(result)
     return result
@@ -171,7 +164,7 @@ class _Cloud:
     """All draws with their likelihoods, in populations that never mix, one after the other."""
 
     def __init__(
-        self, target: Tempered, num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int
+        self, target: Target, num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int
     ) -> None:
         self.target = target
         self.num_populations = num_populations
@@ -238,9 +231,9 @@ def _heat_up(cloud: _Cloud, progress: bool, *, until: float) -> None:
         bar.close()
 
 
-def _sum_up(cloud: _Cloud, model: Model, samples: dict[str, Tensor], args: tuple, start: float) -> Refined:
+def _sum_up(cloud: _Cloud, samples: dict[str, Tensor], start: float) -> Refined:
     populations = cloud.num_populations
-    functions = function_values(model, samples, args)
+    functions = cloud.target.functions(samples)
     by_population = {name: value.unflatten(0, (populations, -1)) for name, value in functions.items()}
     sites = {name: value.unflatten(0, (populations, -1)) for name, value in samples.items()}
     flat = side_by_side(by_population, 2)
@@ -271,23 +264,16 @@ def _effective(flat: Tensor, num_chosen: int) -> float:
     return effective_draws(chains.transpose(1, 2).flatten(0, 1)) * flat.shape[1] / (moves * num_chosen)
 
 
-def _checked_layout(model: Model, args: tuple) -> Layout:
+def _bind(model: Model, args: tuple, kwargs: dict[str, Any]) -> Whole:
     try:
-        trace = trace_prior(model, args)
+        target = bind(model, args, kwargs, "refine")
     except NotImplementedError as error:
         raise ValueError(
             "The model's prior cannot be sampled, and refine starts from draws of it: give every latent site a proper "
             "prior, or use nuts."
         ) from error
-    refuse_local_latents(trace)
-    refuse_minibatches(trace, "refine")
-    layout = Layout.from_trace(trace)
-    if not layout.sites:
-        raise RuntimeError("The model has no latent site: there is nothing to refine.")
-    with outside_of_pyro(seed=0):
-        points = sample_prior(model, layout, NUM_LOOKS, args)
-    refuse_random_density(LogJoint(model, layout), points, "refine", args)
-    return layout
+    target.refuse_random(looks(target), "refine")
+    return target
 
 
 def _warn(result: Refined) -> None:

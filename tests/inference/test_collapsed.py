@@ -9,9 +9,10 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_hypernet.inference.collapsed import Collapsed, temper
-from pyro_hypernet.inference.tempered import Whole
+from pyro_hypernet.inference.collapsed import Collapsed, collapse
+from pyro_hypernet.inference.refine import refine
 from pyro_hypernet.layout import Layout
+from pyro_hypernet.target import Whole
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -31,10 +32,13 @@ def network(x, y, *, observe=dist.Normal, prior=dist.Normal):
         pyro.sample("y", observe(f, sigma), obs=y)
 
 
-def target_of(model, *args, collapse=True):
+def whole_of(model, *args):
     torch.manual_seed(seed(0))
-    layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
-    return temper(model, layout, args, collapse=collapse)
+    return Whole(model, Layout.from_trace(poutine.trace(model).get_trace(*args)), args, {})
+
+
+def target_of(model, *args):
+    return collapse(whole_of(model, *args))
 
 
 @functools.cache
@@ -69,16 +73,16 @@ def test_logged_observations_have_their_jacobian():
     torch.testing.assert_close(target(x, 1.0).log_likelihood, expected)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.4, 1.0])
-def test_the_gradient_is_that_of_the_value(temperature):
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_the_gradient_is_that_of_the_value(beta):
     target = target_of_network()
     x = target.sample_prior(10)
 
     def value(x):
-        state = target(x, temperature)
-        return state.log_prior + temperature * state.log_likelihood
+        state = target(x, beta)
+        return state.log_prior + beta * state.log_likelihood
 
-    gradient = target(x, temperature).gradient
+    gradient = target(x, beta).gradient
     for unit in torch.eye(target.dim):
         slope = (value(x + 1e-5 * unit) - value(x - 1e-5 * unit)) / 2e-5
         torch.testing.assert_close(gradient @ unit, slope, rtol=1e-5, atol=1e-6)
@@ -132,8 +136,11 @@ def test_nothing_is_integrated_out_that_is_not_normal(model):
     assert target.collapsed == ()
 
 
-def test_no_block_is_looked_for_where_none_is_wanted():
-    assert isinstance(target_of(network, X, Y, collapse=False), Whole)
+@pytest.mark.filterwarnings("ignore:refine gave up:UserWarning")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_block_is_looked_for_where_it_is_wanted(wanted):
+    refined = refine(network, X, Y, num_samples=64, collapse=wanted, max_seconds=1e-9, progress=False)
+    assert refined.collapsed == (("w1", "b1") if wanted else ())
 
 
 def test_a_model_that_runs_in_a_loop_is_taken_whole():

@@ -5,7 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.inference.functions import effective_draws, function_values, pooled_rhat, side_by_side
+from pyro_hypernet.inference.functions import effective_draws, pooled_rhat, side_by_side
+from pyro_hypernet.target import bind
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -19,7 +20,7 @@ def test_function_values_are_means_probabilities_and_deterministic_sites():
         pyro.sample("z", dist.Bernoulli(logits=f).to_event(1), obs=torch.ones(3))
 
     slope, x = torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0, 2.0])
-    values = function_values(model, {"slope": slope}, (x,))
+    values = bind(model, (x,), {}, "a test").functions({"slope": slope})
     torch.testing.assert_close(values["f"], slope[:, None] * x)
     torch.testing.assert_close(values["y"], slope[:, None] * x + 1)
     torch.testing.assert_close(values["z"], (slope[:, None] * x).sigmoid())

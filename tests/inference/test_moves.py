@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from pyro_hypernet.inference.moves import TARGET_ACCEPTANCE, State, Trajectories
+from pyro_hypernet.inference.moves import TARGET_ACCEPTANCE, Trajectories
+from pyro_hypernet.target import State
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 SCALE = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
 
 
-def gaussian(w, temperature):
-    """A standard normal prior, and a likelihood that at temperature 1 makes it N(0, SCALE²)."""
+def gaussian(w, beta):
+    """A standard normal prior, and a likelihood that at beta 1 makes it N(0, SCALE²)."""
     precision = 1 / SCALE**2 - 1
     log_likelihood = -(precision * w**2).sum(-1) / 2
-    return State(w, -(w**2).sum(-1) / 2, log_likelihood, -w - temperature * precision * w)
+    return State(w, -(w**2).sum(-1) / 2, log_likelihood, -w - beta * precision * w)
 
 
 def run(start, num_moves, spread, **options):

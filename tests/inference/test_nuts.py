@@ -231,7 +231,7 @@ def test_a_model_without_latent_sites():
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
-    with pytest.raises(RuntimeError, match="^The model has no latent site to sample"):
+    with pytest.raises(RuntimeError, match="^The model has no latent site: there is nothing for nuts to do"):
         run(torch.zeros(3), model=model)
 
 

@@ -164,7 +164,7 @@ def test_data_that_hold_nan_are_named():
 
 
 def test_no_latent_site():
-    with pytest.raises(RuntimeError, match="no latent site: there is nothing to refine"):
+    with pytest.raises(RuntimeError, match="no latent site: there is nothing for refine to do"):
         quick(lambda: pyro.sample("y", dist.Normal(torch.tensor(0.0), 1.0), obs=torch.tensor(1.0)))
 
 
