@@ -289,14 +289,15 @@ class AutoHypernet(AutoContinuous):
             return False
         return bool(self._knowledge) and any(len(units.index) > 1 for units in self._knowledge.symmetries.groups)
 
-    def suits_rejection(self, args: tuple) -> bool:
+    def suits_rejection(self, args: tuple, kwargs: dict | None = None) -> bool:
         """Whether `fit` lets the posterior choose among draws of its own accord: the guide and the data are small.
 
         Args:
             args: The model's arguments.
+            kwargs: Its keyword arguments.
         """
         is_default = self.hypernet == "auto" and self.structure == "auto" and self.num_components == 1
-        can_weigh = self._uninitialised_model is not None and can_be_kept(args, {})
+        can_weigh = self._uninitialised_model is not None and can_be_kept(args, kwargs or {})
         return is_default and can_weigh and self.latent_dim <= MAX_TRIANGULAR_DIM
 
     def _install(self, rejection: Rejection) -> None:

@@ -3,9 +3,11 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_hypernet.budget import Clock, Cost, measure, read_budget, spell_seconds
@@ -15,12 +17,13 @@ from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
 from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
-from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
+from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, Elsewhere, carry_from_prior, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
 from pyro_hypernet.evaluation.weighted import weighted_draws
 from pyro_hypernet.guide import NUM_PROPOSALS, REJECTION_RATES, AutoHypernet
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import ANNEAL, Fit, fit
+from pyro_hypernet.inference.nuts import nuts
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.plan import (
@@ -37,7 +40,12 @@ from pyro_hypernet.plan import (
 from pyro_hypernet.safeguards import refuse_minibatches
 from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
-_POPULATIONS = 4
+ENGINES = ("auto", "guide", "refine", "nuts")
+_POPULATIONS = _CHAINS = 4
+# Of the budget: for a pilot of the exact engine at most; and what a guide needs to be begun after it.
+_PILOT_SHARE, _SHARE_FOR_A_GUIDE = 0.05, 0.4
+# Of every chain of NUTS; and the R-hat above which chains are not to be trusted.
+_WARMUP, _LEAST_CHAIN, UNMIXED_CHAINS = 500, 100, 1.3
 # Checks whose trouble importance weights mend, k-hat allowing.
 _MENDED_BY_WEIGHTS = {"moments", "acceptance", "gap", "training", "functions"}
 # Populations of a refined cloud agree below this.
@@ -54,17 +62,17 @@ class Posterior:
 
     Attributes:
         samples: A dict from site to draws of shape `(S, *shape)`, equally weighted.
-        source: Where they come from: "guide", "resampled", "refined" or "moved".
+        source: Where they come from: "guide", "resampled", "refined", "moved" or "nuts".
         verdict: On these draws: "use it", "refine it" or "do not trust it".
         because: Why, in one or two sentences.
-        diagnosis: Of the guide, whose verdict may differ: draws may have been mended since. None if Ctrl-C came before,
-            or if it failed, see the log.
+        diagnosis: Of the guide, whose verdict may differ: draws may have been mended since. None if no guide was
+            needed, if Ctrl-C came before, or if it failed, see the log.
         log_evidence: log p(data) in nats; a lower bound in expectation unless the source is "refined".
         log_evidence_error: Its standard error.
         idata: The draws for ArviZ, with predictions and log likelihood; None if Ctrl-C came before, if there was no
             time, or if it failed, see the log. Where the budget is short it holds some of the draws only.
-        guide: The trained guide.
-        fit: How training went; None if Ctrl-C came before.
+        guide: The trained guide; None if none was needed.
+        fit: How training went; None if no guide was needed, or Ctrl-C came before.
         refined: The result of `refine`, where it was run.
         log: What was done: lines with the time, the step and its figures.
         seconds: Wall time.
@@ -78,7 +86,7 @@ class Posterior:
     log_evidence: float
     log_evidence_error: float
     idata: Any = field(repr=False)
-    guide: AutoHypernet = field(repr=False)
+    guide: AutoHypernet | None = field(repr=False)
     fit: Fit | None = field(repr=False)
     refined: Refined | None = field(repr=False)
     log: tuple[str, ...] = field(repr=False)
@@ -92,18 +100,22 @@ def infer(
     model: Model,
     *args: Any,
     budget: str | float = "2 minutes",
+    engine: str = "auto",
     guide: AutoHypernet | None = None,
     num_samples: int = 1000,
     num_steps: int | None = None,
     say: Callable[[str], None] | None = None,
     progress: bool = True,
+    **kwargs: Any,
 ) -> Posterior:
     """Fits a model, says whether the result can be believed, and mends it where it cannot, within a budget of time.
 
-    1. Sets up an AutoHypernet and trains it for at most half of the budget. 2. Diagnoses it (`diagnose`). 3. Where
-    the verdict is not "use it": draws by Pareto-smoothed importance resampling where the weights allow it and nothing
-    lies elsewhere; else by `refine`, as many as the time that is left allows for, if that is at least 200; else the
-    guide's, moved towards the posterior by `move` until the time is up. 4. Judges what came out.
+    A pilot, a short run of `refine`, says what exact draws would cost. Where that is less than training a guide they
+    are made, and judged by whether independent populations agree. Else: 1. Trains an AutoHypernet for at most half of
+    the budget. 2. Diagnoses it (`diagnose`). 3. Where the verdict is not "use it": draws by Pareto-smoothed importance
+    resampling where the weights allow it and nothing lies elsewhere; else by `refine`, as many as the time that is left
+    allows for, if that is at least 200; else the guide's, moved towards the posterior by `move` until the time is up.
+    4. Judges what came out.
 
     Every step is planned by what one of its draws costs, timed before, and takes fewer where the budget is short; the
     log says so, and what it means. What fails after training is left out, with its reason in the log, and Ctrl-C ends
@@ -114,18 +126,22 @@ def infer(
         args: Its arguments, data included.
         budget: Seconds, or words such as "30 seconds", "2 minutes" or "1 hour". It holds within a factor of about 1.5
             on a machine that does nothing else.
+        engine: "auto" chooses by cost, and trains a guide that was given; "guide", "refine" or "nuts" overrules it. An
+            exact engine that fails or does not converge is followed by the guide, where time is left.
         guide: A guide to train instead of the default.
         num_samples: Draws wanted S; refining may have time for fewer.
         num_steps: Most steps of training, 20 000 if not given; fewer where the budget does not allow for so many.
         say: Called with every line of the log as it is made.
         progress: Whether to show bars.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Draws, evidence, verdict and log. A warning says so where the verdict is not "use it".
 
     Raises:
         ValueError: If the budget cannot be read or does not allow for 50 steps and a diagnosis of this model, which is
-            found out before any of it and names what is needed; if a number is out of range; if the model draws
+            found out before any of it and names what is needed; if a number is out of range or the engine unknown; if
+            the model draws
             minibatches; or if it cannot be fitted: see `AutoHypernet.setup`.
         FloatingPointError: If training fails: see `fit`.
 
@@ -145,9 +161,13 @@ def infer(
         raise ValueError(
             f"num_samples must be at least 10 and num_steps positive or None; got {num_samples} and {num_steps}."
         )
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}; got {engine!r}.")
+    if engine == "auto" and guide is not None:
+        engine = "guide"
     guide = AutoHypernet(model) if guide is None else guide
-    work = _Work(model, args, guide, clock, num_samples, say, progress)
-    work.run(num_steps)
+    work = _Work(model, args, kwargs, guide, clock, num_samples, say, progress)
+    work.run(engine, num_steps)
     posterior = work.result()
     if posterior.verdict != USE:
         warnings.warn(f"The verdict on this posterior is {posterior.verdict!r}. {posterior.because}", stacklevel=2)
@@ -161,41 +181,41 @@ class _Work:
         self,
         model: Model,
         args: tuple,
+        kwargs: dict[str, Any],
         guide: AutoHypernet,
         clock: Clock,
         num_samples: int,
         say: Callable[[str], None] | None,
         progress: bool,
     ) -> None:
-        self.model, self.args, self.guide, self.clock = model, args, guide, clock
+        self.model, self.args, self.kwargs, self.guide, self.clock = model, args, kwargs, guide, clock
+        self.bound = partial(model, **kwargs) if kwargs else model
         self.num_samples, self.say, self.progress = num_samples, say, progress
         self.plan = Plan(clock)
         self.lines: list[str] = []
         self.fit: Fit | None = None
         self.examination: Examination | None = None
         self.refined: Refined | None = None
+        self.pilot: Elsewhere | None = None
+        self.given_guide: AutoHypernet | None = None
         self.source = "guide"
         self.samples: dict[str, Tensor] = {}
         self.evidence = (float("nan"), float("nan"))
         self.verdict, self.because = DO_NOT_TRUST, "It was interrupted before it could be judged."
         self.idata: Any = None
 
-    def run(self, num_steps: int | None) -> None:
+    def run(self, engine: str, num_steps: int | None) -> None:
         """All steps, or those before Ctrl-C; after the first result none that fails takes it away."""
         least_steps = min(LEAST_STEPS, num_steps or LEAST_STEPS)
         self.check(least_steps)
-        self.guide.setup(*self.args)
+        self.guide.setup(*self.args, **self.kwargs)
         self.note("setup", self.guide.describe())
         self.price(least_steps)
         try:
-            self.train(num_steps)
-            if not self.attempt("reject", self.choose, "All draws are kept."):
-                self.guide.reject(None)
-            if self.attempt("diagnose", self.examine, "See diagnose(model, posterior.guide, *args)."):
-                self.mend()
-            else:
-                self.because = "Its diagnosis failed, see the log."
+            if not self.is_exact(engine, num_steps):
+                self.by_guide(num_steps)
         except KeyboardInterrupt:
+            self.given_guide = self.given_guide if self.samples else self.guide
             self.note("stop", "interrupted; what was reached is kept")
         if not self.samples and not self.attempt("draws", self.draw, "Once more, with every draw kept."):
             self.guide.reject(None)
@@ -204,6 +224,74 @@ class _Work:
             self.attempt("arviz", self.gather, "See to_arviz(model, posterior, *args).")
         except KeyboardInterrupt:
             self.note("stop", "interrupted before the draws were gathered for ArviZ")
+
+    def is_exact(self, engine: str, num_steps: int | None) -> bool:
+        """Whether an exact engine was to be taken and has brought draws that can be used."""
+        if engine == "auto":
+            engine = self.choose_engine(num_steps)
+        if engine == "guide":
+            return False
+        step = self.draw_by_nuts if engine == "nuts" else self.refine_at_once
+        self.attempt(engine, step, "A guide is trained instead.")
+        if self.samples and self.verdict != USE and self.plan.left > _SHARE_FOR_A_GUIDE * self.clock.budget:
+            self.note("plan", f"{engine} did not converge; a guide is trained in the time that is left")
+            self.samples, self.source = {}, "guide"
+        return bool(self.samples)
+
+    def choose_engine(self, num_steps: int | None) -> str:
+        """The engine that is likely to end first, by a pilot of the exact one."""
+        knowledge = self.guide.knowledge
+        if knowledge is not None and knowledge.is_whole:
+            self.note("plan", "a guide, for what is known of the model makes it exact")
+            return "guide"
+        training = self.plan.step.of(self.plan.steps(num_steps)) + self.plan.density.of(USUAL_WEIGHTS)
+        self.fly_a_pilot()
+        exact = self.plan.refining(self.num_samples, self.pilot.seconds, NUM_DRAWS)
+        if self.pilot.how != "refine":
+            self.note("plan", f"a guide: {self.pilot.note}")
+            return "guide"
+        engine = "refine" if exact < min(training, self.plan.left) else "guide"
+        words = f"exact draws by refine would take about {spell_seconds(exact)}, training and judging a guide "
+        self.note("plan", f"{engine}: {words}{spell_seconds(training)}")
+        return engine
+
+    def fly_a_pilot(self) -> None:
+        """A short run of refine, within a small part of the budget."""
+        with torch.random.fork_rng(devices=[]), validation_enabled(False):
+            self.pilot = carry_from_prior(self.bound, self.guide.layout, self.args, _PILOT_SHARE * self.clock.budget)
+
+    def refine_at_once(self) -> None:
+        """Exact draws instead of a guide's."""
+        if self.pilot is None:
+            self.fly_a_pilot()
+        if self.pilot.how != "refine":
+            raise RuntimeError(self.pilot.note)
+        self._refine_within(self.pilot.seconds)
+
+    def draw_by_nuts(self) -> None:
+        """Four chains of the No-U-Turn sampler, in the time that is left."""
+        num_each = max(_LEAST_CHAIN, -(-self.num_samples // _CHAINS))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "NUTS has not mixed", UserWarning)  # part of the verdict
+            options = {"num_chains": _CHAINS, "max_seconds": CAUTION * self.plan.left, "progress": self.progress}
+            result = nuts(self.model, *self.args, num_samples=num_each, warmup_steps=_WARMUP, **options, **self.kwargs)
+        self.samples, self.source = result.samples, "nuts"
+        rhat = result.max_function_rhat if result.function_rhat else result.max_rhat
+        count = len(next(iter(result.samples.values())))
+        figures = f"{count} draws of {_CHAINS} chains of NUTS; the worst R-hat of what the model computes {rhat:.2f}"
+        self.note("nuts", f"{figures}; {int(result.diverging.sum())} divergent transitions")
+        self._judge_by_rhat(rhat, f"It was sampled by NUTS: {figures}, so chains", UNMIXED_CHAINS)
+
+    def by_guide(self, num_steps: int | None) -> None:
+        """Trains, diagnoses and mends a guide."""
+        self.given_guide = self.guide
+        self.train(num_steps)
+        if not self.attempt("reject", self.choose, "All draws are kept."):
+            self.guide.reject(None)
+        if self.attempt("diagnose", self.examine, "See diagnose(model, posterior.guide, *args)."):
+            self.mend()
+        else:
+            self.because = "Its diagnosis failed, see the log."
 
     def attempt(self, step: str, function: Callable[[], None], remedy: str) -> bool:
         """Runs a step; where it fails the log says why, and what was reached before stands."""
@@ -220,7 +308,7 @@ class _Work:
         with torch.random.fork_rng(devices=[]):
             start = self.clock.now()
             try:
-                trace = trace_prior(self.model, self.args)
+                trace = trace_prior(self.bound, self.args)
             except Exception:  # a prior that cannot be sampled, or a model at fault: setting up tells
                 return
             refuse_minibatches(trace, "infer")
@@ -229,7 +317,7 @@ class _Work:
                 return
             except ValueError:
                 pass  # by one run, of which most may be overhead: several at once tell
-        cost = price_of_a_run(self.model, self.args, self.clock)
+        cost = price_of_a_run(self.bound, self.args, self.clock)
         Plan(self.clock, cost).refuse_what_cannot_end(least_steps=least_steps)
 
     def price(self, least_steps: int) -> None:
@@ -239,7 +327,7 @@ class _Work:
             warnings.simplefilter("ignore")  # what is to be said is said while training
             try:
                 w = self.guide.layout.unconstrain(self.guide.sample_posterior(1))[0]
-                log_joint = LogJoint(self.model, self.guide.layout, mode="eager")
+                log_joint = LogJoint(self.bound, self.guide.layout, mode="eager")
                 with outside_of_pyro(), torch.no_grad():
                     density = measure(lambda n: log_joint(w.expand(n, -1), *self.args), _TIMED_DRAWS, **options)
                 self.plan.density = density
@@ -255,7 +343,7 @@ class _Work:
         # The first captures the density, the next ones let it be optimised.
         while len(taken) < 2 or (len(taken) < 6 and sum(taken[1:]) < 2 * _PRICING_SHARE * self.clock.budget):
             start = now()
-            torch.autograd.grad(loss(*self.args), leaves, allow_unused=True)
+            torch.autograd.grad(loss(*self.args, **self.kwargs), leaves, allow_unused=True)
             taken.append(now() - start)
         captures = 2 if self.guide.suits_annealing else 1
         return Cost(captures * (sum(taken[:2]) - 2 * min(taken)), max(1e-4, min(taken)))
@@ -278,8 +366,8 @@ class _Work:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
             options = {"anneal": anneal, "rejection": None, "progress": self.progress}
-            until = self.plan.training_seconds()
-            self.fit = fit(self.model, self.guide, self.args, num_steps=planned, max_seconds=until, **options)
+            options["max_seconds"] = self.plan.training_seconds()
+            self.fit = fit(self.model, self.guide, self.args, kwargs=self.kwargs, num_steps=planned, **options)
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
         if self.fit.stopped_because == "interrupted":
             raise KeyboardInterrupt
@@ -287,7 +375,7 @@ class _Work:
     def choose(self) -> None:
         """Lets the posterior choose among the guide's draws, as far as the budget allows for what they then cost."""
         guide = self.guide
-        if self.fit.mode == "loop" or not guide.suits_rejection(self.args):
+        if self.fit.mode == "loop" or not guide.suits_rejection(self.args, self.kwargs):
             return
         self._affordable_weights(NUM_PROPOSALS)
         if not self.plan.can_choose(NUM_PROPOSALS):
@@ -295,11 +383,11 @@ class _Work:
             self.note("reject", f"left out, every draw is kept: {NUM_PROPOSALS} proposals would take {seconds}")
             return
         start = self.clock.now()
-        choice = guide.reject(self.args)
+        choice = guide.reject(self.args, self.kwargs)
         each = (self.clock.now() - start) / NUM_PROPOSALS
         if choice is not None and not self.plan.can_pay(each, guide.rejection.rate):
             rates = [rate for rate in REJECTION_RATES if self.plan.can_pay(each, rate)]
-            choice = guide.reject(self.args, rates=rates) if rates else guide.reject(None)
+            choice = guide.reject(self.args, self.kwargs, rates=rates) if rates else guide.reject(None)
             if choice is None:
                 self.note("reject", f"left out, every draw is kept: a proposal takes {spell_seconds(each)}")
         if choice is not None:
@@ -310,7 +398,9 @@ class _Work:
         num_weights = max(LEAST_WEIGHTS, self._affordable_weights(USUAL_WEIGHTS))
         options = {"num_samples": num_weights, "num_functions": num_weights // _FUNCTION_SHARE}
         looking = self.plan.looking_seconds()
-        self.examination = examine(self.model, self.guide, self.args, fit=self.fit, max_seconds=looking, **options)
+        self.examination = examine(
+            self.model, self.guide, self.args, self.kwargs, fit=self.fit, max_seconds=looking, **options
+        )
         diagnosis, bracket = self.examination.diagnosis, self.examination.bracket
         self.evidence = bracket.lower, bracket.lower_error
         self.verdict, self.because = diagnosis.verdict, diagnosis.because
@@ -326,7 +416,7 @@ class _Work:
             options = {"seconds": _PRICING_SHARE * self.clock.budget, "now": self.clock.now}
             with torch.random.fork_rng(devices=[]):
                 self.plan.weight = measure(
-                    lambda n: weighted_draws(self.model, self.guide, *self.args, num_samples=n),
+                    lambda n: weighted_draws(self.model, self.guide, *self.args, num_samples=n, **self.kwargs),
                     _TIMED_WEIGHTS,
                     **options,
                 )
@@ -354,7 +444,7 @@ class _Work:
             self.note("resample", f"left out: {num_proposals} draws of the guide are what there is time for")
             return
         options = {"num_samples": self.num_samples, "num_proposals": num_proposals}
-        result = resample(self.model, self.guide, *self.args, **options)
+        result = resample(self.model, self.guide, *self.args, **options, **self.kwargs)
         self.samples, self.source = result.samples, "resampled"
         self.evidence = result.log_evidence, result.log_evidence_error
         figures = f"k-hat {result.khat:.2f}, {result.num_distinct} of {self.num_samples} draws differ"
@@ -374,6 +464,10 @@ class _Work:
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
             return
+        self._refine_within(seconds)
+
+    def _refine_within(self, seconds: float) -> None:
+        """As many draws as there is time for where a short run takes so many seconds."""
         num_samples = self.plan.refined(self.num_samples, seconds, NUM_DRAWS)
         num_samples -= num_samples % _POPULATIONS
         if num_samples < LEAST_REFINED:
@@ -383,7 +477,7 @@ class _Work:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*refine", UserWarning)  # part of the verdict
             options = {"num_populations": _POPULATIONS, "max_seconds": self.plan.left, "progress": self.progress}
-            refined = refine(self.model, *self.args, num_samples=num_samples, **options)
+            refined = refine(self.model, *self.args, num_samples=num_samples, **options, **self.kwargs)
         if refined.temperatures[-1] < 1:
             reached = f"it had come to temperature {refined.temperatures[-1]:.2g} of 1 after {refined.seconds:.0f} s"
             self.note("refine", f"left out: {reached}")
@@ -398,7 +492,7 @@ class _Work:
             self.note("move", f"left out: there is time for {num_samples} draws; {LEAST_MOVED} are the least")
             return
         options = {"max_seconds": CAUTION * self.plan.left, "progress": self.progress}
-        moved = move(self.model, self.guide, *self.args, num_samples=num_samples, **options)
+        moved = move(self.model, self.guide, *self.args, num_samples=num_samples, **options, **self.kwargs)
         count = len(moved.acceptance)
         if count == 0:
             self.note("move", "left out: no time is left")
@@ -422,8 +516,8 @@ class _Work:
             return
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            options = {"guide": self.guide, "num_samples": count, "num_prior_samples": min(500, count)}
-            self.idata = to_arviz(self.model, self.samples, *self.args, **options)
+            options = {"guide": self.given_guide, "num_samples": count, "num_prior_samples": min(500, count)}
+            self.idata = to_arviz(self.model, self.samples, *self.args, **options, **self.kwargs)
         for warning in caught:
             if "ArviZ cannot hold" in str(warning.message):
                 self.note("arviz", str(warning.message))
@@ -433,7 +527,7 @@ class _Work:
             self.note("arviz", fewer(count, total, "draws"))
 
     def _judge_refined(self, refined: Refined) -> None:
-        rhat = function_rhat(self.model, refined.samples, self.args, _POPULATIONS)
+        rhat = function_rhat(self.bound, refined.samples, self.args, _POPULATIONS)
         count = len(next(iter(refined.samples.values())))
         self.samples, self.source = refined.samples, "refined"
         self.evidence = refined.log_evidence, refined.log_evidence_error
@@ -442,9 +536,13 @@ class _Work:
             f"{_POPULATIONS} populations in function space {rhat:.2f}"
         )
         self.note("refine", f"{figures}; log evidence {refined.log_evidence:.2f} ± {refined.log_evidence_error:.2f}")
-        self.verdict = USE if rhat <= _AGREED_RHAT else REFINE if rhat <= UNMIXED_RHAT else DO_NOT_TRUST
+        what = "The guide was replaced by refined draws" if self.fit is not None else "No guide was needed"
+        self._judge_by_rhat(rhat, f"{what}: {figures}, so populations", UNMIXED_RHAT)
+
+    def _judge_by_rhat(self, rhat: float, words: str, unmixed: float) -> None:
+        self.verdict = USE if rhat <= _AGREED_RHAT else REFINE if rhat <= unmixed else DO_NOT_TRUST
         agree = "agree" if self.verdict == USE else "disagree: give more time, budget=, or more draws, num_samples="
-        self.because = f"The guide was replaced by refined draws: {figures}, so populations {agree}."
+        self.because = f"{words} {agree}."
 
     def result(self) -> Posterior:
         """What was reached."""
@@ -458,7 +556,7 @@ class _Work:
             log_evidence=self.evidence[0],
             log_evidence_error=self.evidence[1],
             idata=self.idata,
-            guide=self.guide,
+            guide=self.given_guide,
             fit=self.fit,
             refined=self.refined,
             log=tuple(self.lines),

@@ -24,6 +24,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.infer import Posterior, infer, price_of_a_run
 from pyro_hypernet.inference.checkpoint import save
 from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.fit import Fit, fit
 from pyro_hypernet.inference.nuts import Nuts, nuts
 from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band
 from pyro_hypernet.priors import fan_in
@@ -136,7 +137,11 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     model = make_model(table, options.hidden)
     args = (data.x_train, data.y_train)
     posterior, clock = _begin(model, args, options, say, progress)
-    posteriors, seconds = {HYPERNET: posterior.guide}, {HYPERNET: posterior.fit.seconds if posterior.fit else math.nan}
+    guide, fitted = posterior.guide, posterior.fit
+    if guide is None:
+        seconds = max(_GUIDE * clock.budget, (_INFER * clock.budget - posterior.seconds) / 2)
+        guide, fitted = _train_beside(model, args, options, seconds, say, progress)
+    posteriors, seconds = {HYPERNET: guide}, {HYPERNET: fitted.seconds if fitted else math.nan}
     if posterior.source != "guide":
         mended = f"{HYPERNET}, {posterior.source}"
         posteriors[mended], seconds[mended] = posterior, posterior.seconds
@@ -147,7 +152,7 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
         seconds[name] = time.perf_counter() - start
         word = "" if steps == options.num_steps else f" of {options.num_steps}, for want of time: trained too briefly,"
         say(f"{name}: {steps} steps{word} in {seconds[name]:.1f} s")
-    posteriors[NUTS] = reference = _sample(model, args, options, posterior.guide, _NUTS * clock.budget, say)
+    posteriors[NUTS] = reference = _sample(model, args, options, guide, _NUTS * clock.budget, say)
     seconds[NUTS] = reference.seconds
     guides = {name: posterior for name, posterior in posteriors.items() if name != NUTS}
     comparison = compare(guides, reference, model, data.x_test, train_args=args, num_samples=_NUM_DRAWS, canonical=True)
@@ -175,9 +180,9 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
     paths = [out / name for name in names]
     if result.posterior.idata is not None:
         result.posterior.idata.to_netcdf(str(paths[0]))
-    save(result.posterior.guide, paths[1])
+    save(result.posteriors[HYPERNET], paths[1])
     paths[2].write_text(result.to_string() + "\n\n" + result.comparison.to_string() + "\n")
-    paths[3].write_text(f"{result.posterior}\n\n{result.posterior.diagnosis}\n")
+    paths[3].write_text("\n\n".join(map(str, filter(None, [result.posterior, result.posterior.diagnosis]))) + "\n")
     _draw_predictions(result, table, paths[4])
     _draw_posterior(result, paths[5])
     return [path for path in paths if path.exists()]
@@ -228,6 +233,20 @@ def _infer(
                 raise
             times = f"{1 / _INFER:.1f} times what is asked for here"
             raise ValueError(f"Of --budget {_INFER:.0%} are for the first guide: give {times}. {error}") from None
+
+
+def _train_beside(
+    model: Model, args: tuple, options: Options, seconds: float, say: Callable[[str], None], progress: bool
+) -> tuple[AutoHypernet, Fit]:
+    """The guide, where exact draws have made it needless: to be seen beside them."""
+    pyro.set_rng_seed(options.seed)
+    guide = AutoHypernet(model)
+    limits = {"num_steps": options.num_steps, "max_seconds": seconds}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # the table says how far it came
+        fitted = fit(model, guide, args, **limits, progress=progress)
+    say(f"{HYPERNET}: {fitted.num_steps} steps in {fitted.seconds:.1f} s, for comparison")
+    return guide, fitted
 
 
 def _sample(
@@ -372,7 +391,7 @@ def _draw_posterior(result: Result, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     draws = {HYPERNET: result.posterior.samples, NUTS: result.posteriors[NUTS].samples}
-    layout = result.posterior.guide.layout
+    layout = result.posteriors[HYPERNET].layout
     entries = [site.name + ("[" + ",".join("0" * len(site.shape)) + "]" if site.shape else "") for site in layout.sites]
     axes = marginals(draws, entries[:8])
     axes[0].figure.savefig(path, dpi=130)

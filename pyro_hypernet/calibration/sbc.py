@@ -1,6 +1,7 @@
 """sbc: draw weights from the prior and data from the weights, fit, and see where the weights rank among the draws."""
 
 import copy
+import functools
 import math
 import multiprocessing
 import os
@@ -98,6 +99,7 @@ def sbc(
     num_processes: int | None = None,
     path: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    **kwargs: Any,
 ) -> Calibration:
     """Simulation-based calibration of a way to fit: whether its intervals hold what they say, over the whole prior.
 
@@ -117,6 +119,7 @@ def sbc(
         path: A file of JSON lines to which every fit is added when done; where it exists already, what it holds is not
             done again. None for no file.
         seed: Simulation i depends on this and i alone, not on the number of processes.
+        kwargs: The model's keyword arguments.
 
     Returns:
         Ranks, p-values and shapes.
@@ -144,6 +147,8 @@ def sbc(
             f"{num_simulations}, {num_draws} and {alpha}."
         )
     start = time.perf_counter()
+    if kwargs:
+        model = functools.partial(model, **kwargs)
     task = _Task(model, args, train or _train_by_default, num_draws, seed)
     journal = Journal(path, {"num_draws": num_draws, "seed": seed, "entries": task.entries})
     missing = [i for i in range(num_simulations) if i not in journal.lines]

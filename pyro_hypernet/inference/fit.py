@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -74,6 +74,7 @@ def fit(
     guide: AutoHypernet,
     args: tuple | Iterable[tuple],
     *,
+    kwargs: Mapping[str, Any] | None = None,
     num_steps: int = 3000,
     num_particles: int = 32,
     learning_rate: float = 5e-3,
@@ -108,6 +109,7 @@ def fit(
             `subsample_size` or by `bayesianize(..., num_data=N)`. Every datum counts equally often in a pass, shorter
             batches less than others. In the first pass, and where a pass never ends, all batches are taken to be as
             long as the first.
+        kwargs: The model's keyword arguments, the same for all batches.
         num_steps: Number of steps.
         num_particles: Draws in one estimate of the bound.
         learning_rate: Adam's peak step size.
@@ -168,7 +170,7 @@ def fit(
     if not max_seconds > 0:
         raise ValueError(f"max_seconds must be positive; got {max_seconds!r}.")
     _refuse_groups()
-    batches = Batches(args)
+    batches, kwargs = Batches(args), dict(kwargs or {})
     elbo = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
     guide.reject(None)
     if num_restarts > 1:
@@ -176,8 +178,10 @@ def fit(
         num_steps = max(1, num_steps - num_restarts * num_each)
         options = {"num_particles": num_particles, "learning_rate": learning_rate, "clip": clip}
         options |= {"mode": mode, "compile": compile, "gradient": gradient, "num_steps": num_each}
-        _choose_start(model, guide, args, batches.first, num_restarts, **options)
-    guide.setup(*batches.first)
+        _choose_start(model, guide, args, kwargs, batches.first, num_restarts, **options)
+    guide.setup(*batches.first, **kwargs)
+    if kwargs:
+        model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
     _check_traits(traits, batches, rejection)
     elbo._prepare(model, guide, batches.first, {})
@@ -199,8 +203,8 @@ def fit(
         trainer.parameters.release()
     after_fit(guide, run.losses, trouble)
     chosen = None
-    if _rejects(rejection, guide, batches, traits, elbo) and stopped_because != "interrupted":
-        chosen, why = _choose_draws(guide, batches.first, rejection)
+    if _rejects(rejection, guide, batches, kwargs, traits, elbo) and stopped_because != "interrupted":
+        chosen, why = _choose_draws(guide, batches.first, kwargs, rejection)
         stopped_because = why or stopped_because
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
@@ -292,20 +296,27 @@ def _choose_annealing(
 
 
 def _rejects(
-    rejection: str | float | None, guide: AutoHypernet, batches: Batches, traits: Traits, elbo: VectorizedELBO
+    rejection: str | float | None,
+    guide: AutoHypernet,
+    batches: Batches,
+    kwargs: dict[str, Any],
+    traits: Traits,
+    elbo: VectorizedELBO,
 ) -> bool:
     """Whether draws are to be chosen after the fit."""
     if elbo._params or rejection != "auto":
         return rejection is not None and not elbo._params
     has_all_data = batches.is_fixed and not traits.noise
-    return has_all_data and elbo._log_joint.mode != "loop" and guide.suits_rejection(batches.first)
+    return has_all_data and elbo._log_joint.mode != "loop" and guide.suits_rejection(batches.first, kwargs)
 
 
-def _choose_draws(guide: AutoHypernet, batch: tuple, rejection: str | float) -> tuple[Choice | None, str | None]:
+def _choose_draws(
+    guide: AutoHypernet, batch: tuple, kwargs: dict[str, Any], rejection: str | float
+) -> tuple[Choice | None, str | None]:
     """Lets the posterior choose among draws; what was learnt is kept whatever happens."""
     is_auto = rejection == "auto"
     try:
-        return guide.reject(batch, rates=REJECTION_RATES if is_auto else (rejection,)), None
+        return guide.reject(batch, kwargs, rates=REJECTION_RATES if is_auto else (rejection,)), None
     except KeyboardInterrupt:
         return None, "interrupted"
     except ValueError as error:  # no weight is finite
@@ -318,15 +329,21 @@ def _choose_draws(guide: AutoHypernet, batch: tuple, rejection: str | float) -> 
 
 
 def _choose_start(
-    model: Model, guide: AutoHypernet, args: tuple | Iterable[tuple], first: tuple, num_restarts: int, **options: Any
+    model: Model,
+    guide: AutoHypernet,
+    args: tuple | Iterable[tuple],
+    kwargs: dict[str, Any],
+    first: tuple,
+    num_restarts: int,
+    **options: Any,
 ) -> None:
     """Trains every start a little and leaves the guide with the best."""
     best, kept = -math.inf, None
     for _ in range(num_restarts):
-        guide.restart(*first)
+        guide.restart(*first, **kwargs)
         try:
             settings = {"decay": False, "keep": "last", "rejection": None, "anneal": 1.0, "progress": False}
-            result = fit(model, guide, args, **settings, **options)
+            result = fit(model, guide, args, kwargs=kwargs, **settings, **options)
         except FloatingPointError:
             continue
         if result.stopped_because == "interrupted":

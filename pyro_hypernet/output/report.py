@@ -45,6 +45,7 @@ _SOURCES = {
     "resampled": "resampled by importance weights",
     "refined": "carried from the prior by refine",
     "moved": "the guide's, moved towards the posterior",
+    "nuts": "by the No-U-Turn sampler",
 }
 
 
@@ -117,7 +118,7 @@ def report(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a folder; {out} is a file.")
-    guide = getattr(posterior, "guide", posterior)
+    guide = getattr(posterior, "guide", None) or posterior
     fit = getattr(posterior, "fit", None) if fit is None else fit
     diagnosis = getattr(posterior, "diagnosis", None) if diagnosis is None else diagnosis
     if diagnosis is None and is_guide(guide):
