@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_hypernet.budget import Clock, Cost, measure, read_budget, spell_seconds
@@ -17,7 +16,7 @@ from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
 from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
-from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, Elsewhere, carry_from_prior, function_rhat
+from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
 from pyro_hypernet.evaluation.weighted import weighted_draws
 from pyro_hypernet.guide import NUM_PROPOSALS, REJECTION_RATES, AutoHypernet
@@ -43,7 +42,8 @@ from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_on
 ENGINES = ("auto", "guide", "refine", "nuts")
 _POPULATIONS = _CHAINS = 4
 # Of the budget: for a pilot of the exact engine at most; and what a guide needs to be begun after it.
-_PILOT_SHARE, _SHARE_FOR_A_GUIDE = 0.05, 0.4
+_PILOT_SHARE, _SHARE_FOR_A_GUIDE = 0.08, 0.4
+_PILOT_DRAWS, _PILOT_MOVES = 128, 2
 # Of every chain of NUTS; and the R-hat above which chains are not to be trusted.
 _WARMUP, _LEAST_CHAIN, UNMIXED_CHAINS = 500, 100, 1.3
 # Checks whose trouble importance weights mend, k-hat allowing.
@@ -196,7 +196,7 @@ class _Work:
         self.fit: Fit | None = None
         self.examination: Examination | None = None
         self.refined: Refined | None = None
-        self.pilot: Elsewhere | None = None
+        self.exact: Cost | None = None
         self.given_guide: AutoHypernet | None = None
         self.source = "guide"
         self.samples: dict[str, Tensor] = {}
@@ -245,28 +245,36 @@ class _Work:
             self.note("plan", "a guide, for what is known of the model makes it exact")
             return "guide"
         training = self.plan.step.of(self.plan.steps(num_steps)) + self.plan.density.of(USUAL_WEIGHTS)
-        self.fly_a_pilot()
-        exact = self.plan.refining(self.num_samples, self.pilot.seconds, NUM_DRAWS)
-        if self.pilot.how != "refine":
-            self.note("plan", f"a guide: {self.pilot.note}")
+        try:
+            refining = self.fly_a_pilot().of(self.num_samples)
+        except Exception as error:  # whatever refine refuses, and what it could not end
+            self.note("plan", f"a guide, for exact draws are out of reach: {str(error).rstrip('.')}")
             return "guide"
-        engine = "refine" if exact < min(training, self.plan.left) else "guide"
-        words = f"exact draws by refine would take about {spell_seconds(exact)}, training and judging a guide "
+        engine = "refine" if refining < min(training, CAUTION * self.plan.left) else "guide"
+        words = f"exact draws by refine would take about {spell_seconds(refining)}, training and judging a guide "
         self.note("plan", f"{engine}: {words}{spell_seconds(training)}")
         return engine
 
-    def fly_a_pilot(self) -> None:
-        """A short run of refine, within a small part of the budget."""
-        with torch.random.fork_rng(devices=[]), validation_enabled(False):
-            self.pilot = carry_from_prior(self.bound, self.guide.layout, self.args, _PILOT_SHARE * self.clock.budget)
+    def fly_a_pilot(self) -> Cost:
+        """What exact draws cost, by a few of them, carried from the prior in a small part of the budget."""
+        seconds = _PILOT_SHARE * self.clock.budget
+        options = {"num_samples": _PILOT_DRAWS, "num_moves": _PILOT_MOVES, "max_seconds": seconds, "progress": False}
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # so few draws are to say nothing but their cost
+            pilot = refine(self.model, *self.args, **options, **self.kwargs)
+        if pilot.temperatures[-1] < 1:
+            raise RuntimeError(
+                f"a pilot of {_PILOT_DRAWS} draws came to temperature {pilot.temperatures[-1]:.2g} of 1 in "
+                f"{pilot.seconds:.1f} s"
+            )
+        moving = pilot.num_gradients * pilot.seconds_per_gradient
+        self.exact = Cost(max(0.0, pilot.seconds - moving), moving / _PILOT_DRAWS)
+        return self.exact
 
     def refine_at_once(self) -> None:
         """Exact draws instead of a guide's."""
-        if self.pilot is None:
-            self.fly_a_pilot()
-        if self.pilot.how != "refine":
-            raise RuntimeError(self.pilot.note)
-        self._refine_within(self.pilot.seconds)
+        cost = self.exact or self.fly_a_pilot()
+        self._refine(cost.affordable(CAUTION * self.plan.left, most=max(self.num_samples, LEAST_REFINED)))
 
     def draw_by_nuts(self) -> None:
         """Four chains of the No-U-Turn sampler, in the time that is left."""
@@ -464,11 +472,9 @@ class _Work:
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
             return
-        self._refine_within(seconds)
+        self._refine(self.plan.refined(self.num_samples, seconds, NUM_DRAWS))
 
-    def _refine_within(self, seconds: float) -> None:
-        """As many draws as there is time for where a short run takes so many seconds."""
-        num_samples = self.plan.refined(self.num_samples, seconds, NUM_DRAWS)
+    def _refine(self, num_samples: int) -> None:
         num_samples -= num_samples % _POPULATIONS
         if num_samples < LEAST_REFINED:
             enough = f"{self.plan.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"

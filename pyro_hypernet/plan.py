@@ -107,15 +107,10 @@ class Plan:
 
     def refined(self, wanted: int, seconds: float, num_short: int) -> int:
         """Draws that a long run from the prior can carry, where a short one of `num_short` takes so many seconds."""
-        affordable = Cost(0.0, self.refining(1, seconds, num_short)).affordable(
+        affordable = Cost(0.0, _LONG_OVER_SHORT * seconds / num_short).affordable(
             CAUTION * self.left, most=max(wanted, LEAST_REFINED)
         )
         return affordable if self.left > 0 else 0
-
-    @staticmethod
-    def refining(wanted: int, seconds: float, num_short: int) -> float:
-        """Seconds of so many draws of a long run where a short one of `num_short` takes so many seconds."""
-        return wanted * _LONG_OVER_SHORT * seconds / num_short
 
     def moved(self, wanted: int) -> int:
         """Draws that a few trajectories each can move."""

@@ -5,7 +5,6 @@ import sys
 import time
 import warnings
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 import pyro
@@ -66,13 +65,26 @@ def test_an_exact_engine_needs_no_guide(engine):
 
 @pytest.mark.parametrize(("step", "engine"), [(1e-4, "guide"), (0.2, "refine")])
 def test_the_cheaper_engine_is_chosen_and_said(monkeypatch, step, engine):
-    """The clock stands still, so that the pilot is made to have taken a second."""
+    """The clock stands still; the pilot is made to say that 1 000 draws take ten seconds."""
     monkeypatch.setattr(MODULE._Work, "_price_of_a_step", lambda self: Cost(0.0, step))
-    fly = MODULE.carry_from_prior
-    monkeypatch.setattr(MODULE, "carry_from_prior", lambda *args: replace(fly(*args), seconds=1.0))
-    posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=100, budget=100)
+    monkeypatch.setattr(MODULE._Work, "fly_a_pilot", lambda self: Cost(2.0, 0.008))
+    posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=100, budget=1000)
     assert any(f"plan: {engine}: exact draws by refine would take" in line for line in posterior.log), str(posterior)
     assert (posterior.guide is None) == (engine == "refine")
+
+
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior")
+def test_what_refine_refuses_or_cannot_end_gets_a_guide(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("The model's prior cannot be sampled.")
+
+    ways = ((refuse, "The model's prior cannot be sampled"), (MODULE.refine, "came to temperature 0 of 1"))
+    for pilot, reason in ways:
+        monkeypatch.setattr(MODULE, "refine", pilot)
+        monkeypatch.setattr(MODULE, "_PILOT_SHARE", 1e-9)
+        posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=10)
+        assert posterior.guide is not None
+        assert any("a guide, for exact draws are out of reach: " in line and reason in line for line in posterior.log)
 
 
 def test_what_is_exact_by_itself_is_not_refined():

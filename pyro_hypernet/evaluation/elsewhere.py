@@ -104,18 +104,8 @@ def _given(draws: Any) -> Elsewhere:
     return Elsewhere("given", dict(samples), None, *evidence)
 
 
-def carry_from_prior(model: Model, layout: Layout, args: tuple, max_seconds: float) -> Elsewhere:
-    """A short run of `refine`, of 512 draws, where its cost, guessed from a gradient, stays below `max_seconds`.
-
-    Args:
-        model: The Pyro model.
-        layout: Its latent sites.
-        args: The model's arguments.
-        max_seconds: What to spend about.
-
-    Returns:
-        Draws ("refine") with what the run took; or "nothing" and why.
-    """
+def _carry_from_prior(model: Model, layout: Layout, args: tuple, max_seconds: float) -> Elsewhere:
+    """A short run of `refine`, of 512 draws, where its cost, guessed from a gradient, stays below `max_seconds`."""
     if layout.dim > _MOST_WEIGHTS:
         return Elsewhere("nothing", note=f"the model has {layout.dim} weights, more than {_MOST_WEIGHTS}")
     try:
@@ -136,7 +126,7 @@ def carry_from_prior(model: Model, layout: Layout, args: tuple, max_seconds: flo
 
 def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewhere:
     layout = layout_of(model, args, {}, guide)
-    found = carry_from_prior(model, layout, args, max_seconds)
+    found = _carry_from_prior(model, layout, args, max_seconds)
     climbing = found.likely_seconds / _GRADIENTS_OF_A_RUN * _MODE_STEPS * _MODE_STARTS / NUM_DRAWS
     if found.how == "refine" or not found.likely_seconds > max_seconds or climbing > max_seconds:
         return found

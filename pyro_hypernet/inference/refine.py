@@ -47,6 +47,7 @@ class Refined:
         ess: Effective number of draws for the functions' means, as far as the scatter of chains tells; NaN likewise.
         collapsed: Names of the sites that were integrated out and drawn from their conditional posterior in the end.
         num_gradients: Gradients evaluated, of one draw each.
+        seconds_per_gradient: Of one draw, at the temperature where they were fastest: captures are left out.
         seconds: Wall time.
         coverage: How the guide compares, where one was given.
     """
@@ -63,6 +64,7 @@ class Refined:
     ess: float
     collapsed: tuple[str, ...]
     num_gradients: int
+    seconds_per_gradient: float
     seconds: float
     coverage: Coverage | None = None
 
@@ -175,6 +177,7 @@ class _Cloud:
         self.log_likelihood = _finite_or_none(target(self.x, 0.0).log_likelihood)
         self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
         self.temperatures, self.acceptance, self.leapfrogs = [0.0], [], []
+        self.seconds_per_gradient = math.inf
 
     def is_alive(self) -> bool:
         """Whether every population has a draw with a finite likelihood."""
@@ -190,7 +193,10 @@ class _Cloud:
         centre, spread = mean_and_spread(self.x, log_weights)
         chosen = self.x[resample_in_order(self.x, of_populations, self.num_chosen)]
         self.temperatures.append(temperature)
+        start, before = time.perf_counter(), self.target.num_rows
         self._move(self.target(chosen, temperature), temperature, centre, spread)
+        pace = (time.perf_counter() - start) / (self.target.num_rows - before)
+        self.seconds_per_gradient = min(self.seconds_per_gradient, pace)
 
     def draws(self, num_samples: int) -> Tensor:
         """As many draws of every population, shape `(num_samples, m)`; a few were more than asked for."""
@@ -251,6 +257,7 @@ def _sum_up(cloud: _Cloud, samples: dict[str, Tensor], start: float) -> Refined:
         ess=_effective(flat, cloud.num_chosen) if flat is not None else math.nan,
         collapsed=cloud.target.collapsed,
         num_gradients=cloud.target.num_rows,
+        seconds_per_gradient=cloud.seconds_per_gradient,
         seconds=time.perf_counter() - start,
     )
 

@@ -58,7 +58,8 @@ def test_an_elbo_that_still_rises():
     noise = torch.randn(4000, generator=torch.Generator().manual_seed(seed(0)))
     guide = AutoHypernet(m.linear)
     with pytest.warns(
-        UserWarning, match=r"still rising when training ended: by (19\.[3-9]|20\.\d) nats .* 4000 steps.*num_steps=16000"
+        UserWarning,
+        match=r"still rising when training ended: by (19\.[3-9]|20\.\d) nats .* 4000 steps.*num_steps=16000",
     ):
         after_fit(guide, (noise + torch.linspace(100, 0, 4000)).tolist(), "")
     for losses in (noise, noise[:400] + torch.linspace(100, 0, 400)):  # flat; too short to have arrived
