@@ -1,8 +1,9 @@
-"""`nuts` against Pyro's NUTS with `jit_compile=True`: seconds per effective draw, same settings.
+"""`nuts` against Pyro's NUTS, with `jit_compile=True` and on our captured density: seconds per effective draw.
 
-    python benchmarks/speed_of_nuts_per_effective_draw.py --data FOLDER [--quick] [--tasks regression toy-gap]
+    python benchmarks/speed_of_nuts_per_effective_draw.py --data FOLDER [--quick] [--tasks regression toy-gap moons]
+        [--who "nuts" "Pyro NUTS, captured"]
 
-Both run four chains in one process on one thread, Pyro's one after the other, with the same warm-up, target acceptance
+All run four chains in one process on one thread, Pyro's one after the other, with the same warm-up, target acceptance
 and tree depth. Effective draws are the least over the model's outputs (a network's weights have symmetries) or the
 coefficients of the regression, of Pyro's own estimate. Contestants in turn; the network, which takes Pyro minutes, runs
 once per call of this script, and the repeats of several calls are gathered in the file.
@@ -26,10 +27,11 @@ from torch import Tensor
 
 from models.references import read_reference
 from pyro_hypernet import nuts, predict
+from pyro_hypernet.target import bind
 
 CHAINS, DEPTH = 4, 7
 # Kept draws and warm-up of every chain, repeats in one call.
-SETTINGS = {"regression": (150, 150, 7), "toy-gap": (40, 40, 1)}
+SETTINGS = {"regression": (150, 150, 7), "toy-gap": (40, 40, 1), "moons": (40, 40, 1)}
 
 
 def regression(x: Tensor, y: Tensor) -> None:
@@ -78,11 +80,53 @@ def pyros(model: Any, args: tuple, num_samples: int, warmup: int, seed: int) -> 
     return seconds, {site: torch.stack([chain[site] for chain in chains]) for site in chains[0]}, 0
 
 
+class _Energy(torch.autograd.Function):
+    """Minus the log density, its gradient part of the same captured graph."""
+
+    @staticmethod
+    def forward(context: Any, w: Tensor, run: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        value, gradient = run(w[None])
+        context.save_for_backward(gradient[0])
+        return -value[0]
+
+    @staticmethod
+    def backward(context: Any, outer: Tensor) -> tuple[Tensor, None]:
+        return -outer * context.saved_tensors[0], None
+
+
+def pyros_captured(
+    model: Any, args: tuple, num_samples: int, warmup: int, seed: int
+) -> tuple[float, dict[str, Tensor], int]:
+    """Pyro's sampler on our graph of density and gradient: seconds, samples by chain, gradients."""
+    pyro.set_rng_seed(seed)
+    start, chains, count = time.perf_counter(), [], 0
+    target = bind(model, args, {}, "nuts")
+    bound = target.bind_value_and_grad()
+
+    def run(w: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        return bound(w)
+
+    for _ in range(CHAINS):
+        kernel = NUTS(potential_fn=lambda z: _Energy.apply(z["w"], run), max_tree_depth=DEPTH)
+        first = {"w": torch.empty(target.dim).uniform_(-2, 2)}
+        mcmc = MCMC(kernel, num_samples, warmup, initial_params=first, disable_progbar=True)
+        mcmc.run()
+        chains.append(target.samples(mcmc.get_samples()["w"]))
+    seconds = time.perf_counter() - start
+    return seconds, {site: torch.stack([chain[site] for chain in chains]) for site in chains[0]}, count
+
+
+WHO = {"nuts": ours, "Pyro NUTS, captured": pyros_captured, "Pyro NUTS": pyros}
+
+
 def main() -> None:
     """Times all tasks and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--who", nargs="*", default=list(WHO), choices=list(WHO))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="the regression, one repeat of fewer draws")
     options = parser.parse_args()
@@ -91,12 +135,12 @@ def main() -> None:
     path = RESULTS / "speed_nuts.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     records = (
-        [] if options.quick else [r for r in records if r["task"] not in options.tasks or r["seed"] != options.seed]
+        [] if options.quick else [r for r in records if (r["task"] not in options.tasks or r["who"] not in options.who)]
     )
     for task in ["regression"] if options.quick else options.tasks:
         model, args, counted = problem(task, options.data)
         num_samples, warmup, repeats = (40, 40, 1) if options.quick else SETTINGS[task]
-        order = {"nuts": ours, "Pyro NUTS": pyros}
+        order = {who: WHO[who] for who in options.who}
         for repeat in range(repeats):
             seed = options.seed + repeat
             for who in list(order) if seed % 2 == 0 else list(order)[::-1]:
@@ -108,20 +152,23 @@ def main() -> None:
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
         per_draw = {
-            who: [1e3 * r["seconds"] / r["ess"] for r in of_task if r["who"] == who] for who in ("nuts", "Pyro NUTS")
+            who: [1e3 * r["seconds"] / r["ess"] for r in of_task if r["who"] == who]
+            for who in WHO
+            if any(r["who"] == who for r in of_task)
         }
         for who, values in per_draw.items():
             seconds = median([r["seconds"] for r in of_task if r["who"] == who])
             ess = median([r["ess"] for r in of_task if r["who"] == who])
-            share = median(values) / median(per_draw["Pyro NUTS"])
-            rows.append(
-                [task, who, len(values), f"{seconds:.2f}", f"{ess:.0f}", f"{median(values):.2f}", f"{share:.3f}"]
-            )
-    headings = ["task", "sampler", "repeats", "seconds", "least ESS", "ms per effective draw", "ratio"]
+            share = median(values) / median(per_draw["nuts"])
+            gradients = median([r["gradients"] for r in of_task if r["who"] == who]) / ess
+            count = f"{gradients:.1f}" if gradients else "–"
+            figures = f"{seconds:.2f}", f"{ess:.0f}", count, f"{median(values):.2f}", f"{share:.2f}"
+            rows.append([task, who, len(values), *figures])
+    headings = ["task", "sampler", "repeats", "seconds", "least ESS"]
+    headings += ["gradients per effective draw", "ms per effective draw", "times ours"]
     text = (
         f"{CHAINS} chains in one process on one thread, tree depth up to {DEPTH}, the same numbers of draws and "
-        "warm-up: medians; ratio of the medians to Pyro's. Made by speed_of_nuts_per_effective_draw.py.\n\n"
-        + table(headings, rows)
+        "warm-up: medians. Made by speed_of_nuts_per_effective_draw.py.\n\n" + table(headings, rows)
     )
     keep("speed_nuts", records, text, quick=options.quick)
 

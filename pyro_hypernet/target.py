@@ -232,21 +232,26 @@ def looks(target: Target) -> Tensor:
 
 
 def mean_of(fn: Any) -> Tensor | None:
-    """What a distribution says of its mean: probabilities where it has them, so that classes count as such.
+    """What a distribution says of its mean: probabilities where it, or what it wraps, has them: classes count as such.
 
     Args:
         fn: A distribution.
 
     Returns:
-        The mean, or None where the distribution has none.
+        The mean, that of what it wraps where it has none itself, or None.
     """
-    probs = getattr(fn, "probs", None)
+    inner = fn
+    while hasattr(inner, "base_dist") and not hasattr(inner, "probs"):
+        inner = inner.base_dist
+    probs = getattr(inner, "probs", None)
     if isinstance(probs, Tensor):
         return probs
-    try:
-        return fn.mean
-    except (AttributeError, NotImplementedError):
-        return None
+    for distribution in (fn, inner):
+        try:
+            return distribution.mean
+        except (AttributeError, NotImplementedError):
+            continue
+    return None
 
 
 def _no_density(draw: tuple[Tensor, Tensor], _: tuple | None) -> tuple:

@@ -33,7 +33,7 @@ def function_values(model: Model, samples: Mapping[str, Tensor], *args: Any, **k
     def collect(trace: Trace) -> dict[str, Tensor]:
         values = {name: node["value"] for name, node in deterministic_nodes(trace).items()}
         for name, node in predictive_nodes(trace, samples).items():
-            mean = _mean(node["fn"])
+            mean = mean_of(node["fn"])
             if mean is not None:
                 values[name] = mean
         return {name: value for name, value in values.items() if value.is_floating_point()}
@@ -52,10 +52,3 @@ def flat_sites(samples: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(
         [value.flatten(1) if value.dim() > 1 else value[:, None] for value in samples.values()], 1
     ).double()
-
-
-def _mean(fn: Any) -> Tensor | None:
-    """Probabilities where a distribution, or what it wraps, has them, else its mean, if it has one."""
-    while hasattr(fn, "base_dist") and not hasattr(fn, "probs"):
-        fn = fn.base_dist
-    return mean_of(fn)

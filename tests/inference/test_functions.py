@@ -18,12 +18,14 @@ def test_function_values_are_means_probabilities_and_deterministic_sites():
         f = pyro.deterministic("f", slope * x, event_dim=1)
         pyro.sample("y", dist.Normal(f + 1, 1.0).to_event(1), obs=x)
         pyro.sample("z", dist.Bernoulli(logits=f).to_event(1), obs=torch.ones(3))
+        pyro.sample("c", dist.Categorical(logits=torch.stack([f, 0 * f], -1)).to_event(1), obs=torch.ones(3))
 
     slope, x = torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0, 2.0])
     values = bind(model, (x,), {}, "a test").functions({"slope": slope})
     torch.testing.assert_close(values["f"], slope[:, None] * x)
     torch.testing.assert_close(values["y"], slope[:, None] * x + 1)
     torch.testing.assert_close(values["z"], (slope[:, None] * x).sigmoid())
+    torch.testing.assert_close(values["c"][..., 0], values["z"])
 
 
 def test_pooled_rhat_is_one_for_equal_populations_and_grows_with_their_distance():
