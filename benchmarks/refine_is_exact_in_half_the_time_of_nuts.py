@@ -66,7 +66,7 @@ def run_cell(reference: Reference, sampler: str, seed: int) -> dict[str, Any]:
             "log_evidence_error": refined.log_evidence_error,
             "pooled_rhat": refined.pooled_rhat,
             "ess": refined.ess,
-            "temperatures": len(refined.temperatures) - 1,
+            "temperatures": len(refined.betas) - 1,
             "gradients": refined.num_gradients,
             "acceptance": statistics.mean(refined.acceptance),
             "collapsed": ", ".join(refined.collapsed),

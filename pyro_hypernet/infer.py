@@ -262,10 +262,9 @@ class _Work:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # so few draws are to say nothing but their cost
             pilot = refine(self.model, *self.args, **options, **self.kwargs)
-        if pilot.temperatures[-1] < 1:
+        if pilot.betas[-1] < 1:
             raise RuntimeError(
-                f"a pilot of {_PILOT_DRAWS} draws came to temperature {pilot.temperatures[-1]:.2g} of 1 in "
-                f"{pilot.seconds:.1f} s"
+                f"a pilot of {_PILOT_DRAWS} draws came to beta {pilot.betas[-1]:.2g} of 1 in {pilot.seconds:.1f} s"
             )
         moving = pilot.num_gradients * pilot.seconds_per_gradient
         self.exact = Cost(max(0.0, pilot.seconds - moving), moving / _PILOT_DRAWS)
@@ -467,7 +466,7 @@ class _Work:
         """Draws carried from the prior, as many as there is time for."""
         assert self.examination is not None
         found = self.examination.elsewhere
-        # A long run takes about as many temperatures as the short one of the diagnosis, with more draws and moves.
+        # A long run takes about as many powers as the short one of the diagnosis, with more draws and moves.
         seconds = found.seconds if found.how == "refine" else found.likely_seconds
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
@@ -484,8 +483,8 @@ class _Work:
             warnings.filterwarnings("ignore", ".*refine", UserWarning)  # part of the verdict
             options = {"num_populations": _POPULATIONS, "max_seconds": self.plan.left, "progress": self.progress}
             refined = refine(self.model, *self.args, num_samples=num_samples, **options, **self.kwargs)
-        if refined.temperatures[-1] < 1:
-            reached = f"it had come to temperature {refined.temperatures[-1]:.2g} of 1 after {refined.seconds:.0f} s"
+        if refined.betas[-1] < 1:
+            reached = f"it had come to beta {refined.betas[-1]:.2g} of 1 after {refined.seconds:.0f} s"
             self.note("refine", f"left out: {reached}")
             return
         self.refined = refined
@@ -538,7 +537,7 @@ class _Work:
         self.samples, self.source = refined.samples, "refined"
         self.evidence = refined.log_evidence, refined.log_evidence_error
         figures = (
-            f"{count} draws carried from the prior in {len(refined.temperatures)} temperatures; R-hat of "
+            f"{count} draws carried from the prior by {len(refined.betas)} powers of the likelihood; R-hat of "
             f"{_POPULATIONS} populations in function space {rhat:.2f}"
         )
         self.note("refine", f"{figures}; log evidence {refined.log_evidence:.2f} ± {refined.log_evidence_error:.2f}")

@@ -78,7 +78,7 @@ def test_what_refine_refuses_or_cannot_end_gets_a_guide(monkeypatch):
     def refuse(*_, **__):
         raise ValueError("The model's prior cannot be sampled.")
 
-    ways = ((refuse, "The model's prior cannot be sampled"), (MODULE.refine, "came to temperature 0 of 1"))
+    ways = ((refuse, "The model's prior cannot be sampled"), (MODULE.refine, "came to beta 0 of 1"))
     for pilot, reason in ways:
         monkeypatch.setattr(MODULE, "refine", pilot)
         monkeypatch.setattr(MODULE, "_PILOT_SHARE", 1e-9)

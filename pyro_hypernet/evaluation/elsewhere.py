@@ -22,7 +22,7 @@ NUM_POPULATIONS = 4
 # With more weights nothing started at the prior arrives in a few seconds.
 _MOST_WEIGHTS = 20_000
 NUM_DRAWS, NUM_MOVES, NUM_LEAPFROGS = 512, 3, 12
-# What a run from the prior may take, to guess its cost beforehand: moves, three quarters of their steps, temperatures.
+# What a run from the prior may take, to guess its cost beforehand: moves, three quarters of their steps, powers.
 _GRADIENTS_OF_A_RUN = 25 * NUM_MOVES * 0.75 * NUM_LEAPFROGS
 _FEW_DRAWS = 8
 _NUM_MODES, _MODE_STARTS, _MODE_STEPS = 8, 32, 150
@@ -161,7 +161,7 @@ def _short_run(model: Model, args: tuple, max_seconds: float) -> Elsewhere:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*refine", UserWarning)  # what it did not reach shows in R-hat
         run = refine(model, *args, **sizes, **options, progress=False)
-    if run.temperatures[-1] < 1 and run.seconds > 2 * max_seconds:
+    if run.betas[-1] < 1 and run.seconds > 2 * max_seconds:
         return Elsewhere("nothing", note=f"a short run of refine had not ended after {run.seconds:.0f} s")
     return Elsewhere(
         "refine", run.samples, None, run.log_evidence, run.log_evidence_error, num_populations=NUM_POPULATIONS

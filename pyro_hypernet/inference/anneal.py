@@ -1,4 +1,4 @@
-"""A model whose data count more, or less, than once."""
+"""A model whose likelihood is raised to a power, so that its data count more, or less, than once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,8 @@ from torch import Tensor
 from pyro_hypernet.vectorize import Model
 
 
-class WeightedModel:
-    """The same model with one argument more, which comes first: how often its observations count.
+class TemperedModel:
+    """The same model with one argument more, which comes first: beta, the power of its likelihood.
 
     Args:
         model: The Pyro model.
@@ -20,46 +20,46 @@ class WeightedModel:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def __call__(self, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with _Counted(weight):
+    def __call__(self, beta: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with _Power(beta):
             return self.model(*args, **kwargs)
 
     @staticmethod
-    def arguments(weight: float, batch: tuple) -> tuple:
+    def arguments(beta: float, batch: tuple) -> tuple:
         """What this model takes.
 
         Args:
-            weight: How often the observations count.
+            beta: The power of the likelihood: how often the data count.
             batch: The arguments of the model as it was.
         """
         device = next((value.device for value in batch if isinstance(value, Tensor)), None)
-        return torch.tensor(weight, device=device), *batch
+        return torch.tensor(beta, device=device), *batch
 
 
 @dataclass(frozen=True)
 class Annealing:
-    """How often the data count at every step: from `start` geometrically to once.
+    """The power of the likelihood at every step: from `start` geometrically to one.
 
     Attributes:
-        start: How often at the first step.
-        num_steps: After how many steps once.
+        start: At the first step.
+        num_steps: After how many steps one.
     """
 
     start: float
     num_steps: int
 
     def __call__(self, step: int) -> float:
-        """How often at this step, counted from 0."""
+        """Beta at this step, counted from 0."""
         return self.start ** max(0.0, 1 - step / self.num_steps)
 
 
-class _Counted(Messenger):
+class _Power(Messenger):
     """Scales the log density of what is observed."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, beta: Tensor) -> None:
         super().__init__()
-        self.weight = weight
+        self.beta = beta
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.weight
+            msg["scale"] = msg["scale"] * self.beta

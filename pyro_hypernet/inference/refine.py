@@ -17,13 +17,13 @@ from pyro_hypernet.inference.collapsed import collapse as collapsed
 from pyro_hypernet.inference.coverage import Coverage, cover
 from pyro_hypernet.inference.functions import effective_draws, pooled_rhat, side_by_side
 from pyro_hypernet.inference.moves import Trajectories
-from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_temperature, resample_in_order
+from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order
 from pyro_hypernet.target import State, Target, Whole, bind, looks
 from pyro_hypernet.vectorize import Model
 
-# Every new temperature keeps this share of the particles effective.
+# Every new beta keeps this share of the particles effective.
 _ESS_SHARE = 0.5
-_MAX_TEMPERATURES = 500
+_MAX_BETAS = 500
 # Moves are repeated while fewer of them are accepted, for the step size is then still being found.
 _LEAST_ACCEPTANCE, _MAX_ROUNDS = 0.5, 10
 _MIXED_RHAT = 1.05
@@ -38,8 +38,8 @@ class Refined:
         samples: A dict from site to draws of shape `(S, *shape)`, equally weighted, one population after the other.
         log_evidence: log p(data) in nats, averaged over populations.
         log_evidence_error: Its standard error over independent populations, in nats; NaN for one population.
-        temperatures: The powers of the likelihood from 0 to 1.
-        acceptance: Mean acceptance of the moves at every temperature after the first.
+        betas: The powers of the likelihood from 0 to 1.
+        acceptance: Mean acceptance of the moves at every beta after the first.
         leapfrogs: Mean number of leapfrog steps of a move, likewise.
         rhat: A dict from site to R-hat over populations, shape `shape`.
         function_rhat: The same for deterministic sites and means of observed sites.
@@ -47,7 +47,7 @@ class Refined:
         ess: Effective number of draws for the functions' means, as far as the scatter of chains tells; NaN likewise.
         collapsed: Names of the sites that were integrated out and drawn from their conditional posterior in the end.
         num_gradients: Gradients evaluated, of one draw each.
-        seconds_per_gradient: Of one draw, at the temperature where they were fastest: captures are left out.
+        seconds_per_gradient: Of one draw, at the beta where they were fastest: captures are left out.
         seconds: Wall time.
         coverage: How the guide compares, where one was given.
     """
@@ -55,7 +55,7 @@ class Refined:
     samples: dict[str, Tensor] = field(repr=False)
     log_evidence: float
     log_evidence_error: float
-    temperatures: tuple[float, ...] = field(repr=False)
+    betas: tuple[float, ...] = field(repr=False)
     acceptance: tuple[float, ...] = field(repr=False)
     leapfrogs: tuple[float, ...] = field(repr=False)
     rhat: dict[str, Tensor] = field(repr=False)
@@ -95,7 +95,7 @@ def refine(
     """Carries draws of the prior to the posterior, through powers of the likelihood that rise from 0 to 1.
 
     Exact as the number of draws grows, multimodal posteriors included, for nothing is left out at the start. Every
-    temperature is chosen so that half of the draws stay effective. Then some are chosen by their weights and moved by
+    power is chosen so that half of the draws stay effective. Then some are chosen by their weights and moved by
     Hamiltonian Monte Carlo, all at once on the captured density, and the states on their way are the new draws.
 
     Weights to which normal observations answer linearly, such as the last layer of a network for regression, are
@@ -109,11 +109,11 @@ def refine(
             missed.
         num_samples: Number of draws S, over all populations.
         num_populations: Populations that never mix, which give the errors; a divisor of `num_samples`.
-        num_moves: Trajectories at every temperature, all of whose states are kept: S / num_moves draws are moved.
+        num_moves: Trajectories at every beta, all of whose states are kept: S / num_moves draws are moved.
         num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
         collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
             times the number of observations.
-        max_seconds: After so long no further temperature is begun; draws are then of the last one.
+        max_seconds: After so long no further power is begun; draws are then of the last one.
         progress: Whether to show a bar; quiet where the output is no terminal.
         kwargs: The model's keyword arguments.
 
@@ -125,7 +125,7 @@ def refine(
         ValueError: If a number is out of range, the prior cannot be sampled, the model draws minibatches or other
             random numbers of its own, or no draw of the prior has a finite likelihood.
 
-    Source: Del Moral, Doucet and Jasra 2006; adaptive temperatures: Jasra et al. 2011; keeping the states on the way:
+    Source: Del Moral, Doucet and Jasra 2006; adaptive powers: Jasra et al. 2011; keeping the states on the way:
     Dau and Chopin 2022, arXiv 2011.02328.
 
     Example:
@@ -176,7 +176,7 @@ class _Cloud:
         self.x = target.sample_prior(num_samples)
         self.log_likelihood = _finite_or_none(target(self.x, 0.0).log_likelihood)
         self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
-        self.temperatures, self.acceptance, self.leapfrogs = [0.0], [], []
+        self.betas, self.acceptance, self.leapfrogs = [0.0], [], []
         self.seconds_per_gradient = math.inf
 
     def is_alive(self) -> bool:
@@ -184,17 +184,17 @@ class _Cloud:
         return bool(self.log_likelihood.isfinite().view(self.num_populations, -1).any(-1).all())
 
     def heat(self) -> None:
-        """Raises the temperature, chooses draws by their weights and moves them; their states are the new draws."""
-        old = self.temperatures[-1]
-        temperature = next_temperature(self.log_likelihood.double(), old, _ESS_SHARE)
-        log_weights = (temperature - old) * self.log_likelihood.double()
+        """Raises beta, chooses draws by their weights and moves them; their states are the new draws."""
+        old = self.betas[-1]
+        beta = next_beta(self.log_likelihood.double(), old, _ESS_SHARE)
+        log_weights = (beta - old) * self.log_likelihood.double()
         of_populations = log_weights.view(self.num_populations, -1)
         self.log_evidence = self.log_evidence + log_mean_exp(of_populations)
         centre, spread = mean_and_spread(self.x, log_weights)
         chosen = self.x[resample_in_order(self.x, of_populations, self.num_chosen)]
-        self.temperatures.append(temperature)
+        self.betas.append(beta)
         start, before = time.perf_counter(), self.target.num_rows
-        self._move(self.target(chosen, temperature), temperature, centre, spread)
+        self._move(self.target(chosen, beta), beta, centre, spread)
         pace = (time.perf_counter() - start) / (self.target.num_rows - before)
         self.seconds_per_gradient = min(self.seconds_per_gradient, pace)
 
@@ -203,12 +203,12 @@ class _Cloud:
         by_population = self.x.unflatten(0, (self.num_populations, -1))
         return by_population[:, : num_samples // self.num_populations].flatten(0, 1)
 
-    def _move(self, state: State, temperature: float, centre: Tensor, spread: Tensor) -> None:
+    def _move(self, state: State, beta: float, centre: Tensor, spread: Tensor) -> None:
         before = self.trajectories.num_leapfrogs, self.trajectories.num_moves
         for _ in range(_MAX_ROUNDS):
             states, rates = [], []
             for _ in range(self.num_moves):
-                state, rate = self.trajectories.move(self.target, state, temperature, centre, spread)
+                state, rate = self.trajectories.move(self.target, state, beta, centre, spread)
                 states.append(state)
                 rates.append(rate)
             if sum(rates) / len(rates) >= _LEAST_ACCEPTANCE:
@@ -228,11 +228,11 @@ class _Cloud:
 def _heat_up(cloud: _Cloud, progress: bool, *, until: float) -> None:
     bar = tqdm(total=1.0, disable=None if progress else True, desc="refine", leave=False)
     try:
-        while cloud.temperatures[-1] < 1 and len(cloud.temperatures) < _MAX_TEMPERATURES:
+        while cloud.betas[-1] < 1 and len(cloud.betas) < _MAX_BETAS:
             if time.perf_counter() > until:
                 break
             cloud.heat()
-            bar.update(cloud.temperatures[-1] - cloud.temperatures[-2])
+            bar.update(cloud.betas[-1] - cloud.betas[-2])
     finally:
         bar.close()
 
@@ -248,7 +248,7 @@ def _sum_up(cloud: _Cloud, samples: dict[str, Tensor], start: float) -> Refined:
         samples=samples,
         log_evidence=float(log_mean_exp(cloud.log_evidence)),
         log_evidence_error=float(cloud.log_evidence.std()) / populations**0.5 if several else math.nan,
-        temperatures=tuple(cloud.temperatures),
+        betas=tuple(cloud.betas),
         acceptance=tuple(cloud.acceptance),
         leapfrogs=tuple(cloud.leapfrogs),
         rhat={name: gelman_rubin(value) for name, value in sites.items()} if several else {},
@@ -284,10 +284,10 @@ def _bind(model: Model, args: tuple, kwargs: dict[str, Any]) -> Whole:
 
 
 def _warn(result: Refined) -> None:
-    if result.temperatures[-1] < 1:
+    if result.betas[-1] < 1:
         warnings.warn(
-            f"refine gave up after {len(result.temperatures)} temperatures at {result.temperatures[-1]:.3g} of 1: the "
-            "draws are of a tempered posterior. Use more samples or moves.",
+            f"refine gave up at beta {result.betas[-1]:.3g} of 1, after {len(result.betas)} powers of the likelihood: "
+            "the draws are of a tempered posterior. Use more samples or moves.",
             stacklevel=3,
         )
     elif result.pooled_rhat > _MIXED_RHAT or result.log_evidence_error > _LARGE_ERROR:

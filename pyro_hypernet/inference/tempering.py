@@ -1,4 +1,4 @@
-"""The steps from one temperature to the next: how far, at what weights, and which draws go on."""
+"""The steps from one power of the likelihood to the next: how far, at what weights, and which draws go on."""
 
 import math
 
@@ -17,26 +17,26 @@ def effective_number(log_weights: Tensor) -> float:
     return float((-(2 * log_weights.log_softmax(0)).logsumexp(0)).exp())
 
 
-def next_temperature(log_likelihood: Tensor, temperature: float, share: float) -> float:
-    """The highest temperature, 1 at most, at which the draws' weights leave this share of them effective.
+def next_beta(log_likelihood: Tensor, beta: float, share: float) -> float:
+    """The highest beta, 1 at most, at which the draws' weights leave this share of them effective.
 
     Args:
         log_likelihood: Of every draw, in nats, shape `(S,)`; −inf where it has none.
-        temperature: The temperature that the draws are of, below 1.
+        beta: The power of the likelihood that the draws are of, below 1.
         share: Between 0 and 1.
 
     Returns:
-        A temperature above the old one.
+        A beta above the old one.
     """
     enough = share * int(log_likelihood.isfinite().sum())
-    if effective_number((1 - temperature) * log_likelihood) >= enough:
+    if effective_number((1 - beta) * log_likelihood) >= enough:
         return 1.0
-    low, high = temperature, 1.0
+    low, high = beta, 1.0
     while True:
         middle = (low + high) / 2
         if middle in (low, high):
-            return low if low > temperature else high
-        if effective_number((middle - temperature) * log_likelihood) >= enough:
+            return low if low > beta else high
+        if effective_number((middle - beta) * log_likelihood) >= enough:
             low = middle
         else:
             high = middle

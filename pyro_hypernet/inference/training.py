@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.anneal import Annealing, WeightedModel
+from pyro_hypernet.inference.anneal import Annealing, TemperedModel
 from pyro_hypernet.inference.batches import Batches, Shares
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.step import FlatParameters, Step, Stepper
@@ -71,9 +71,9 @@ class Trainer:
         if traits.is_discrete:
             self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
         self.stepper = self._plain = self._make_stepper(model, elbo, num_steps, is_fixed=batches.is_fixed)
-        self._weighted: Stepper | None = None
+        self._tempered: Stepper | None = None
         if annealing is not None:
-            self._weighted = self._make_weighted(batches.first, annealing.num_steps)
+            self._tempered = self._make_tempered(batches.first, annealing.num_steps)
 
     def step(self, number: int) -> tuple[Step, tuple]:
         """Evaluates the next batch.
@@ -138,15 +138,15 @@ class Trainer:
                 self.shares.meet(batch, find_traits(self.model, self.guide, batch))
             share = self.shares(batch, self.batches.number)
             self.is_ragged |= share != 1 and (self.batches.length or self.batches.number) <= _SHORT
-        weight = share * (self.annealing(number) if self.is_annealed(number) else 1.0)
-        if weight == 1:
+        beta = share * (self.annealing(number) if self.is_annealed(number) else 1.0)
+        if beta == 1:
             return self._plain, batch
-        if self._weighted is None:
-            self._weighted = self._make_weighted(batch, self.num_steps - number)
-        return self._weighted, WeightedModel.arguments(weight, batch)
+        if self._tempered is None:
+            self._tempered = self._make_tempered(batch, self.num_steps - number)
+        return self._tempered, TemperedModel.arguments(beta, batch)
 
-    def _make_weighted(self, batch: tuple, num_steps: int) -> Stepper:
-        model, old = WeightedModel(self.model), self.elbo
+    def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
+        model, old = TemperedModel(self.model), self.elbo
         elbo = VectorizedELBO(old.num_particles, gradient=old.gradient, bound=old.bound, mode=old.mode)
         elbo._prepare(model, self.guide, model.arguments(1.0, batch), {})
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)

@@ -12,7 +12,7 @@ from torch import nn
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, fit
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.diagnostics import elbo
-from pyro_hypernet.inference.anneal import Annealing, WeightedModel
+from pyro_hypernet.inference.anneal import Annealing, TemperedModel
 from pyro_hypernet.inference.fit import ANNEAL
 from pyro_hypernet.likelihoods import Gaussian
 from tests.inference.conjugate import make_data, regression
@@ -42,10 +42,10 @@ def test_the_likelihood_is_scaled_and_the_prior_is_not():
     layout = AutoHypernet(model).setup(y).layout
     prior = dist.Normal(0.0, 3.0).log_prob(w).sum(-1)
     data = 4 * dist.Normal(w[:, None], 1.0).log_prob(y).sum((1, 2)) - w.sum(-1)
-    weighted = WeightedModel(model)
+    tempered = TemperedModel(model)
     torch.testing.assert_close(LogJoint(model, layout)(w, y), prior + data)
-    torch.testing.assert_close(LogJoint(weighted, layout)(w, *weighted.arguments(3.0, (y,))), prior + 3 * data)
-    torch.testing.assert_close(LogJoint(weighted, layout)(w, *weighted.arguments(1.0, (y,))), prior + data)
+    torch.testing.assert_close(LogJoint(tempered, layout)(w, *tempered.arguments(3.0, (y,))), prior + 3 * data)
+    torch.testing.assert_close(LogJoint(tempered, layout)(w, *tempered.arguments(1.0, (y,))), prior + data)
 
 
 def test_the_weight_falls_geometrically_to_one():

@@ -28,10 +28,10 @@ def test_conjugate_regression():
     problem = PROBLEMS["conjugate-regression"]()
     refined = quick(problem.model, *problem.args, num_samples=2000, num_moves=4, collapse=False)
     assert refined.collapsed == ()
-    # Over eight seeds an sd of .11 nats: five of them. A term or a temperature that is left out makes one nat and more.
+    # Over eight seeds an sd of .11 nats: five of them. A term or a power that is left out makes one nat and more.
     assert abs(refined.log_evidence - problem.truth["log_evidence"]) < 0.55
-    assert refined.temperatures[0] == 0
-    assert refined.temperatures[-1] == 1
+    assert refined.betas[0] == 0
+    assert refined.betas[-1] == 1
     for name, mean in problem.truth["mean"].items():
         sd = problem.truth["sd"][name]
         # 2 000 draws: a standard error of .022 sd if independent; .15 sd is over six, of one in three still four.
@@ -43,7 +43,7 @@ def test_what_is_normal_throughout_is_exact():
     problem = PROBLEMS["conjugate-regression"]()
     refined = quick(problem.model, *problem.args, num_samples=20_000, num_moves=1)
     assert refined.collapsed == ("w",)
-    assert refined.temperatures == (0.0, 1.0)
+    assert refined.betas == (0.0, 1.0)
     assert abs(refined.log_evidence - problem.truth["log_evidence"]) < 1e-8
     covariance = torch.cov(refined.samples["w"].mT)
     scale = torch.outer(problem.truth["sd"]["w"], problem.truth["sd"]["w"])
@@ -108,7 +108,7 @@ def test_error_of_the_evidence_and_rhat_speak_of_populations():
     refined = quick(problem.model, *problem.args, num_samples=800, num_populations=8, collapse=False)
     assert 0 < refined.log_evidence_error < 0.3
     assert refined.max_rhat < 1.1
-    assert len(refined.acceptance) == len(refined.temperatures) - 1
+    assert len(refined.acceptance) == len(refined.betas) - 1
     assert all(0.3 < rate <= 1 for rate in refined.acceptance)
     assert refined.max_function_rhat < 1.1
     assert 1 <= refined.pooled_rhat < 1.05

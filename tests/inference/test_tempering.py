@@ -1,4 +1,4 @@
-"""The steps between temperatures keep what they promise, exactly."""
+"""The steps between powers keep what they promise, exactly."""
 
 import math
 
@@ -9,7 +9,7 @@ from pyro_hypernet.inference.tempering import (
     effective_number,
     log_mean_exp,
     mean_and_spread,
-    next_temperature,
+    next_beta,
     resample,
     resample_in_order,
 )
@@ -26,22 +26,22 @@ def test_effective_number_of_equal_and_of_single_weights():
 
 @pytest.mark.parametrize("old", [0.0, 0.3])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-def test_the_next_temperature_leaves_just_that_share_effective(old, share):
+def test_the_next_beta_leaves_just_that_share_effective(old, share):
     log_likelihood = -50 * torch.linspace(0, 1, 101) ** 2
     log_likelihood[0] = -torch.inf
-    new = next_temperature(log_likelihood, old, share)
+    new = next_beta(log_likelihood, old, share)
     assert old < new < 1
     assert effective_number((new - old) * log_likelihood) == pytest.approx(share * 100, rel=1e-6)
 
 
 def test_a_flat_likelihood_needs_one_step():
-    assert next_temperature(torch.full((5,), -1e6), 0.2, 0.5) == 1
+    assert next_beta(torch.full((5,), -1e6), 0.2, 0.5) == 1
 
 
-def test_temperatures_rise_though_one_draw_towers_over_all():
+def test_betas_rise_though_one_draw_towers_over_all():
     log_likelihood = torch.zeros(100)
     log_likelihood[0] = 1e8
-    assert next_temperature(log_likelihood, 0.5, 0.5) > 0.5
+    assert next_beta(log_likelihood, 0.5, 0.5) > 0.5
 
 
 def test_systematic_resampling_gives_every_draw_its_expected_number_but_for_one():
