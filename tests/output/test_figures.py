@@ -88,7 +88,7 @@ def test_equal_weights_lie_on_the_diagonal_and_one_heavy_weight_holds_all():
 def test_an_outlier_has_the_largest_khat():
     x, y = linear_data()
     y = y.clone()
-    y[7] += 3.0
+    y[7] += 12.0
     samples = {"slope": 1 + 0.1 * torch.randn(2000, 2), "noise": 0.3 + 0.05 * torch.rand(2000)}
     khat = figures.loo_figure(linear, samples, (x, y), {})["khat"]
     assert len(khat) == 30
