@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pyro_hypernet.budget import read_budget
+from pyro_hypernet.infer import ENGINES
 from pyro_hypernet.job import Options, run, write
 from pyro_hypernet.job_report import write_report
 from pyro_hypernet.output.report import report_from
@@ -95,6 +96,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budget", help='time for all of it ("3 minutes", and more where the machine is slow)')
     command.add_argument("--hidden", type=int, default=default.hidden, help="hidden units (%(default)s)")
     command.add_argument("--nuts-draws", type=int, default=default.nuts_draws, help="in every chain (%(default)s)")
+    command.add_argument("--engine", choices=ENGINES, default=default.engine, help="of the draws (%(default)s)")
     command.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
 
 
@@ -126,6 +128,7 @@ def _run(table: Table, options: argparse.Namespace) -> int:
         hidden=options.hidden,
         nuts_draws=options.nuts_draws,
         seed=options.seed,
+        engine=options.engine,
     )
     result = run(table, amount, say=lambda line: print(line, flush=True))
     paths = [*write(result, table, options.out), write_report(result, table, options.out)]

@@ -59,6 +59,7 @@ class Options:
         nuts_draws: Draws kept in every chain of NUTS, after as many of warm-up.
         nuts_chains: Number of chains.
         seed: Of the split, the fits and the chains.
+        engine: As in `infer`; where it needs no guide, one is trained beside it for comparison.
     """
 
     num_steps: int = 2000
@@ -68,6 +69,7 @@ class Options:
     nuts_draws: int = 500
     nuts_chains: int = 2
     seed: int = 0
+    engine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _infer(
     model: Model, args: tuple, options: Options, seconds: float, say: Callable[[str], None], progress: bool
 ) -> Posterior:
     pyro.set_rng_seed(options.seed)
-    amounts = {"num_samples": _NUM_DRAWS, "num_steps": options.num_steps}
+    amounts = {"num_samples": _NUM_DRAWS, "num_steps": options.num_steps, "engine": options.engine}
     budget = _INFER * seconds
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The verdict on this", UserWarning)  # stands under the table

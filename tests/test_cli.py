@@ -17,7 +17,7 @@ from tests.test_tabular import CSV
 
 WORK = sys.modules["pyro_hypernet.infer"]._Work
 QUICK = ["--budget", "20 minutes", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
-QUICK += ["--seed", str(seed())]
+QUICK += ["--seed", str(seed()), "--engine", "guide"]  # which engine is cheaper depends on the machine
 
 
 def write_csv(path, classes, header="a,b,y"):
@@ -85,6 +85,20 @@ def test_fit_writes_its_files(tmp_path, classes, header, capsys):
         warnings.simplefilter("ignore")
         groups = set(import_module_quietly("arviz").from_netcdf(str(tmp_path / "out" / "posterior.nc")).groups())
     assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data"} <= groups
+
+
+def test_an_exact_engine_has_the_guide_beside_it(tmp_path, capsys):
+    path = write_csv(tmp_path / "data.csv", None)
+    options = ["--target", "y", "--out", str(tmp_path / "out"), *QUICK[:-1], "refine"]
+    assert main(["fit", str(path), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "AutoHypernet, refined" in printed
+    assert "for comparison" in printed
+    assert "No guide was needed" in printed
+    assert (tmp_path / "out" / "guide.safetensors").stat().st_size > 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "carried from the prior by refine" in page
+    assert page.count("<img ") == 6  # no training and no weights of a guide
 
 
 def _check_report(out, classes):

@@ -214,7 +214,7 @@ def without_weights(*args, **kwargs):
 )
 def test_a_fit_survives_a_choice_that_fails(monkeypatch, failure, why):
     guide = AutoHypernet(banana)
-    monkeypatch.setattr(guide, "reject", lambda args, **options: failure() if args else None)
+    monkeypatch.setattr(guide, "reject", lambda args, kwargs=None, **options: failure() if args else None)
     result = fit(banana, guide, (Y,), num_steps=20, num_particles=4, progress=False)
     assert len(result.losses) == 20
     assert result.stopped_because == why
@@ -223,7 +223,7 @@ def test_a_fit_survives_a_choice_that_fails(monkeypatch, failure, why):
 
 def test_a_share_that_was_asked_for_must_be_possible(monkeypatch):
     guide = AutoHypernet(banana)
-    monkeypatch.setattr(guide, "reject", lambda args, **options: without_weights() if args else None)
+    monkeypatch.setattr(guide, "reject", lambda args, kwargs=None, **options: without_weights() if args else None)
     with pytest.warns(UserWarning, match="^Every draw of the guide is kept: No proposal"):
         result = fit(banana, guide, (Y,), num_steps=20, num_particles=4, rejection=0.5, progress=False)
     assert (result.num_steps, result.acceptance) == (20, 1.0)  # what was learnt is not lost
