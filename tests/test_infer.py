@@ -15,7 +15,7 @@ import torch
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
 from pyro_hypernet.budget import Clock, Cost
-from pyro_hypernet.evaluation.verdict import USE
+from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, USE
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y
 from tests.seeds import seed
 from tests.small_models import one_weight
