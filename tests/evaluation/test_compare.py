@@ -153,7 +153,8 @@ def test_without_replicates_there_are_no_intervals():
 
 
 def test_chains_are_resampled_in_blocks():
-    # An autoregression of coefficient .9 has one effective draw in 19: its intervals must be wider, by about 4.
+    # An autoregression of coefficient .9 has one effective draw in 19: its intervals are wider, over 30 seeds by 1.7 to
+    # 2.9 times, and the noise floor of two halves by 2.0 to 3.3; independent draws would give 1.
     draws = torch.empty(1000)
     draws[0] = torch.randn(())
     for i in range(1, 1000):
@@ -163,12 +164,12 @@ def test_chains_are_resampled_in_blocks():
     reference = {"slope": torch.randn(1000)}
     table = compare({"chain": chain, "independent": samples}, reference, line, X)
     width = {name: table.row(name)["w1_over_sd_high"] - table.row(name)["w1_over_sd_low"] for name in table.names}
-    assert 2 < width["chain"] / width["independent"] < 6
+    assert 1.2 < width["chain"] / width["independent"] < 6
     floor = {
         name: compare({"a": samples}, r, line, X, num_bootstrap=0).row(NOISE_FLOOR)["w1_over_sd"]
         for name, r in {"chain": chain, "independent": samples}.items()
     }
-    assert floor["chain"] > 2 * floor["independent"]
+    assert floor["chain"] > 1.4 * floor["independent"]
 
 
 def test_a_reference_that_never_moved_is_no_error():
