@@ -112,8 +112,8 @@ def test_every_elbo_trains_it(elbo, hypernet):
     guide = AutoHypernet(conjugate, hypernet, "full")
     train(conjugate, guide, elbo, Y, steps=400)
     if type(elbo) is not RenyiELBO and getattr(elbo, "bound", "elbo") == "elbo":
-        # The bound is 8 to 15 nats short at the start. After training .33 at most in six seeds; 3.7 once, with one draw a
-        # step through a network that a wild draw had shaken.
+        # The bound is 8 to 15 nats short at the start. After training .33 at most in six seeds; 3.7 once, by one draw a
+        # step, through a network that a wild draw had shaken.
         evidence = dist.MultivariateNormal(torch.zeros(9), torch.eye(9) + torch.ones(9, 9)).log_prob(Y.T).sum()
         assert float(evidence) + VectorizedELBO(4000).loss(conjugate, guide, Y) < 6
 
