@@ -33,7 +33,7 @@ SUPPORTS = {
 def test_the_stable_map_is_torchs(name, double):
     support, size = SUPPORTS[name]
     torch.manual_seed(seed(0))
-    x = torch.randn(7, 4, size)
+    x = torch.randn(7, 4, size).clamp(-2, 2)  # exp(exp(x) + …) stays below e^40
     mine, theirs = transform_to(support), biject_to(support)
     y = theirs(x)
     torch.testing.assert_close(mine(x), y, rtol=1e-9, atol=1e-9)
