@@ -141,8 +141,7 @@ def infer(
     Raises:
         ValueError: If the budget cannot be read or does not allow for 50 steps and a diagnosis of this model, which is
             found out before any of it and names what is needed; if a number is out of range or the engine unknown; if
-            the model draws
-            minibatches; or if it cannot be fitted: see `AutoHypernet.setup`.
+            the model draws minibatches; or if it cannot be fitted: see `AutoHypernet.setup`.
         FloatingPointError: If training fails: see `fit`.
 
     Example:
@@ -212,7 +211,7 @@ class _Work:
         self.note("setup", self.guide.describe())
         self.price(least_steps)
         try:
-            if not self.is_exact(engine, num_steps):
+            if not self.draw_exactly(engine, num_steps):
                 self.by_guide(num_steps)
         except KeyboardInterrupt:
             self.given_guide = self.given_guide if self.samples else self.guide
@@ -225,8 +224,8 @@ class _Work:
         except KeyboardInterrupt:
             self.note("stop", "interrupted before the draws were gathered for ArviZ")
 
-    def is_exact(self, engine: str, num_steps: int | None) -> bool:
-        """Whether an exact engine was to be taken and has brought draws that can be used."""
+    def draw_exactly(self, engine: str, num_steps: int | None) -> bool:
+        """Draws by an exact engine, if one is to be taken; whether that has brought draws that can be used."""
         if engine == "auto":
             engine = self.choose_engine(num_steps)
         if engine == "guide":

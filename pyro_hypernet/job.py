@@ -141,8 +141,8 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     posterior, clock = _begin(model, args, options, say, progress)
     guide, fitted = posterior.guide, posterior.fit
     if guide is None:
-        seconds = max(_GUIDE * clock.budget, (_INFER * clock.budget - posterior.seconds) / 2)
-        guide, fitted = _train_beside(model, args, options, seconds, say, progress)
+        left = max(_GUIDE * clock.budget, (_INFER * clock.budget - posterior.seconds) / 2)
+        guide, fitted = _train_beside(model, args, options, left, say, progress)
     posteriors, seconds = {HYPERNET: guide}, {HYPERNET: fitted.seconds if fitted else math.nan}
     if posterior.source != "guide":
         mended = f"{HYPERNET}, {posterior.source}"

@@ -22,8 +22,8 @@ NUM_POPULATIONS = 4
 # With more weights nothing started at the prior arrives in a few seconds.
 _MOST_WEIGHTS = 20_000
 NUM_DRAWS, NUM_MOVES, NUM_LEAPFROGS = 512, 3, 12
-# What a run from the prior may take, to guess its cost beforehand: moves, three quarters of their steps, powers.
-_GRADIENTS_OF_A_RUN = 25 * NUM_MOVES * 0.75 * NUM_LEAPFROGS
+# Powers of the likelihood that a run from the prior may take, to guess its cost beforehand.
+_LIKELY_POWERS = 25
 _FEW_DRAWS = 8
 _NUM_MODES, _MODE_STARTS, _MODE_STEPS = 8, 32, 150
 # Climbs that ended so many nats below the best have not arrived, or at nothing of weight.
@@ -104,37 +104,29 @@ def _given(draws: Any) -> Elsewhere:
     return Elsewhere("given", dict(samples), None, *evidence)
 
 
-def _carry_from_prior(model: Model, layout: Layout, args: tuple, max_seconds: float) -> Elsewhere:
-    """A short run of `refine`, of 512 draws, where its cost, guessed from a gradient, stays below `max_seconds`."""
+def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewhere:
+    layout = layout_of(model, args, {}, guide)
     if layout.dim > _MOST_WEIGHTS:
         return Elsewhere("nothing", note=f"the model has {layout.dim} weights, more than {_MOST_WEIGHTS}")
     try:
         starts = sample_prior(model, layout, NUM_DRAWS, args)
     except (NotImplementedError, RuntimeError) as error:
         return Elsewhere("nothing", note=f"the prior cannot be sampled ({type(error).__name__})")
-    likely = _GRADIENTS_OF_A_RUN * _seconds_per_gradient(model, layout, starts, args, max_seconds)
-    if likely > max_seconds:
-        note = f"a short run of refine was guessed to take {likely:.0f} s, more than {max_seconds:.3g}"
-        return Elsewhere("nothing", note=note, likely_seconds=likely)
-    start = time.perf_counter()
-    try:
-        found = _short_run(model, args, max_seconds)
-    except ValueError as error:  # a model that draws minibatches, or whose likelihood is nowhere finite
-        return Elsewhere("nothing", note=str(error).rstrip("."))
-    return replace(found, likely_seconds=likely, seconds=time.perf_counter() - start)
-
-
-def _search(model: Model, guide: Any, args: tuple, max_seconds: float) -> Elsewhere:
-    layout = layout_of(model, args, {}, guide)
-    found = _carry_from_prior(model, layout, args, max_seconds)
-    climbing = found.likely_seconds / _GRADIENTS_OF_A_RUN * _MODE_STEPS * _MODE_STARTS / NUM_DRAWS
-    if found.how == "refine" or not found.likely_seconds > max_seconds or climbing > max_seconds:
-        return found
-    options = {"num_modes": _NUM_MODES, "num_starts": _MODE_STARTS, "num_steps": _MODE_STEPS}
-    w = find_modes(model, layout, args, **options)
-    height = LogJoint(model, layout)(w, *args)
-    w = w[height >= height.max() - _MODE_DEPTH]
-    return Elsewhere("modes", layout.constrain(w)[0], likely_seconds=found.likely_seconds)
+    seconds = _seconds_per_gradient(model, layout, starts, args, max_seconds)
+    likely = seconds * _LIKELY_POWERS * NUM_MOVES * 0.75 * NUM_LEAPFROGS
+    if likely <= max_seconds:
+        try:
+            return replace(_short_run(model, args, max_seconds), likely_seconds=likely)
+        except ValueError as error:  # a model that draws minibatches, or whose likelihood is nowhere finite
+            return Elsewhere("nothing", note=str(error).rstrip("."))
+    if seconds * _MODE_STEPS * _MODE_STARTS / NUM_DRAWS <= max_seconds:
+        options = {"num_modes": _NUM_MODES, "num_starts": _MODE_STARTS, "num_steps": _MODE_STEPS}
+        w = find_modes(model, layout, args, **options)
+        height = LogJoint(model, layout)(w, *args)
+        w = w[height >= height.max() - _MODE_DEPTH]
+        return Elsewhere("modes", layout.constrain(w)[0], likely_seconds=likely)
+    note = f"a short run of refine was guessed to take {likely:.0f} s, more than max_seconds={max_seconds:.3g}"
+    return Elsewhere("nothing", note=note, likely_seconds=likely)
 
 
 def _seconds_per_gradient(model: Model, layout: Layout, w: Tensor, args: tuple, max_seconds: float) -> float:
