@@ -693,11 +693,16 @@ class _AsDensity(Messenger):
 
     Validation is off in distributions that were made before, too, such as the priors of a PyroSample. What `obs_mask`
     leaves as a latent has its prior in the places that are observed as well: nothing else depends on it there, and with
-    no prior it would have no posterior.
+    no prior it would have no posterior. Pyro names it, and what it observes just before, after the statement.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
+
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"].endswith("_unobserved") and isinstance(msg["mask"], Tensor):
+        name, before, self._last = msg["name"], self._last, msg["name"]
+        if name.endswith("_unobserved") and before == name.removesuffix("_unobserved") + "_observed":
             msg["mask"] = None
         if hasattr(msg["fn"], "_validate_args"):
             msg["fn"] = _unvalidated(msg["fn"])

@@ -505,3 +505,17 @@ def test_what_obs_mask_leaves_out_has_the_prior_of_what_is_seen():
     evidence = dist.MultivariateNormal(torch.zeros(number).double(), covariance).log_prob(y[seen])
     assert result.elbo == pytest.approx(float(evidence), abs=0.5)
     assert bool((guide.sample_posterior(1000)["y_unobserved"].abs() < 20).all())
+
+
+def test_a_mask_of_the_users_own_stays_whatever_the_name():
+    """Only Pyro's pair of sites, one after the other, is taken for what `obs_mask` makes."""
+
+    def model(y):
+        with poutine.mask(mask=torch.tensor([True, False])):
+            w = pyro.sample("w_unobserved", dist.Normal(y.new_zeros(2), 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0).to_event(1), obs=y)
+
+    guide = AutoHypernet(model).setup(torch.ones(2))
+    w = torch.tensor([[0.0, 0.0], [0.0, 3.0]])
+    log_p = LogJoint(model, guide.layout)(w, torch.ones(2))
+    assert float(log_p[0] - log_p[1]) == pytest.approx((4 - 1) / 2)  # the likelihood alone
