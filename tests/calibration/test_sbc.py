@@ -47,10 +47,11 @@ def test_exact_posteriors_are_calibrated():
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("width, shape", [(0.5, "too narrow"), (2.0, "too wide")])
 def test_wrong_widths_are_told(width, shape):
-    found = run(closed_form(width))
+    # Of 60 seeds 3 told one weight less at 60 simulations, none at 100.
+    found = run(closed_form(width), num_simulations=160)
     assert {found.shapes[f"weight[{i}]"] for i in range(3)} == {shape}, str(found)
     outside = torch.cat([(u - 0.5).abs() for name, u in found.ranks.items() if name != LIKELIHOOD]).mean()
-    assert (float(outside) > 0.3) == (width < 1)  # uniform ranks: .25, standard error .011
+    assert (float(outside) > 0.3) == (width < 1)  # uniform ranks: .25, over 60 seeds .14–.17 and .33–.37
 
 
 @pytest.mark.usefixtures("double")

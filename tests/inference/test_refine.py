@@ -76,10 +76,10 @@ def test_a_learnt_noise_comes_out_the_same_either_way(collapse):
     mean = (log_density.softmax(0) * grid).sum()
     sd = (log_density.softmax(0) * (grid - mean) ** 2).sum().sqrt()
     assert refined.collapsed == (("slope",) if collapse else ())
-    # Errors over 20 seeds: .02 nats; of the mean .03 sd.
-    assert abs(refined.log_evidence - float(log_evidence)) < 0.1
+    # Over 60 seeds the sd is .023 and .066 nats, of the mean .02 sd and of the spread .024: six sds and more.
+    assert abs(refined.log_evidence - float(log_evidence)) < (0.15 if collapse else 0.45)
     assert float((refined.samples["noise"].log().mean() - mean).abs() / sd) < 0.15
-    assert float((refined.samples["noise"].log().std() / sd - 1).abs()) < 0.12
+    assert float((refined.samples["noise"].log().std() / sd - 1).abs()) < 0.15
 
 
 def test_both_of_two_modes_are_found_with_their_masses():
