@@ -13,6 +13,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 
 from pyro_hypernet.announce import forget_announcements
+from pyro_hypernet.arguments import Arguments
 from pyro_hypernet.maps.conditional import GaussianConditional
 
 # Found again when needed: a weak reference, graphs, what only a guide that was never trained is asked for.
@@ -39,14 +40,19 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
     if not needs_its_model(guide):
         return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
     try:
-        pickle.dumps([state[name] for name in _WITH_THE_MODEL])
+        pickle.dumps([*(state[name] for name in _WITH_THE_MODEL), *_held(guide)])
     except Exception as error:
         raise TypeError(
-            f"The guide's model cannot be pickled ({error}), and draws need it: {_why(guide)}. Define the model at the "
-            "top of a module, or keep the guide with pyro_hypernet.save(guide, path) and read it with "
-            "pyro_hypernet.load(path, model)."
+            f"The guide's model, or one of its arguments, cannot be pickled ({error}), and draws need it: "
+            f"{_why(guide)}. Define it at the top of a module, or keep the guide with pyro_hypernet.save(guide, path) "
+            "and read it with pyro_hypernet.load(path, model, *args)."
         ) from error
     return state
+
+
+def _held(guide: nn.Module) -> list[Any]:
+    """What is neither tensor nor plain value of the arguments that the guide keeps."""
+    return [leaf for part in guide.modules() if isinstance(part, Arguments) for leaf in part.others]
 
 
 def _why(guide: AutoContinuous) -> str:

@@ -13,9 +13,10 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from torch import Tensor
 
 from pyro_hypernet.announce import announce, stored_names
+from pyro_hypernet.arguments import Arguments
 from pyro_hypernet.copies import copied, leave_rejection_out, pickled, unpickled
 from pyro_hypernet.density import NUM_LOOKS, LogJoint, zero_density
-from pyro_hypernet.knowledge import Knowledge, can_be_kept, learn, prior_width
+from pyro_hypernet.knowledge import Knowledge, learn, prior_width
 from pyro_hypernet.layout import Layout, is_periodic, within_period
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
@@ -217,7 +218,7 @@ class AutoHypernet(AutoContinuous):
         proposals, rejection = self._proposals(), self.rejection
         if rejection is None:
             return proposals
-        return Rejected(proposals, partial(self._log_weights, rejection.arguments()), rejection)
+        return Rejected(proposals, partial(self._log_weights, rejection.arguments.values()), rejection)
 
     @property
     def rejection(self) -> Rejection | None:
@@ -278,7 +279,7 @@ class AutoHypernet(AutoContinuous):
             if len(rates) > 1 and choice.log_evidence - float(log_weights.mean()) <= REJECTION_GAP:
                 return None
         numbers = self._origin.new_tensor([choice.log_threshold, choice.log_rate], dtype=torch.float64)
-        self._install(Rejection(numbers[0], numbers[1], choice.rate_error, *arguments))
+        self._install(numbers[0], numbers[1], choice.rate_error, arguments)
         return choice
 
     @property
@@ -297,12 +298,17 @@ class AutoHypernet(AutoContinuous):
             kwargs: Its keyword arguments.
         """
         is_default = self.hypernet == "auto" and self.structure == "auto" and self.num_components == 1
-        can_weigh = self._uninitialised_model is not None and can_be_kept(args, kwargs or {})
+        can_weigh = self._uninitialised_model is not None and Arguments(args, kwargs or {}).can_be_kept()
         return is_default and can_weigh and self.latent_dim <= MAX_TRIANGULAR_DIM
 
-    def _install(self, rejection: Rejection) -> None:
+    def _install(
+        self, log_threshold: Tensor, log_rate: Tensor, rate_error: float, arguments: tuple[tuple, dict[str, Any]]
+    ) -> None:
+        shared = next((part for part in self.modules() if isinstance(part, Arguments) and part.are(*arguments)), None)
+        kept = Arguments(*arguments, persistent=False) if shared is None else shared
+        rejection = Rejection(log_threshold, log_rate, rate_error, kept, is_shared=shared is not None)
         rejection.fingerprint = self._fingerprint()
-        self.add_module("keeper", rejection)
+        self.add_module("keeper", rejection.to(self._origin.device))
 
     def _fingerprint(self) -> tuple[int, ...]:
         """Changes with every step of the parameters."""
@@ -572,9 +578,9 @@ class AutoHypernet(AutoContinuous):
 
     def _fixed_choice(self, eps: Tensor, rejection: Rejection) -> Tensor:
         """Which of some proposals are kept, the same at every call: boolean, shape `(S,)`."""
-        accept = torch.cat(
-            [rejection.log_acceptance(self._log_weights(rejection.arguments(), part)) for part in eps.split(BATCH)]
-        ).exp()
+        arguments = rejection.arguments.values()
+        log_weights = torch.cat([self._log_weights(arguments, part) for part in eps.split(BATCH)])
+        accept = rejection.log_acceptance(log_weights).exp()
         # Systematic: the kept are spread evenly over the sum of probabilities, from a start of one half.
         total = accept.cumsum(0) + 0.5
         kept = total.floor() > (total - accept).floor()

@@ -8,6 +8,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_hypernet.arguments import Arguments, recall
 from pyro_hypernet.density import NUM_LOOKS, LogJoint, sample_prior
 from pyro_hypernet.layout import Layout, minibatch_plates
 from pyro_hypernet.responses import FLAGS, Response, find_response
@@ -16,8 +17,6 @@ from pyro_hypernet.vectorize import Model, outside_of_pyro, trace_one
 
 _NUM_DRAWS = 256
 _LEAST_WIDTH, _GREATEST_WIDTH = 1e-3, 1e3
-# A guide keeps its data up to this many numbers.
-_MAX_DATA = 2**22
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class Knowledge:
             "block": self.response.block if self.response else (),
             **{name: bool(self.response and getattr(self.response, name)) for name in FLAGS},
             "is_whole": self.is_whole,
-            "args": [None if isinstance(value, Tensor) else value for value in self.args],
-            "kwargs": {key: None if isinstance(value, Tensor) else value for key, value in self.kwargs.items()},
+            "arguments": Arguments(self.args, self.kwargs).describe(),
         }
 
     @classmethod
@@ -68,8 +66,7 @@ class Knowledge:
         cls, model: Model, layout: Layout, described: dict[str, Any], tensors: dict[str, Tensor]
     ) -> "Knowledge":
         """What `describe` described, with the tensors of the guide's map by their last name."""
-        args = tuple(tensors.get(f"argument_{i}", value) for i, value in enumerate(described["args"]))
-        kwargs = {key: tensors.get(f"argument_{key}", value) for key, value in described["kwargs"].items()}
+        args, kwargs = recall(described["arguments"], tensors)
         block = tuple(described["block"])
         flags = {name: described.get(name, False) for name in FLAGS}
         response = Response(model, layout, block, **flags) if block else None
@@ -101,7 +98,7 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
         What was found; None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable
         parameters of its own, draws minibatches or discrete sites by itself, or its arguments cannot be kept.
     """
-    if not can_be_kept(args, kwargs) or _is_subsampled(trace):
+    if not Arguments(args, kwargs).can_be_kept() or _is_subsampled(trace):
         return None
     log_joint = LogJoint(model, layout, mode="eager")
     with outside_of_pyro(), torch.no_grad(), pyro.validation_enabled(False):
@@ -142,14 +139,6 @@ def _width(draws: Tensor) -> Tensor:
     """From the quartiles, for a prior may have no variance."""
     quartiles = draws.quantile(torch.tensor([0.25, 0.75]).to(draws), dim=0)
     return ((quartiles[1] - quartiles[0]) / 1.349).clamp(_LEAST_WIDTH, _GREATEST_WIDTH)
-
-
-def can_be_kept(args: tuple, kwargs: dict) -> bool:
-    """Whether a guide may keep these arguments of its model: tensors and plain values, not too many numbers."""
-    leaves = [*args, *kwargs.values()]
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    plain = all(leaf is None or isinstance(leaf, (Tensor, bool, int, float, str)) for leaf in leaves)
-    return plain and bool(tensors) and sum(leaf.numel() for leaf in tensors) <= _MAX_DATA
 
 
 def _can_be_vmapped(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) -> bool:

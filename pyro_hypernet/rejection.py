@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_hypernet.arguments import Arguments
+
 # Proposals are made in batches of these sizes, so that few graphs are captured.
 SMALL_BATCH, BATCH = 64, 1024
 _MAX_PROPOSALS_PER_DRAW = 100_000
@@ -29,43 +31,32 @@ class Rejection(nn.Module):
         log_threshold: log c in nats, shape `()`.
         log_rate: log Z, shape `()`.
         rate_error: Standard error of log Z, in nats.
-        args: The model's arguments, data included.
-        kwargs: The model's keyword arguments.
+        arguments: The model's arguments, data included.
+        is_shared: Whether these belong to another part of the guide, which moves and saves them.
     """
 
-    def __init__(self, log_threshold: Tensor, log_rate: Tensor, rate_error: float, args: tuple, kwargs: dict) -> None:
+    def __init__(
+        self, log_threshold: Tensor, log_rate: Tensor, rate_error: float, arguments: Arguments, *, is_shared: bool
+    ) -> None:
         super().__init__()
         # Not part of the state: thresholds hold for one state of the parameters only. `save` writes them.
         self.register_buffer("log_threshold", log_threshold.detach().double(), persistent=False)
         self.register_buffer("log_rate", log_rate.detach().double(), persistent=False)
         self.rate_error = rate_error
-        self._args, self._kwargs = list(args), dict(kwargs)
-        for place, items in ((self._args, enumerate(args)), (self._kwargs, kwargs.items())):
-            for key, value in items:
-                if isinstance(value, Tensor):
-                    place[key] = None
-                    self.register_buffer(f"data_{key}", value.detach(), persistent=False)
+        self.is_shared = is_shared
+        self._arguments = (arguments,)  # in a tuple it is no module of this one
+        if not is_shared:
+            self.add_module("own", arguments)
 
     @property
     def rate(self) -> float:
         """Z, the share of proposals that are kept, in (0, 1]."""
         return math.exp(self.log_rate.item())
 
-    def arguments(self) -> tuple[tuple, dict]:
-        """The model's arguments, on the device of the guide."""
-        args = tuple(getattr(self, f"data_{i}", value) for i, value in enumerate(self._args))
-        return args, {key: getattr(self, f"data_{key}", value) for key, value in self._kwargs.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values for a file; the tensors are its buffers."""
-        return {"rate_error": self.rate_error, "args": self._args, "kwargs": self._kwargs}
-
-    @classmethod
-    def from_description(cls, described: dict[str, Any], tensors: dict[str, Tensor]) -> "Rejection":
-        """What `describe` described, with its buffers by name."""
-        args = tuple(tensors.get(f"data_{i}", value) for i, value in enumerate(described["args"]))
-        kwargs = {key: tensors.get(f"data_{key}", value) for key, value in described["kwargs"].items()}
-        return cls(tensors["log_threshold"], tensors["log_rate"], described["rate_error"], args, kwargs)
+    @property
+    def arguments(self) -> Arguments:
+        """The model's arguments."""
+        return self._arguments[0]
 
     def log_acceptance(self, log_weights: Tensor) -> Tensor:
         """log a, at most zero, from log W of shape `(...)`; −inf where log W is not a number."""

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "pyro_hypernet"
 
 # Imports point up this list only.
 ORDER = [
+    "arguments",
     "supports",
     "layout",
     "graphs",

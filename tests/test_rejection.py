@@ -13,6 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from models.conjugate_regression import conjugate_regression
 from pyro_hypernet import AutoHypernet, fit, load, save
+from pyro_hypernet.arguments import Arguments
 from pyro_hypernet.evaluation.diagnostics import elbo, importance_log_weights
 from pyro_hypernet.rejection import Rejection, choose
 from tests.seeds import seed
@@ -173,11 +174,15 @@ def test_fit_refuses_unknown_rejections(rejection):
         fit(banana, AutoHypernet(banana), (Y,), num_steps=1, rejection=rejection)
 
 
+def threshold_at(log_threshold):
+    return Rejection(torch.tensor(log_threshold), torch.tensor(0.0), 0.0, Arguments((), {}), is_shared=False)
+
+
 def test_the_threshold_keeps_the_share_asked_for():
     log_weights = 3 * torch.randn(20000, generator=torch.Generator().manual_seed(seed(0)), dtype=torch.float64)
     for rate in (0.5, 0.1, 0.02):
         choice = choose(log_weights, (rate,), gap=0.0)
-        kept = Rejection(torch.tensor(choice.log_threshold), torch.tensor(0.0), 0.0, (), {}).log_acceptance(log_weights)
+        kept = threshold_at(choice.log_threshold).log_acceptance(log_weights)
         assert float(kept.exp().mean()) == pytest.approx(rate, rel=1e-6)
         assert choice.elbo <= choice.log_evidence
 
@@ -193,7 +198,7 @@ def test_the_greatest_rate_that_comes_near_is_taken():
 def test_worthless_proposals_are_never_kept():
     log_weights = torch.tensor([0.0, math.nan, -math.inf, 1.0])
     choice = choose(log_weights, (0.4,), gap=0.0)
-    kept = Rejection(torch.tensor(choice.log_threshold), torch.tensor(0.0), 0.0, (), {}).log_acceptance(log_weights)
+    kept = threshold_at(choice.log_threshold).log_acceptance(log_weights)
     assert kept[1] == kept[2] == -math.inf
     with pytest.raises(ValueError, match="^No proposal of the guide has a finite weight"):
         choose(torch.full((5,), math.nan), (0.4,), gap=0.0)

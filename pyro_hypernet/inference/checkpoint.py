@@ -19,6 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_hypernet.arguments import Arguments, recall
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.model_state import ModelState, gather, learnable, restore, warn_of_missing
@@ -31,10 +32,11 @@ from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide"
-# Version 1 had nothing of the model, and no bounds in the map.
-_VERSION = 2
+# Version 1 had nothing of the model, and no bounds in the map; 2 held the model's arguments in two ways.
+_VERSION = 3
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."
+_THE_MAPS = "those of the map"
 # Likewise of the model's parameters in Pyro's store, and of the tensors of its modules.
 _PARAM, _TENSOR = "model.param.", "model.tensor."
 
@@ -70,7 +72,7 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "init_scale": guide.init_scale,
         "num_components": guide.num_components,
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
-        "rejection": rejection.describe() if rejection else None,
+        "rejection": _describe_rejection(rejection) if rejection else None,
         "is_bounded": is_bounded(guide.bijection),
         "layout": [_describe_site(site) for site in layout.sites],
         "model": _describe_state(state),
@@ -79,7 +81,7 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     for prefix, named in ((_PARAM, state.params), (_TENSOR, state.tensors)):
         tensors |= {prefix + name: tensor for name, tensor in named.items()}
     if rejection:
-        tensors |= {_REJECTION + name: tensor for name, tensor in rejection.named_buffers()}
+        tensors |= {_REJECTION + name.removeprefix("own."): tensor for name, tensor in rejection.named_buffers()}
     # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -146,8 +148,7 @@ def load(
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the guide that its header describes: {error}") from None
     if header.get("rejection"):
-        rejection = Rejection.from_description(header["rejection"], of_rejection)
-        guide._install(rejection.to(guide._origin.device))
+        _install_rejection(guide, header["rejection"], of_rejection, args, kwargs)
     _restore(guide, model, header, params, of_modules, args, kwargs, overwrite, path)
     return guide
 
@@ -200,6 +201,51 @@ def _set_up(guide: AutoHypernet, model: Model, args: tuple, kwargs: dict[str, An
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         guide.setup(*args, **kwargs)
         return LogJoint(model, guide.layout).params(guide._origin, *args, **kwargs)
+
+
+def _describe_rejection(rejection: Rejection) -> dict[str, Any]:
+    """Plain values; the arguments, where they are not the map's own, or None where a file cannot hold them."""
+    arguments = _THE_MAPS if rejection.is_shared else rejection.arguments.describe()
+    others = sorted({type(leaf).__name__ for leaf in rejection.arguments.others})
+    return {"rate_error": rejection.rate_error, "arguments": arguments, "others": others}
+
+
+def _install_rejection(
+    guide: AutoHypernet, described: dict[str, Any], tensors: dict[str, Tensor], args: tuple, kwargs: dict
+) -> None:
+    arguments = described["arguments"]
+    if arguments == _THE_MAPS:
+        kept = next(part for part in guide.modules() if isinstance(part, Arguments)).values()
+    elif arguments is not None:
+        kept = recall(arguments, tensors)
+    elif args or kwargs:
+        kept = args, kwargs
+    else:
+        raise ValueError(
+            "The guide chooses among its draws by the model's density at its arguments, and the file could not hold "
+            f"these, for there is a {' and a '.join(described['others'])} among them: pass them, load(path, model, "
+            "*args, **kwargs), or save the guide after guide.reject(None), which keeps every draw."
+        )
+    guide._install(tensors["log_threshold"], tensors["log_rate"], described["rate_error"], kept)
+
+
+def _update(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Turns what version 2 says of the model's arguments into what is said now."""
+    knowledge, rejection = header.get("knowledge"), header.get("rejection")
+    if knowledge and "arguments" not in knowledge:
+        path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
+        arguments = _arguments_of_version_2(knowledge, tensors, path + "argument_")
+        knowledge["arguments"] = arguments.describe()
+        tensors |= {f"{path}arguments.{name}": tensor for name, tensor in arguments.named_buffers()}
+    if rejection and "arguments" not in rejection:
+        arguments = _arguments_of_version_2(rejection, tensors, _REJECTION + "data_")
+        rejection["arguments"] = arguments.describe()
+        tensors |= {_REJECTION + name: tensor for name, tensor in arguments.named_buffers()}
+
+
+def _arguments_of_version_2(described: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Arguments:
+    args = tuple(tensors.pop(f"{prefix}{i}", value) for i, value in enumerate(described.pop("args")))
+    return Arguments(args, {key: tensors.pop(prefix + key, v) for key, v in described.pop("kwargs").items()})
 
 
 def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -258,6 +304,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"{path} has format version {header['version']}; this release reads up to {_VERSION}: upgrade it."
         )
+    _update(header, tensors)
     return header, tensors
 
 

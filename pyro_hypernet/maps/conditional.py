@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_hypernet.arguments import Arguments
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.responses import Response
 
@@ -34,11 +35,7 @@ class GaussianConditional(Bijection):
     def __init__(self, response: Response, targets: Tensor, log_precisions: Tensor, args: tuple, kwargs: dict) -> None:
         super().__init__()
         self.response = response
-        self._args, self._kwargs = list(args), dict(kwargs)
-        for number, value in enumerate(args):
-            self._keep(self._args, number, value)
-        for name, value in kwargs.items():
-            self._keep(self._kwargs, name, value)
+        self.arguments = Arguments(args, kwargs)
         self.register_buffer("index", response.index.to(torch.empty(0).device))
         zeros = targets.new_zeros(len(response.index))
         start = {
@@ -72,8 +69,7 @@ class GaussianConditional(Bijection):
 
     def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`Lᵀ mean`, Cholesky factor L of the precision and its log determinant, in float64, for rows of `w`."""
-        args, kwargs = self._arguments()
-        answer = self.response(w, args, kwargs)
+        answer = self.response(w, *self.arguments.values())
         dtype = torch.float64 if self.response.is_sharp else w.dtype
         jacobian = answer.jacobian.to(dtype)
         own, learnt = answer.log_precision.to(dtype), self.log_precisions.to(dtype).exp()
@@ -100,16 +96,6 @@ class GaussianConditional(Bijection):
         # Not cholesky_solve: on a GPU no CUDA graph can hold it.
         centre = torch.linalg.solve_triangular(factor, pull[..., None], upper=False)
         return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-    def _keep(self, place: Any, key: Any, value: Any) -> None:
-        """Keeps a tensor as a buffer, which moves and is saved with the parameters; other values as they are."""
-        if isinstance(value, Tensor):
-            place[key] = None
-            self.register_buffer(f"argument_{key}", value.detach())
-
-    def _arguments(self) -> tuple[tuple, dict]:
-        args = tuple(getattr(self, f"argument_{i}", value) for i, value in enumerate(self._args))
-        return args, {key: getattr(self, f"argument_{key}", value) for key, value in self._kwargs.items()}
 
     def _in_chunks(self, function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.reshape(-1, x.shape[-1])

@@ -26,14 +26,14 @@ def through(name, num_steps, **options):
 
 
 def test_moments_where_the_conditional_is_exact():
-    problem, guide, found = through("conjugate-regression", 0, num_samples=100, warmup_steps=30, num_chains=1)
+    problem, guide, found = through("conjugate-regression", 0, num_samples=200, warmup_steps=100, num_chains=1)
     assert guide.knowledge.response.block
     mean, sd = problem.truth["mean"]["w"], problem.truth["sd"]["w"]
-    ess = found.ess["w"].clamp(max=100)
+    ess = found.ess["w"].clamp(max=200)
     # Five standard errors, four numbers; the sampler sees N(0, I).
     assert bool((((found.samples["w"].mean(0) - mean) / sd).abs() < 5 / ess.sqrt()).all())
     assert bool(((found.samples["w"].std(0) / sd - 1).abs() < 5 / ess.sqrt()).all())
-    assert float(ess.min()) > 25
+    assert float(ess.min()) > 25  # over 25 seeds at least 91
 
 
 @pytest.mark.slow

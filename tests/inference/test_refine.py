@@ -120,6 +120,7 @@ def test_error_of_the_evidence_and_rhat_speak_of_populations():
     assert alone.rhat == {}
 
 
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # nothing is asked of their mixing
 def test_constrained_sites_and_seeds():
     def model(y):
         scale = pyro.sample("scale", dist.LogNormal(torch.tensor(0.0), 1.0))

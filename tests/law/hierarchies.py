@@ -259,7 +259,7 @@ def switched(y):
 def branching(y):
     """`if` on the value of a tensor: cannot be vmapped."""
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-    scale = 1.0 if float(mean) > -100 else 2.0
+    scale = 1.0 if float(mean.detach()) > -100 else 2.0
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(mean, scale), obs=y)
 

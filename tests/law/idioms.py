@@ -386,8 +386,8 @@ def by_file(bench: Bench) -> None:
     style = bench.style
     with tempfile.TemporaryDirectory() as folder:
         save(bench.guide, Path(folder) / "guide.safetensors")
-        copied(bench, copier=lambda _: load(Path(folder) / "guide.safetensors", style.guided))
         load(Path(folder) / "guide.safetensors", style.guided, *style.args, **style.kwargs)
+        copied(bench, copier=lambda _: load(Path(folder) / "guide.safetensors", style.guided))
 
 
 def jit_trace(bench: Bench) -> None:

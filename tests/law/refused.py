@@ -195,6 +195,14 @@ REFUSED: list[Refusal] = [
         "pyro_hypernet.save",
     ),
     Refusal(
+        "function",
+        "save and load",
+        "fitted",
+        "a file cannot hold a function, and draws are chosen by the density at the arguments: load takes them",
+        ValueError,
+        "pass them, load",
+    ),
+    Refusal(
         takes_keywords,
         "fit*|move",
         "*",

@@ -192,8 +192,15 @@ def test_made_without_memory_it_has_the_same_parameters():
 # -- when it is chosen --
 
 
-def listed(pair):
-    m.linear(*pair)
+class Rows:
+    """Data in a container of the user's own, of which a guide keeps nothing."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+
+def iterated(rows):
+    m.linear(*rows.parts)
 
 
 def improper(x, y):
@@ -209,7 +216,7 @@ PLAIN = {
     "identity": lambda: AutoHypernet(m.linear, "identity").setup(*m.linear_data()),
     "linear with options": lambda: AutoHypernet(m.linear, partial(linear, mix="low_rank")).setup(*m.linear_data()),
     "components": lambda: AutoHypernet(m.linear, num_components=2).setup(*m.linear_data()),
-    "list of data": lambda: AutoHypernet(listed).setup(list(m.linear_data())),
+    "iterator of data": lambda: AutoHypernet(iterated).setup(Rows(m.linear_data())),
     "subsampled": lambda: AutoHypernet(m.subsampled).setup(torch.randn(20)),
     "blocked switch": lambda: AutoHypernet(poutine.block(m.with_switch, hide=["switch"])).setup(torch.randn(5)),
     "own parameter": lambda: AutoHypernet(m.with_param).setup(torch.randn(5, 2)),
@@ -225,11 +232,11 @@ def test_auto_knows_nothing(name):
     assert "Known" not in guide.describe()
 
 
-@pytest.mark.parametrize("name", ["list of data", "subsampled", "blocked switch", "own parameter", "no data"])
+@pytest.mark.parametrize("name", ["iterator of data", "subsampled", "blocked switch", "own parameter", "no data"])
 def test_informed_of_nothing_is_full(name):
     guide = PLAIN[name]()
     asked = AutoHypernet(guide.model, structure="informed")
-    args = {"list of data": [list(m.linear_data())], "subsampled": [torch.randn(20)], "no data": []}
+    args = {"iterator of data": [Rows(m.linear_data())], "subsampled": [torch.randn(20)], "no data": []}
     asked.setup(*args.get(name, [torch.randn(5, 2) if name == "own parameter" else torch.randn(5)]))
     assert asked.knowledge is None
     eps = torch.randn(50, asked.latent_dim)
