@@ -52,7 +52,7 @@ class Arguments(nn.Module):
         """Whether a guide may build on them of its own accord: tensors and plain values, not too many numbers."""
         numbers = [buffer.numel() for buffer in self.buffers()]
         is_plain = not self.others and not self._arrays and _written(self._places) is not None
-        return is_plain and 0 < len(numbers) and sum(numbers) <= _MAX_DATA
+        return is_plain and len(numbers) > 0 and sum(numbers) <= _MAX_DATA
 
     def describe(self) -> dict[str, Any] | None:
         """Plain values for a file, to which the buffers belong; None where it cannot hold all."""
