@@ -36,6 +36,7 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
         TypeError: If it is needed and cannot be pickled.
     """
     forget_announcements(guide)
+    _forget_what_holds_no_longer(guide)
     state = {**guide.__dict__, **_LEFT_BEHIND, "_model": None}
     if not needs_its_model(guide):
         return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
@@ -48,6 +49,12 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
             "and read it with pyro_hypernet.load(path, model, *args)."
         ) from error
     return state
+
+
+def _forget_what_holds_no_longer(guide: AutoContinuous) -> None:
+    """A copy's rejection is taken to hold for the parameters that come with it."""
+    if guide.rejection is None:
+        guide.reject(None)
 
 
 def _held(guide: nn.Module) -> list[Any]:
@@ -73,7 +80,7 @@ def copied(guide: AutoContinuous, memo: dict[int, Any]) -> AutoContinuous:
     """A deep copy of a guide of the same model."""
     new = type(guide).__new__(type(guide))
     memo[id(guide)] = new
-    needs_its_model(guide)  # forgets a rejection that holds no longer
+    _forget_what_holds_no_longer(guide)
     forget_announcements(guide)
     shared = {name: value for name, value in guide.__dict__.items() if name in _SHARED}
     own = {name: value for name, value in guide.__dict__.items() if name not in _SHARED}
@@ -83,20 +90,24 @@ def copied(guide: AutoContinuous, memo: dict[int, Any]) -> AutoContinuous:
     return new
 
 
-def leave_rejection_out(guide: AutoContinuous) -> None:
+def leave_rejection_out(guide: AutoContinuous) -> bool:
     """What torch.jit.trace is told of rejection, a loop of random length, which it cannot follow.
 
     Pyro's Jit ELBOs trace a training step, with the parameters as arguments. Training ends the rejection anyway, so it
     ends here; otherwise it stays with the guide, and a warning says that the trace does not have it.
+
+    Returns:
+        True.
     """
     is_training = torch.is_grad_enabled() and any(
         isinstance(handler, ReplayMessenger) and handler.params is not None for handler in _PYRO_STACK
     )
     if is_training:
         guide.reject(None)
-        return
+        return True
     warnings.warn(
         "torch.jit.trace cannot follow the rejection of this guide's draws: what it records keeps every draw. Call "
         "guide.reject(None) first if that is what you want, or draw without tracing.",
         stacklevel=4,
     )
+    return True

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_hypernet.announce import announce, stored_names
 from pyro_hypernet.arguments import Arguments
+from pyro_hypernet.base import Base, Normal
 from pyro_hypernet.copies import copied, leave_rejection_out, pickled, unpickled
 from pyro_hypernet.density import NUM_LOOKS, LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, learn, prior_width
@@ -21,7 +22,7 @@ from pyro_hypernet.layout import Layout, is_periodic, within_period
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
 from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
-from pyro_hypernet.mixture import MixtureBase
+from pyro_hypernet.mixture import Mixture
 from pyro_hypernet.modes import find_modes
 from pyro_hypernet.rejection import BATCH, SMALL_BATCH, Choice, Rejected, Rejection, choose
 from pyro_hypernet.safeguards import (
@@ -147,9 +148,12 @@ class AutoHypernet(AutoContinuous):
         Raises:
             RuntimeError: Before `setup`.
         """
-        if "map" not in self._modules:
+        return self._made("map")
+
+    def _made(self, name: str) -> Any:
+        if name not in self._modules:
             raise RuntimeError("The guide has no parameters yet: call guide.setup(*args) or fit first.")
-        return self._modules["map"]
+        return self._modules[name]
 
     def setup(self, *args: Any, **kwargs: Any) -> "AutoHypernet":
         """Runs the model once and makes every parameter; a second call only checks that the sites are the same.
@@ -209,30 +213,27 @@ class AutoHypernet(AutoContinuous):
         self.latent_dim = layout.dim
         self.register_buffer("_origin", torch.zeros_like(loc))
         self.add_module("map", self._make_map(layout, loc))
-        if self.num_components > 1:
-            self.add_module("base", MixtureBase(self._origin, self.num_components))
+        several = self.num_components > 1
+        self.add_module("base", Mixture(self._origin, self.num_components) if several else Normal(self._origin))
         self._start = self._fingerprint()
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals, after rejection."""
-        proposals, rejection = self._proposals(), self.rejection
-        if rejection is None:
+        return self._noise().distribution()
+
+    def _noise(self) -> Base:
+        """What is drawn from: the base, or what rejection leaves of it."""
+        proposals, rejection = self._made("base"), self.rejection
+        if rejection is None or (torch.jit.is_tracing() and leave_rejection_out(self)):
             return proposals
-        return Rejected(proposals, partial(self._log_weights, rejection.arguments.values()), rejection)
+        return Rejected(proposals, rejection, self._log_weights)
 
     @property
     def rejection(self) -> Rejection | None:
         """The rejection that draws go through; None where every draw is kept, as while the guide learns."""
         rejection = self._modules.get("keeper")
-        if rejection is None:
-            return None
-        if rejection.fingerprint != self._fingerprint():  # the parameters have moved on: it holds no longer
-            self.reject(None)
-            return None
-        if torch.jit.is_tracing():
-            leave_rejection_out(self)
-            return None
-        return rejection
+        # Once the parameters have moved on, it holds no longer.
+        return rejection if rejection is not None and rejection.fingerprint == self._fingerprint() else None
 
     @torch.no_grad()
     def reject(
@@ -273,7 +274,7 @@ class AutoHypernet(AutoContinuous):
             )
         log_weights = self._origin.new_zeros(0, dtype=torch.float64)
         while len(log_weights) < NUM_PROPOSALS:
-            more = self._log_weights(arguments, self._proposals().sample((BATCH,)))
+            more = self._log_weights(arguments, self._made("base").distribution().sample((BATCH,)))
             log_weights = torch.cat([log_weights, more.double()])
             choice = choose(log_weights, rates, gap=REJECTION_GAP)
             if len(rates) > 1 and choice.log_evidence - float(log_weights.mean()) <= REJECTION_GAP:
@@ -314,16 +315,6 @@ class AutoHypernet(AutoContinuous):
         """Changes with every step of the parameters."""
         return tuple(parameter._version for parameter in self.parameters())
 
-    def _proposals(self) -> dist.TorchDistribution:
-        if "base" in self._modules:
-            return self._modules["base"].distribution()
-        # Not validated: draws that are not finite are for the trainer to count and skip, not to fail on here.
-        return dist.Normal(self._origin, torch.ones_like(self._origin), validate_args=False).to_event(1)
-
-    def _base_log_prob(self, eps: Tensor) -> Tensor:
-        base = self._modules["base"] if "base" in self._modules else self._proposals()
-        return base.log_prob(eps)
-
     @torch.no_grad()  # which draws are kept is held fixed while others are differentiated
     def _log_weights(self, arguments: tuple[tuple, dict], eps: Tensor) -> Tensor:
         """log p(data, w) − log q(w) of proposals of shape `(S, D)`, rejection aside; shape `(S,)`."""
@@ -337,7 +328,7 @@ class AutoHypernet(AutoContinuous):
         with outside_of_pyro():
             w, log_det = self.bijection.forward_and_log_det(eps)
             log_p = self._density[1](w, *arguments)
-        return log_p - self._base_log_prob(eps) + log_det
+        return log_p - self._made("base").log_prob(eps) + log_det
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
         """The map T from noise to unconstrained weights; does not depend on the arguments."""
@@ -353,9 +344,9 @@ class AutoHypernet(AutoContinuous):
         Returns:
             Draws of shape `(S, D)` and their log q in nats, shape `(S,)`.
         """
-        transform, base = self.get_transform(), self.get_base_dist()
+        base = self.get_base_dist()
         eps = base.rsample((num_samples,))
-        w, log_det = in_pieces(transform, eps)
+        w, log_det = in_pieces(self.get_transform(), eps)
         return w, base.log_prob(eps) - log_det
 
     def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -367,23 +358,14 @@ class AutoHypernet(AutoContinuous):
         Returns:
             Draws of shape `(S, D)`, their log q in nats, and weights that sum to one, both of shape `(S,)`.
         """
-        if "base" not in self._modules or self.rejection is not None:
-            w, log_q = self.sample_and_log_prob(num_samples)
-            return w, log_q, torch.full_like(log_q, 1 / num_samples)
-        transform, base = self.get_transform(), self._modules["base"]
-        eps, weights = base.sample_strata(-(-num_samples // self.num_components))
-        w, log_det = in_pieces(transform, eps)
-        return w, base.log_prob(eps) - log_det, weights
+        strata = self._noise().sample_strata(num_samples)
+        w, log_det = in_pieces(self.get_transform(), strata.eps)
+        return w, strata.log_prob - log_det, strata.weights
 
     def unconstrained_log_prob(self, w: Tensor) -> Tensor:
         """log q of unconstrained weights of shape `(..., D)`, in nats, shape `(...)`."""
         eps, log_det = self.get_transform().inverse_and_log_det(w)
-        log_base = self._base_log_prob(eps)
-        rejection = self.rejection
-        if rejection is not None:
-            with torch.no_grad():  # piecewise: where a draw is always kept, the gradient is the map's
-                log_base = log_base + (self.get_base_dist().log_prob(eps) - log_base)
-        return log_base + log_det
+        return self._noise().log_prob(eps) + log_det
 
     def log_prob(self, samples: Mapping[str, Tensor]) -> Tensor:
         """log q of constrained values, Jacobians included.
@@ -442,11 +424,7 @@ class AutoHypernet(AutoContinuous):
         rejection = self.rejection
         wanted = _QUANTILE_DRAWS if rejection is None else _QUANTILE_DRAWS / rejection.rate
         num_draws = 2 * (int(max(64, min(wanted, _QUANTILE_NUMBERS // self.latent_dim))) // 2)
-        eps = self._fixed_noise(num_draws)
-        w = in_pieces(self.bijection, eps)[0]
-        if rejection is not None:
-            w = w[self._fixed_choice(eps, rejection)]
-        w = w.sort(dim=0).values
+        w = in_pieces(self.bijection, self._noise().place(self._fixed_noise(num_draws)))[0].sort(dim=0).values
         position = probabilities * (len(w) - 1)
         lower = position.floor().long()
         upper = (lower + 1).clamp(max=len(w) - 1)
@@ -529,7 +507,7 @@ class AutoHypernet(AutoContinuous):
     def _spread_components(self, args: tuple, kwargs: dict) -> None:
         """Starts every component of the base at a mode of its own, as far as there are several."""
         modes = find_modes(self._its_model(), self.layout, args, kwargs, num_modes=self.num_components)
-        self._modules["base"].locs.copy_(self.bijection.inverse_and_log_det(modes.to(self._origin))[0])
+        self._made("base").locs.copy_(self.bijection.inverse_and_log_det(modes.to(self._origin))[0])
 
     def _structure_function(self) -> Callable[..., Bijection]:
         structure = resolve_structure(self.structure)
@@ -567,24 +545,13 @@ class AutoHypernet(AutoContinuous):
     def looks(self, num_draws: int) -> Tensor:
         """Weights that the guide can draw, the same at every call, shape `(num_draws, D)`, `num_draws` even."""
         with pyro.validation_enabled(False):
-            return self.bijection.forward_and_log_det(self._fixed_noise(num_draws))[0]
+            return self.bijection.forward_and_log_det(self._made("base").place(self._fixed_noise(num_draws)))[0]
 
     def _fixed_noise(self, num_draws: int) -> Tensor:
-        """Antithetic draws of the base that are the same at every call, shape `(num_draws, D)`, `num_draws` even."""
+        """Antithetic standard normal draws, the same at every call, shape `(num_draws, D)`, `num_draws` even."""
         generator = torch.Generator("cpu").manual_seed(0)
         half = torch.randn(num_draws // 2, self.latent_dim, generator=generator, device="cpu", dtype=torch.float64)
-        noise = torch.cat([half, -half]).to(self._origin)
-        return self._modules["base"].place(noise) if "base" in self._modules else noise
-
-    def _fixed_choice(self, eps: Tensor, rejection: Rejection) -> Tensor:
-        """Which of some proposals are kept, the same at every call: boolean, shape `(S,)`."""
-        arguments = rejection.arguments.values()
-        log_weights = torch.cat([self._log_weights(arguments, part) for part in eps.split(BATCH)])
-        accept = rejection.log_acceptance(log_weights).exp()
-        # Systematic: the kept are spread evenly over the sum of probabilities, from a start of one half.
-        total = accept.cumsum(0) + 0.5
-        kept = total.floor() > (total - accept).floor()
-        return kept if bool(kept.any()) else accept == accept.max()
+        return torch.cat([half, -half]).to(self._origin)
 
     def __getstate__(self) -> dict[str, Any]:
         return pickled(self)

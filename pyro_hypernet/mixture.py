@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_hypernet.base import Base, Strata
+
 # Of every component at the start, where more than one shares the width of the whole.
 _COMPONENT_SCALE = 0.5
 
 
-class MixtureBase(nn.Module):
+class Mixture(Base):
     """A learnt mixture of K diagonal normals on R^D, its centres spread like the noise, in opposite pairs.
 
     Args:
@@ -33,35 +35,34 @@ class MixtureBase(nn.Module):
         self.log_scales = nn.Parameter(torch.full_like(self.locs, math.log(_COMPONENT_SCALE)))
         self.logits = nn.Parameter(origin.new_zeros(num_components))
 
+    @property
+    def num_components(self) -> int:
+        return len(self.logits)
+
     def distribution(self) -> dist.TorchDistribution:
-        """Draws one by one with pathwise gradients, for Pyro's ELBOs."""
         parts = self.locs, self.log_scales.exp(), self.logits
-        return _Mixture(*parts) if torch.jit.is_tracing() else dist.MixtureOfDiagNormals(*parts)
+        return _Traceable(*parts) if torch.jit.is_tracing() else dist.MixtureOfDiagNormals(*parts)
 
     def log_prob(self, eps: Tensor) -> Tensor:
-        """Log density in nats, shape `(...)`, of points of shape `(..., D)`."""
         parts = dist.Normal(self.locs, self.log_scales.exp(), validate_args=False).log_prob(eps[..., None, :]).sum(-1)
         return (parts + self.logits.log_softmax(-1)).logsumexp(-1)
 
-    def sample_strata(self, num_each: int) -> tuple[Tensor, Tensor]:
-        """Draws `num_each` times from every component.
-
-        Returns:
-            Draws of shape `(num_each * K, D)`, with pathwise gradients, and their weights, which sum to one.
-        """
+    def sample_strata(self, num_samples: int) -> Strata:
+        num_each = -(-num_samples // self.num_components)
         noise = torch.randn(num_each, *self.locs.shape, dtype=self.locs.dtype, device=self.locs.device)
+        eps = (self.locs + self.log_scales.exp() * noise).flatten(0, 1)
         weights = self.logits.softmax(-1).expand(num_each, -1) / num_each
-        return (self.locs + self.log_scales.exp() * noise).flatten(0, 1), weights.flatten()
+        return Strata(eps, self.log_prob(eps), weights.flatten())
 
     def place(self, noise: Tensor) -> Tensor:
-        """Turns standard normal draws, shape `(S, D)`, into draws of the mixture, each component in proportion."""
+        # Each component in proportion.
         shares = self.logits.softmax(-1).cumsum(-1)
         at = (torch.arange(len(noise), device=noise.device) + 0.5) / len(noise)
         component = torch.searchsorted(shares, at.to(shares)).clamp(max=len(shares) - 1)
         return self.locs[component] + self.log_scales[component].exp() * noise
 
 
-class _Mixture(dist.TorchDistribution):
+class _Traceable(dist.TorchDistribution):
     """A mixture of diagonal normals, its pathwise gradients in operations that torch.jit can trace.
 
     Pyro's MixtureOfDiagNormals has a derivative written by hand, of which the tracer loses the variables. Its gradients

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_hypernet.arguments import Arguments
+from pyro_hypernet.base import Base
 
 # Proposals are made in batches of these sizes, so that few graphs are captured.
 SMALL_BATCH, BATCH = 64, 1024
@@ -63,7 +65,39 @@ class Rejection(nn.Module):
         return (log_weights.double() - self.log_threshold).clamp(max=0.0).nan_to_num(nan=-math.inf, neginf=-math.inf)
 
 
-class Rejected(dist.TorchDistribution):
+class Rejected(Base):
+    """A base of which only those draws are kept that the posterior wants.
+
+    Args:
+        proposals: The base that is drawn from.
+        rejection: Threshold and rate.
+        log_weight: From proposals `(S, D)` and the model's arguments and keyword arguments to log W, `(S,)`.
+    """
+
+    def __init__(self, proposals: Base, rejection: Rejection, log_weight: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.proposals, self.rejection = proposals, rejection
+        self.log_weight = partial(log_weight, rejection.arguments.values())
+
+    def distribution(self) -> dist.TorchDistribution:
+        return _Kept(self.proposals.distribution(), self.log_weight, self.rejection)
+
+    def log_prob(self, eps: Tensor) -> Tensor:
+        with torch.no_grad():  # piecewise: where a draw is always kept, the gradient is the proposals'
+            change = self.distribution().log_change(eps)
+        return self.proposals.log_prob(eps) + change
+
+    def place(self, noise: Tensor) -> Tensor:
+        eps = self.proposals.place(noise)
+        log_weights = torch.cat([self.log_weight(part) for part in eps.split(BATCH)])
+        accept = self.rejection.log_acceptance(log_weights).exp()
+        # Systematic: the kept are spread evenly over the sum of probabilities, from a start of one half.
+        total = accept.cumsum(0) + 0.5
+        kept = total.floor() > (total - accept).floor()
+        return eps[kept if bool(kept.any()) else accept == accept.max()]
+
+
+class _Kept(dist.TorchDistribution):
     """A base distribution of which only some draws are kept.
 
     Args:
@@ -92,10 +126,13 @@ class Rejected(dist.TorchDistribution):
         return self._draw(shape.numel()).reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(value) + self.log_change(value)
+
+    def log_change(self, value: Tensor) -> Tensor:
+        """What the log density of points of shape `(..., D)` gains, in nats, shape `(...)`."""
         flat = value.reshape(-1, value.shape[-1])
         log_accept = self.rejection.log_acceptance(torch.cat([self._weigh(part) for part in flat.split(BATCH)]))
-        change = (log_accept - self.rejection.log_rate).reshape(value.shape[:-1])
-        return self.base.log_prob(value) + change.to(value.dtype)
+        return (log_accept - self.rejection.log_rate).reshape(value.shape[:-1]).to(value.dtype)
 
     @torch.no_grad()
     def _draw(self, number: int) -> Tensor:
