@@ -50,4 +50,5 @@ def test_reliability_draws_accuracy_against_confidence():
     x, y = ax.get_lines()[1].get_data()
     np.testing.assert_allclose(x, confidence.numpy())
     np.testing.assert_allclose(y, accuracy.numpy())
+    assert ax.get_xlabel() == "confidence"
     assert f"ECE {float(ece(probabilities, labels, num_bins=10)):.3f}" in ax.get_legend().get_texts()[0].get_text()
