@@ -14,9 +14,15 @@ from pyro_hypernet.evaluation.comparison import Comparison
 from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.metrics import coverage, ece, quantiles
 from pyro_hypernet.output.axes import add_legend, divide, import_matplotlib, to_numpy
-from pyro_hypernet.output.calibration_plots import reliability
 from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, forest_size, place_of
-from pyro_hypernet.output.plots import calibration_curve, elbo_trace, marginals, predictive_band, spell_entry
+from pyro_hypernet.output.plots import (
+    calibration_curve,
+    elbo_trace,
+    marginals,
+    predictive_band,
+    reliability,
+    spell_entry,
+)
 
 Picture = dict[str, Any]
 _LEVEL = 0.9

@@ -48,8 +48,7 @@ _SOURCES = {
 _COMPARISON_NOTE = (
     "W1/sd: Wasserstein distance of the marginals in sds of the reference; sd ratio: below 1 is too narrow; MMD²: "
     "maximum mean discrepancy of the joint values; TV: total variation of class probabilities. The noise floor is one "
-    "half of the reference against the other: below it nothing can be told apart. In brackets: {:.0f} % bootstrap "
-    "intervals."
+    "half of the reference against the other: below it nothing can be told apart."
 )
 
 
@@ -244,8 +243,9 @@ def _loo(subject: _Subject, weighted: WeightedDraws | None) -> Picture:
 def _comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
     cells = [] if comparison is None else comparison.tables(intervals=True)
     for number, (headings, *rows) in enumerate(cells):
-        place = headings[0] if number else "in function space"
-        note = "" if number else _COMPARISON_NOTE.format(100 * comparison.level)
+        place, note = (headings[0], "") if number else ("in function space", _COMPARISON_NOTE)
+        if note and comparison.level:
+            note += f" In brackets: {100 * comparison.level:.0f} % bootstrap intervals."
         yield Table(f"Distance from the reference, {place}", ("", *headings[1:]), tuple(rows), note)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from pyro_hypernet.output.page import FILE_NAME, render
 from pyro_hypernet.output.report import Band, Table, report, report_from
 from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
-from tests.output.records import CONTENT, NASTY
+from tests.output.records import COMPARISON, CONTENT, NASTY
 from tests.output.test_page import check_self_contained
 from tests.seeds import seed
 from tests.small_models import linear, linear_data, one_weight
@@ -210,6 +211,17 @@ def test_what_infer_returns_brings_its_own_verdict_and_log(tmp_path):
     assert content["log"] == ["first", "second"]
     assert dict(content["facts"])["Draws"] == "100, carried from the prior by refine"
     assert re.search(r"-1\.50 ± 0\.10 nats", text)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.0])
+def test_a_comparison_has_its_tables(tmp_path, level):
+    report(one_weight, {"mean": torch.randn(20)}, Y, out=tmp_path, comparison=replace(COMPARISON, level=level))
+    first, *rest = content_of(tmp_path)["tables"]
+    assert first["title"] == "Distance from the reference, in function space"
+    assert first["rows"][0][:2] == [NASTY, "0.5 [0.4, 0.6]"]
+    assert ("In brackets: 95 % bootstrap intervals." in first["note"]) == (level > 0)
+    assert [(table["headings"], table["note"]) for table in rest] == [(["", NASTY], "")] * 2
+    assert list(content_of(tmp_path)["pictures"]) == ["calibration", "check", "forest", "marginals", "loo"]
 
 
 def test_a_model_without_data_still_has_a_report(tmp_path):
