@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from pyro_hypernet.job import HYPERNET, NORMAL, NUTS, Result, line_through_inputs
-from pyro_hypernet.output.figures import Band
-from pyro_hypernet.output.record import Table as TableOfText
-from pyro_hypernet.output.report import report
+from pyro_hypernet.output.report import Band, report
+from pyro_hypernet.output.report import Table as TableOfText
 from pyro_hypernet.tabular import Table
 
 _NOTE = (

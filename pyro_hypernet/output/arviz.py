@@ -167,13 +167,12 @@ def _sample_prior(
 
 def _constants(model: Model, trace: Trace, args: tuple, kwargs: dict) -> dict[str, Tensor]:
     """The model's tensor arguments that no site observes, by name."""
-    observed = [node["value"] for node in trace.nodes.values() if node["type"] == "sample"]
-    constants = {}
-    for name, value in name_arguments(model, args, kwargs).items():
-        is_observed = name in trace.nodes and trace.nodes[name]["type"] == "sample"
-        if isinstance(value, Tensor) and not is_observed and not any(value is other for other in observed):
-            constants[name.replace("number ", "argument_")] = value
-    return constants
+    sites = {name: node["value"] for name, node in trace.nodes.items() if node["type"] == "sample"}
+    return {
+        name.replace("number ", "argument_"): value
+        for name, value in name_arguments(model, args, kwargs).items()
+        if isinstance(value, Tensor) and name not in sites and not any(value is other for other in sites.values())
+    }
 
 
 def _axes_of_constants(constants: Mapping[str, Tensor], trace: Trace) -> dict[str, list[str]]:
@@ -246,8 +245,7 @@ def _to_numpy(value: Tensor) -> np.ndarray:
 def _plates(trace: Trace) -> dict[str, list[str]]:
     """Names for the axes of every site: its plates', or ArviZ's own where an axis is in no plate."""
     nodes = {n: node for n, node in trace.nodes.items() if node["type"] == "sample" and not site_is_subsample(node)}
-    return {name: _axis_names(name, node) for name, node in nodes.items()}
-
-
-def _axis_names(name: str, node: dict[str, Any]) -> list[str]:
-    return [plate or f"{name}_dim_{axis}" for axis, plate in enumerate(plate_names(node))]
+    return {
+        name: [plate or f"{name}_dim_{axis}" for axis, plate in enumerate(plate_names(node))]
+        for name, node in nodes.items()
+    }

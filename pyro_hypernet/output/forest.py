@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pyro_hypernet.evaluation.comparison import CANONICAL_SPACE, FUNCTION, HEADINGS, NOISE_FLOOR, Comparison
-from pyro_hypernet.output.plots import new_axes
+from pyro_hypernet.output.axes import add_legend, new_axes
 
 _MOST_PLACES = 24
 # What a distance is where there is no difference.
@@ -44,36 +46,39 @@ def forest(
     """
     if quantity not in _SAME:
         raise ValueError(f"quantity must be one of {', '.join(_SAME)}; got {quantity!r}.")
-    found = _by_place(comparison, quantity)
-    unknown = [place for place in places or () if place not in found]
-    if unknown or not found:
-        raise ValueError(f"places names {unknown}; {quantity!r} is known in {list(found)}.")
-    chosen = {place: found[place] for place in (list(found)[:_MOST_PLACES] if places is None else places)}
+    found = {(place_of(row), row["name"]): row for row in comparison.rows if math.isfinite(row.get(quantity, math.nan))}
+    known = list(dict.fromkeys(place for place, _ in found))
+    unknown = [place for place in places or () if place not in known]
+    if unknown or not known:
+        raise ValueError(f"places names {unknown}; {quantity!r} is known in {known}.")
+    chosen = known[:_MOST_PLACES] if places is None else list(places)
     names = [name for name in comparison.names if name != NOISE_FLOOR]
     colors = {name: f"C{order}" for order, name in enumerate(names)} | dict(colors or {})
     is_own = ax is None
-    ax = new_axes(1, (5.2, 1.1 + 0.16 * len(chosen) * (1 + len(names))))[0] if is_own else ax
-    for number, (_, rows) in enumerate(chosen.items()):
-        _draw_floor(ax, number, rows.get(NOISE_FLOOR), quantity)
-        for order, name in enumerate(names):
-            if name in rows:
-                shift = (order - (len(names) - 1) / 2) * 0.7 / max(len(names), 2)
-                _draw_point(ax, number + shift, rows[name], quantity, colors[name], name if number == 0 else None)
+    ax = new_axes(1, forest_size(len(chosen), len(names)))[0] if is_own else ax
+
+    def columns(name: str) -> np.ndarray:
+        return np.array([_ends(found.get((place, name), {}), quantity) for place in chosen]).T
+
+    at, (_, low, high) = np.arange(len(chosen)), columns(NOISE_FLOOR)
+    ax.barh(at, high - low, 0.9, low, color=_FLOOR_COLOR, label=NOISE_FLOOR, zorder=0)
+    for order, name in enumerate(names):
+        values, low, high = columns(name)
+        y = at + (order - (len(names) - 1) / 2) * 0.7 / max(len(names), 2)
+        ax.hlines(y, low, high, color=colors[name], linewidth=2)
+        ax.plot(values, y, "o", color=colors[name], markersize=5, label=name)
     ax.axvline(_SAME[quantity], linestyle=":", color="0.4", linewidth=1)
-    ax.set_yticks(range(len(chosen)), [_label(place) for place in chosen], parse_math=False)
+    labels = ["function space" if place == FUNCTION else place for place in chosen]
+    ax.set_yticks(at, labels, parse_math=False)
     ax.set_ylim(len(chosen) - 0.5, -0.5)
     ax.set_xlabel(HEADINGS[quantity] + " from the reference")
-    _add_legend(ax, is_own=is_own)
+    add_legend(ax, above=is_own)
     return ax
 
 
-def _by_place(comparison: Comparison, quantity: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """From "function" or a site to the rows of all posteriors, by name."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in comparison.rows:
-        if math.isfinite(row.get(quantity, math.nan)):
-            found.setdefault(place_of(row), {})[row["name"]] = row
-    return found
+def forest_size(num_places: int, num_posteriors: int) -> tuple[float, float]:
+    """Width and height in inches of a figure with room for all."""
+    return 5.2, 1.1 + 0.16 * num_places * (1 + num_posteriors)
 
 
 def place_of(row: Mapping[str, Any]) -> str:
@@ -81,33 +86,8 @@ def place_of(row: Mapping[str, Any]) -> str:
     return row["where"] + (UP_TO_SYMMETRY if row.get("space") == CANONICAL_SPACE else "")
 
 
-def _draw_floor(ax: Any, number: int, row: dict[str, Any] | None, quantity: str) -> None:
-    if row is not None:
-        low, high = _interval(row, quantity)
-        span = max(high - low, 1e-9)
-        label = "noise floor" if number == 0 else None
-        ax.barh(number, span, left=low, height=0.9, color=_FLOOR_COLOR, label=label, zorder=0)
-
-
-def _draw_point(ax: Any, y: float, row: dict[str, Any], quantity: str, color: str, label: str | None) -> None:
-    ax.plot(_interval(row, quantity), (y, y), color=color, linewidth=2, solid_capstyle="round")
-    ax.plot([row[quantity]], [y], "o", color=color, markersize=5, label=label)
-
-
-def _interval(row: dict[str, Any], quantity: str) -> tuple[float, float]:
-    value = row[quantity]
+def _ends(row: Mapping[str, Any], quantity: str) -> tuple[float, float, float]:
+    """A distance and the ends of its interval, the distance itself where there is none; NaN where there is no row."""
+    value = row.get(quantity, math.nan)
     low, high = row.get(f"{quantity}_low", math.nan), row.get(f"{quantity}_high", math.nan)
-    return (value, value) if math.isnan(low) or math.isnan(high) else (low, high)
-
-
-def _add_legend(ax: Any, *, is_own: bool) -> None:
-    """Above the axes of a figure of our own, within axes that were given; names are no formulas."""
-    handles, labels = ax.get_legend_handles_labels()
-    options = {"loc": "outside upper center", "ncols": 2, "frameon": False}
-    legend = ax.figure.legend(handles, labels, **options) if is_own else ax.legend()
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _label(place: str) -> str:
-    return "function space" if place == FUNCTION else place
+    return (value, value, value) if math.isnan(low) or math.isnan(high) else (value, low, high)

@@ -1,326 +1,235 @@
-"""A report's pictures as SVG, drawn from the numbers of its figures, with the words for those who cannot see them."""
+"""The pictures of a report: plots as SVG, each with the readings that the page's words are made of."""
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from pyro_hypernet.evaluation.comparison import FUNCTION, HEADINGS, NOISE_FLOOR, Comparison
-from pyro_hypernet.output.figures import Figure
-from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, place_of
-from pyro_hypernet.output.plots import new_axes
+import torch
+from torch import Tensor
 
-_GOOD, _BAD = 0.5, 0.7
-_MOST_PLACES = 10
-_DATA_COLOR = "0.25"
-_Colors = dict[str, str]
-_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "pyro_hypernet"}
+from pyro_hypernet.evaluation.comparison import Comparison
+from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
+from pyro_hypernet.evaluation.metrics import coverage, ece, quantiles
+from pyro_hypernet.output.axes import add_legend, divide, import_matplotlib, to_numpy
+from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, forest_size, place_of
+from pyro_hypernet.output.plots import (
+    calibration_curve,
+    elbo_trace,
+    marginals,
+    predictive_band,
+    reliability,
+    spell_entry,
+)
+
+Picture = dict[str, Any]
+_LEVEL = 0.9
+_GOOD_KHAT = 0.5
+_WIDTH = 5.2
+_MOST_DATA, _MOST_MARGINALS, _MOST_CLASSES, _MOST_PLACES = 400, 9, 20, 10
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "pyro_hypernet",
+    "text.parse_math": False,  # names of a user's columns may hold dollar signs
+}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a report.
+class Band:
+    """A line through input space along which a report shows the function.
 
     Attributes:
-        title: Its heading.
-        svg: The picture.
-        alt: What it shows, for those who do not see it.
-        caption: How to read it.
+        label: What varies along it.
+        positions: Where on it, ascending, shape `(G,)`.
+        args: The model's arguments there, without observations: usually inputs of shape `(G, d)`.
+        site: The deterministic site to show.
+        output: Name of what is shown.
+        column: Which output, where the site has several.
+        kind: "identity", or "sigmoid" or "softmax" to show a probability.
+        data: Positions and values to show as points, or None.
     """
 
-    title: str
-    svg: bytes
-    alt: str
-    caption: str
+    label: str
+    positions: Tensor
+    args: tuple
+    site: str = "f"
+    output: str = "network output"
+    column: int = 0
+    kind: str = "identity"
+    data: tuple[Tensor, Tensor] | None = None
 
 
-def draw_all(figures: Mapping[str, Figure], comparison: Comparison | None) -> list[Picture]:
-    """Draws every figure that is there.
+def style() -> AbstractContextManager[None]:
+    """Matplotlib's default style with a few changes, in which pictures come out the same every time."""
+    return import_matplotlib().style.context(["default", _STYLE])
 
-    Args:
-        figures: From the name of a figure to its numbers.
-        comparison: For the forest, or None.
 
-    Returns:
-        The pictures, in the order in which to read them.
+def draw_band(functions: Mapping[str, Tensor], band: Band, colors: Mapping[str, str]) -> Picture:
+    """Median and 90 % interval along a line, of draws of the function by posterior, shape `(S, G)` or `(S, G, C)`."""
+    ax = _axes(3.6)
+    for name, f in functions.items():
+        f = f.reshape(*f.shape[:2], -1)
+        f = {"identity": f, "sigmoid": f.sigmoid(), "softmax": f.softmax(-1)}[band.kind][..., band.column]
+        predictive_band(band.positions, f, ax=ax, levels=(_LEVEL,), label=name, color=colors[name])
+    if band.data is not None:
+        ax.plot(*(to_numpy(values.flatten()[:_MOST_DATA]) for values in band.data), "k.", markersize=3.5, label="data")
+    svg = _svg(ax, band.label, band.output)
+    return {"svg": svg, "label": band.label, "output": band.output, "names": _listed(functions)}
 
-    Raises:
-        ImportError: If matplotlib is not installed.
-        ValueError: If a figure lacks numbers.
+
+def draw_calibration(
+    replicated: Mapping[str, Tensor], observed: Tensor, colors: Mapping[str, str], *, held_out: bool
+) -> Picture:
+    """Announced against observed frequencies, of draws of the observed site by posterior, shape `(S, *shape)`.
+
+    Of classes where the data are classes, whose probabilities are frequencies among the draws; else of intervals.
     """
-    pyplot = _matplotlib().pyplot
-    pictures, open_before = [], set(pyplot.get_fignums())
-    try:
-        for name, draw in _PICTURES.items():
-            if figures.get(name):
-                pictures.append(draw(figures[name], _colors(figures, comparison)))
-            if name == "check" and comparison is not None:
-                pictures.append(_forest(comparison, _colors(figures, comparison)))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"The numbers of figure {name!r} are not complete: {error!r}.") from error
-    finally:
-        for number in set(pyplot.get_fignums()) - open_before:  # what was begun when an error came
-            pyplot.close(number)
-    return pictures
+    ax, data, classes = _axes(3.8), "held-out data" if held_out else "training data", count_classes(observed)
+    draw = _draw_intervals if classes is None else _draw_classes
+    readings = [f"{name}: {draw(ax, y, observed, name, colors[name])}" for name, y in replicated.items()]
+    words = {"names": _listed(replicated), "reading": f"{readings[0]}, on {data}"}
+    if classes is None:
+        svg = _svg(ax, "level of the predictive interval", f"share of {data} inside")
+        return {"title": "Calibration", "svg": svg, **words}
+    return {"title": "Reliability", "svg": _svg(ax, "confidence", f"accuracy on {data}"), **words}
 
 
-def _band(figure: Figure, colors: _Colors) -> Picture:
-    ax = _axes(1, (5.2, 3.6))[0]
-    for name, line in figure["lines"].items():
-        color = colors[name]
-        ax.plot(figure["x"], _floats(line["median"]), color=color, label=name)
-        ax.fill_between(figure["x"], _floats(line["low"]), _floats(line["high"]), color=color, alpha=0.22, linewidth=0)
-    if "data" in figure:
-        ax.plot(*(_floats(values) for values in figure["data"]), ".", color=_DATA_COLOR, markersize=3.5, label="data")
-    _label(ax, figure["label"], figure["output"])
-    names = _listed(figure["lines"])
-    return Picture(
-        "The function and its uncertainty",
-        _svg(ax),
-        f"Line plot of {figure['output']} against {figure['label']}: medians and 90 % bands of {names}.",
-        "Lines are medians, bands hold 90 % of the draws. Bands that lie on each other say that the posteriors agree; "
-        "the band should widen where there are no data.",
-    )
+def _draw_intervals(ax: Any, y: Tensor, observed: Tensor, name: str, color: str) -> str:
+    levels = torch.linspace(0.1, 0.9, 9)
+    inside = torch.tensor([float(coverage(y, observed.to(y), level=float(level))) for level in levels])
+    calibration_curve(levels, inside, ax=ax, label=name, color=color)
+    return f"worst gap {float((levels - inside).abs().max()):.2f}"
 
 
-def _calibration(figure: Figure, colors: _Colors) -> Picture:
-    ax = _axes(1, (5.2, 3.8))[0]
-    ax.plot([0, 1], [0, 1], ":", color="0.4", linewidth=1)
-    for name, line in figure["lines"].items():
-        ax.plot(
-            _floats(line["expected"]), _floats(line["observed"]), "o-", markersize=4, color=colors[name], label=name
-        )
-    classes = figure["kind"] == "classes"
-    data = "held-out data" if figure["held_out"] else "training data"
-    if classes:
-        _label(ax, "confidence", f"accuracy on {data}")
-    else:
-        _label(ax, "level of the predictive interval", f"share of {data} inside")
-    first, line = next(iter(figure["lines"].items()))
-    worst = max((abs(o - e) for e, o in zip(*_pairs(line), strict=True)), default=math.nan)
-    figures = f"expected calibration error {line['ece']:.3f}" if classes else f"worst gap {worst:.2f}"
-    reading = f"{first}: {figures}, on {data}"
-    return Picture(
-        "Reliability" if classes else "Calibration",
-        _svg(ax),
-        f"Calibration curves of {_listed(figure['lines'])} beside the diagonal; {reading}.",
-        "On the diagonal, what is announced comes true. Below it the predictions are too sure of themselves, above it "
-        f"too careful. {reading}.",
-    )
+def _draw_classes(ax: Any, y: Tensor, observed: Tensor, name: str, color: str) -> str:
+    classes = range(count_classes(observed) or 0)
+    probabilities = torch.stack([(y == k).double().mean(0) for k in classes], -1).flatten(0, -2)
+    labels = observed.flatten().long()
+    reliability(probabilities, labels, ax=ax, label=name, color=color)
+    return f"expected calibration error {float(ece(probabilities, labels, num_bins=10)):.3f}"
 
 
-def _check(figure: Figure, colors: _Colors) -> Picture:
-    ax = _axes(1, (5.2, 3.4))[0]
-    edges = figure["edges"]
-    middles = [(a + b) / 2 for a, b in pairwise(edges)]
-    width = (edges[1] - edges[0]) * (0.7 if figure["discrete"] else 1.0)
-    low, high = _floats(figure["low"]), _floats(figure["high"])
-    ax.bar(middles, figure["observed"], width, color="C0", alpha=0.45, label="data")
-    errors = [[m - a for m, a in zip(figure["median"], low, strict=True)]]
-    errors += [[b - m for m, b in zip(figure["median"], high, strict=True)]]
-    ax.errorbar(
-        middles, figure["median"], errors, fmt="o", color="C3", markersize=3, linewidth=1.2, label="sampled anew"
-    )
-    if figure["discrete"]:
+def draw_check(replicated: Tensor, observed: Tensor, site: str) -> Picture:
+    """A posterior predictive check: how many data fall into every bin, and how many of data sampled anew."""
+    edges = bins_of(observed)
+    counts = torch.histogram(observed.double().flatten().cpu(), edges).hist
+    made = torch.stack([torch.histogram(one, edges).hist for one in replicated.double().flatten(1).cpu()])
+    low, middle, high = quantiles(made, [(1 - _LEVEL) / 2, 0.5, (1 + _LEVEL) / 2])
+    ax, middles, is_discrete = _axes(3.4), to_numpy(edges[:-1] + edges.diff() / 2), count_classes(observed) is not None
+    width = float(edges[1] - edges[0]) * (0.7 if is_discrete else 1.0)
+    ax.bar(middles, to_numpy(counts), width, color="C0", alpha=0.45, label="data")
+    marks = {"fmt": "o", "color": "C3", "markersize": 3, "linewidth": 1.2, "label": "sampled anew"}
+    ax.errorbar(middles, to_numpy(middle), to_numpy(torch.stack([middle - low, high - middle])), **marks)
+    if is_discrete:
         ax.set_xticks(middles)
-    _label(ax, figure["site"], "number of data")
-    outside = sum(not a <= o <= b for a, o, b in zip(low, figure["observed"], high, strict=True))
-    return Picture(
-        "Do data sampled anew look like the data?",
-        _svg(ax),
-        f"Histogram of {figure['site']} with the counts of data sampled anew; {outside} of {len(middles)} bins of "
-        "the data lie outside of their 90 % range.",
-        f"Points and bars give median and 90 % range of the counts in replicated data. {outside} of {len(middles)} "
-        f"bins of the data lie outside; one in ten or fewer would be usual.",
+    outside = int(((counts < low) | (counts > high)).sum())
+    return {"svg": _svg(ax, site, "number of data"), "site": site, "outside": outside, "bins": len(counts)}
+
+
+def draw_forest(comparison: Comparison, colors: Mapping[str, str]) -> Picture:
+    """Distances in function space and of the first sites, up to symmetry where that is known."""
+    found = list(dict.fromkeys(place_of(row) for row in comparison.rows if math.isfinite(row["w1_over_sd"])))
+    places = [place for place in found if place + UP_TO_SYMMETRY not in found][:_MOST_PLACES]
+    ax = forest(
+        comparison, colors=colors, places=places, ax=_axes(forest_size(len(places), len(comparison.names) - 1)[1])
     )
+    distances = [f"{name} {comparison.row(name)['w1_over_sd']:.2f}" for name in comparison.names]
+    return {"svg": _svg(ax), "distances": ", ".join(distances)}
 
 
-def _marginals(figure: Figure, colors: _Colors) -> Picture:
-    rows = -(-len(figure) // 3)
-    axes = _axes(len(figure), (5.2, 0.6 + 1.5 * rows))
-    for ax, (coordinate, histogram) in zip(axes, figure.items(), strict=True):
-        for name, densities in histogram["densities"].items():
-            ax.stairs(_floats(densities), histogram["edges"], color=colors[name], label=name)
-        _label(ax, coordinate, "", legend=False)
-        ax.set_yticks([])
+def draw_marginals(posteriors: Mapping[str, Mapping[str, Tensor]], colors: Mapping[str, str]) -> Picture:
+    """Histograms of the first entry of each of the first nine sites."""
+    sites = list(next(iter(posteriors.values())).items())[:_MOST_MARGINALS]
+    entries = [spell_entry(site, [0] * (value.dim() - 1)) for site, value in sites]
+    axes = _axes(0.6 + 1.5 * -(-len(entries) // 3), len(entries))
+    for ax in marginals(posteriors, entries, axes=axes, num_bins=30, colors=colors):
         ax.locator_params(axis="x", nbins=4)
         ax.tick_params(labelsize="small")
-    names = next(iter(figure.values()))["densities"]
-    if len(names) > 1:
-        _legend_above(axes[0])
-    return Picture(
-        "Marginals of single weights",
-        _svg(axes[0]),
-        f"Histograms of {len(figure)} weights, {_listed(figure)}, under {_listed(names)}.",
-        "The first entry of each site. Hidden units of a network may change places, so weights of two good posteriors "
-        "need not agree; functions must.",
-    )
+    return {"svg": _svg(axes[0]), "count": len(entries), "weights": _listed(entries), "names": _listed(posteriors)}
 
 
-def _trace(figure: Figure, colors: _Colors) -> Picture:
-    ax = _axes(1, (5.2, 3.0))[0]
-    elbo = _floats(figure["elbo"])
-    ax.plot(figure["step"], elbo, linewidth=1)
-    kept = sorted(value for value in elbo[len(elbo) // 20 :] if math.isfinite(value))
-    if kept and kept[-1] > kept[0]:
-        bottom = kept[len(kept) // 50]
-        ax.set_ylim(bottom - 0.1 * (kept[-1] - bottom), kept[-1] + 0.1 * (kept[-1] - bottom))
-    _label(ax, "step", "ELBO (nats)")
-    last = f"{elbo[-1]:.2f}"
-    return Picture(
-        "The bound while training",
-        _svg(ax),
-        f"Line plot of the ELBO over {figure['step'][-1]} steps, ending near {last} nats.",
-        f"Higher is better. A curve still rising at its right end asks for more steps. It ends near {last} nats.",
-    )
+def draw_trace(losses: Sequence[float] | Tensor) -> Picture:
+    """The bound over the steps, of minus the bound at every step in nats."""
+    ax = elbo_trace(losses, ax=_axes(3.0))
+    return {"svg": _svg(ax), "steps": len(losses), "last": f"{ax.lines[0].get_ydata()[-1]:.2f}"}
 
 
-def _weights(figure: Figure, colors: _Colors) -> Picture:
-    ax = _axes(1, (5.2, 3.0))[0]
-    ax.plot(figure["fraction"], figure["fraction"], ":", color="0.4", linewidth=1, label="all weights equal")
-    ax.plot(figure["fraction"], figure["share"], label="this guide")
+def draw_weights(log_weights: Tensor, khat: float) -> Picture:
+    """How unevenly importance weights, in nats, are spread: the share of the total held by the largest of them."""
+    shares = log_weights.double().softmax(0).sort(descending=True).values.cumsum(0)
+    total = len(shares)
+    ranks = torch.logspace(0, math.log10(total), 60).round().long().unique().clamp(1, total)
+    ax, fraction = _axes(3.0), to_numpy(ranks / total)
+    ax.plot(fraction, fraction, ":", color="0.4", linewidth=1, label="all weights equal")
+    ax.plot(fraction, to_numpy(shares[ranks - 1]), label="this guide")
     ax.set_xscale("log")
-    _label(ax, "largest weights, as a share of the draws", "share of the total weight")
-    khat = float(figure["khat"])
-    held = figure["share"][min(range(len(figure["fraction"])), key=lambda i: abs(figure["fraction"][i] - 0.01))]
-    return Picture(
-        f"Importance weights: k-hat {khat:.2f}",
-        _svg(ax),
-        f"The share of the total importance weight held by the largest weights; 1 % of the draws hold {100 * held:.0f} "
-        f"%. k-hat is {khat:.2f}.",
-        f"1 % of the draws hold {100 * held:.0f} % of the weight. A good guide stays near the dotted line; k-hat below "
-        f"{_GOOD} is good, above {_BAD} the guide misses mass or is too narrow.",
-    )
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
+    return {
+        "svg": _svg(ax, "largest weights, as a share of the draws", "share of the total weight"),
+        "khat": f"{khat:.2f}",
+        "limits": [_GOOD_KHAT, BELIEVABLE_KHAT],
+        "held": f"{100 * float(shares[max(round(total / 100), 1) - 1]):.0f}",
+    }
 
 
-def _loo(figure: Figure, colors: _Colors) -> Picture:
-    ax = _axes(1, (5.2, 3.0))[0]
-    shapes = [float(shape) for shape in figure["khat"]]
-    ax.plot(range(len(shapes)), shapes, ".", markersize=4)
-    for level, color in ((_GOOD, "C1"), (_BAD, "C3")):
+def draw_loo(pointwise: Tensor, khat: Tensor, source: str) -> Picture:
+    """The Pareto shapes of leaving data out, and their log densities given the others in nats, both of shape `(N,)`."""
+    ax = _axes(3.0)
+    ax.plot(to_numpy(khat), ".", markersize=4)
+    for level, color in ((_GOOD_KHAT, "C1"), (BELIEVABLE_KHAT, "C3")):
         ax.axhline(level, linestyle="--", linewidth=1, color=color)
-    _label(ax, "datum", "k-hat of leaving it out")
-    bad = sum(shape > _BAD for shape in shapes)
-    source, reading = figure.get("source", "unknown"), f"{bad} of {len(shapes)} data are above {_BAD}"
-    reading += f": there the figure is not to be believed. {_LOO_REMEDIES[source]}" if bad else "."
-    if "elpd" in figure:
-        spelt = f"{float(figure['elpd']):.1f} ± {float(figure['error']):.1f}"
-        reading += f" All together their expected log predictive density is {spelt} nats."
-    return Picture(
-        "Influence of single data",
-        _svg(ax),
-        f"k-hat of leaving out each of {len(shapes)} data; {bad} are above {_BAD}, the largest is {max(shapes):.2f}.",
-        f"{_LOO_SOURCES[source]} {reading}",
-    )
+    error = float(pointwise.std()) * math.sqrt(len(pointwise)) if len(pointwise) > 1 else math.nan
+    return {
+        "svg": _svg(ax, "datum", "k-hat of leaving it out"),
+        "source": source,
+        "count": len(khat),
+        "limit": BELIEVABLE_KHAT,
+        "bad": int((khat > BELIEVABLE_KHAT).sum()),
+        "largest": f"{float(khat.max()):.2f}",
+        "elpd": f"{float(pointwise.sum()):.1f} ± {error:.1f}",
+    }
 
 
-# What the shapes of leaving out are worth, by where the draws come from, and what to do where they are high.
-_LOO_SOURCES = {
-    "guide": "Draws of the guide, weighted by the posterior without the datum over the guide's density: corrected for "
-    "the guide not being the posterior, as far as k-hat of these weights says.",
-    "posterior": "PSIS-LOO as usual: the draws are taken for draws of the posterior.",
-    "moved": "PSIS-LOO as usual, of draws whose density is not known: they are taken for draws of the posterior, which "
-    "they are not quite, and low shapes do not show that.",
-    "unknown": "The draws are taken for draws of the posterior; for those of a guide this is not right.",
-}
-_LOO_REMEDIES = {
-    "guide": "The datum decides much, or the guide is far from the posterior there: see its own k-hat. Draws of refine "
-    "or nuts tell one from the other.",
-    "posterior": "Look at these rows for outliers.",
-    "moved": "Look at these rows for outliers.",
-    "unknown": "Look at these rows for outliers.",
-}
+def count_classes(observed: Tensor) -> int | None:
+    """The number of classes where data are whole numbers from 0 up, 20 at most; None where they are not."""
+    y = observed.double()
+    is_classes = bool((y == y.round()).all()) and float(y.min()) >= 0 and float(y.max()) < _MOST_CLASSES
+    return max(2, int(y.max()) + 1) if is_classes else None
 
 
-def _forest(comparison: Comparison, colors: _Colors) -> Picture:
-    with _matplotlib().rc_context(_STYLE):
-        ax = forest(comparison, colors=colors, places=_places(comparison))
-    names = [name for name in comparison.names if name != NOISE_FLOOR]
-    spelt = ", ".join(f"{name} {comparison.row(name)['w1_over_sd']:.2f}" for name in names)
-    floor = f"{comparison.row(NOISE_FLOOR, FUNCTION)['w1_over_sd']:.2f}"
-    return Picture(
-        "Distance from the reference",
-        _svg(ax),
-        f"Forest plot of {HEADINGS['w1_over_sd']} from the reference; in function space {spelt}, noise floor {floor}.",
-        "Points are distances in standard deviations, bars their bootstrap intervals. What reaches into the grey noise "
-        "floor cannot be told from the reference. Judge networks in function space.",
-    )
+def bins_of(observed: Tensor) -> Tensor:
+    """Edges of bins: one for each class; else with a margin, and fewer where each would hold only a handful."""
+    low, high = float(observed.min()), float(observed.max())
+    if count_classes(observed) is not None:
+        return torch.arange(low - 0.5, high + 1.0, dtype=torch.float64)
+    margin, count = 0.15 * (high - low) or 1.0, max(12, min(30, round(2 * observed.numel() ** (1 / 3))))
+    return torch.linspace(low - margin, high + margin, count + 1, dtype=torch.float64)
 
 
-def _places(comparison: Comparison) -> list[str]:
-    """Function space and the first sites, up to symmetry where that is known."""
-    found = list(dict.fromkeys(place_of(row) for row in comparison.rows if math.isfinite(row["w1_over_sd"])))
-    return [place for place in found if place + UP_TO_SYMMETRY not in found][:_MOST_PLACES]
+def _axes(height: float, count: int = 0) -> Any:
+    """Axes of a figure that pyplot does not know of; an array of them where a count is given."""
+    figure = import_matplotlib().figure.Figure(figsize=(_WIDTH, height), layout="constrained")
+    return divide(figure, count, min(count, 3)) if count else figure.subplots()
 
 
-_PICTURES: dict[str, Callable[[Figure, _Colors], Picture]] = {
-    "band": _band,
-    "calibration": _calibration,
-    "check": _check,
-    "marginals": _marginals,
-    "trace": _trace,
-    "weights": _weights,
-    "loo": _loo,
-}
-
-
-def _axes(count: int, size: tuple[float, float] | None = None) -> Any:
-    with _matplotlib().rc_context(_STYLE):
-        return new_axes(count, size, most_columns=3)
-
-
-def _svg(ax: Any) -> bytes:
-    """The figure of these axes as SVG, its text as outlines, so that it looks the same everywhere; then closed."""
-    buffer = io.BytesIO()
-    with _matplotlib().rc_context(_STYLE):
-        ax.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    _matplotlib().pyplot.close(ax.figure)
+def _svg(ax: Any, x_label: str | None = None, y_label: str | None = None) -> str:
+    """The figure of these axes, its text as outlines, so that it looks the same everywhere."""
+    if x_label is not None:
+        ax.set(xlabel=x_label, ylabel=y_label)
+    if ax.get_legend() is not None:
+        ax.get_legend().remove()
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        add_legend(ax, above=True)
+    buffer = io.StringIO()
+    ax.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-        import matplotlib.pyplot
-    except ImportError as error:
-        raise ImportError("A report's pictures need matplotlib: pip install 'pyro_hypernet[plot]'.") from error
-    return matplotlib
-
-
-def _label(ax: Any, x: str, y: str, *, legend: bool = True) -> None:
-    """Labels as they stand: names of a user's columns may hold dollar signs, which are no formulas here."""
-    ax.set_xlabel(x, parse_math=False)
-    ax.set_ylabel(y, parse_math=False)
-    if legend and len(ax.get_legend_handles_labels()[1]) > 1:
-        _legend_above(ax)
-
-
-def _legend_above(ax: Any) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    legend = ax.figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _colors(figures: Mapping[str, Figure], comparison: Comparison | None) -> _Colors:
-    """One colour for every posterior, the same in all pictures."""
-    names = list(next(iter(figures.get("marginals", {}).values()), {}).get("densities", ()))
-    for key in ("band", "calibration"):
-        names += figures.get(key, {}).get("lines", ())
-    names += [] if comparison is None else [name for name in comparison.names if name != NOISE_FLOOR]
-    return {name: f"C{order % 10}" for order, name in enumerate(dict.fromkeys(names))}
-
-
-def _listed(names: Any) -> str:
-    *most, last = [str(name) for name in names]
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _pairs(line: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    return _floats(line["expected"]), _floats(line["observed"])
-
-
-def _floats(values: list[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in values]

@@ -1,15 +1,21 @@
-"""Pictures of posteriors; every function draws on the axes it is given, or on new ones, and returns them."""
+"""Pictures of posteriors and of calibration: each function draws on the axes that it is given, or on new ones.
+
+It returns them. Without matplotlib it raises an ImportError that names the extra to install.
+"""
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.metrics import quantiles
+from pyro_hypernet.calibration.ecdf import ecdf, ecdf_band
+from pyro_hypernet.calibration.sbc import Calibration
+from pyro_hypernet.evaluation.metrics import calibration_bins, ece, quantiles
+from pyro_hypernet.output.axes import add_legend, axes_for, new_axes, to_numpy
 
-_MOST_COORDINATES = 12
+_MOST_PANELS, _MOST_POINTS = 12, 500
 
 
 def predictive_band(
@@ -37,7 +43,6 @@ def predictive_band(
         The axes.
 
     Raises:
-        ImportError: If matplotlib is not installed.
         ValueError: If there is more than one input or output, or sizes differ.
     """
     size = x.numel()
@@ -48,15 +53,15 @@ def predictive_band(
         )
     ax = new_axes(1)[0] if ax is None else ax
     order = x.flatten().argsort()
-    at, values = _numpy(x.flatten()[order]), draws.reshape(-1, size)[:, order]
-    (line,) = ax.plot(at, _numpy(quantiles(values, [0.5])[0]), color=color, label=label)
+    at, values = to_numpy(x.flatten()[order]), draws.reshape(-1, size)[:, order]
+    (line,) = ax.plot(at, to_numpy(quantiles(values, [0.5])[0]), color=color, label=label)
     for level in levels:
         lower, upper = quantiles(values, [(1 - level) / 2, (1 + level) / 2])
-        ax.fill_between(at, _numpy(lower), _numpy(upper), color=line.get_color(), alpha=0.25, linewidth=0)
+        ax.fill_between(at, to_numpy(lower), to_numpy(upper), color=line.get_color(), alpha=0.25, linewidth=0)
     if data is not None:
-        ax.plot(*(_numpy(values.flatten()) for values in data), "k.", markersize=4)
+        ax.plot(*(to_numpy(values.flatten()) for values in data), "k.", markersize=4)
     if label is not None:
-        ax.legend()
+        add_legend(ax)
     return ax
 
 
@@ -66,111 +71,66 @@ def marginals(
     *,
     axes: Any = None,
     num_bins: int = 40,
+    colors: Mapping[str, str] | None = None,
 ) -> Any:
     """Histograms of single coordinates of the posterior, of several posteriors over each other.
 
     Args:
-        draws: From the name of a posterior to its dict of samples, site to `(S, *shape)`.
+        draws: From the name of a posterior to its dict of samples, site to `(S, *shape)`. The first says which sites
+            there are; another is left out where it lacks one.
         sites: Names of sites, or of single entries such as "weight[0,1]"; None for all. At most 12 coordinates.
         axes: A sequence of as many matplotlib axes; None for new ones.
-        num_bins: Number of bins.
+        num_bins: Number of bins, over all but the outermost 0.2 % of the draws.
+        colors: From the name of a posterior to a matplotlib colour; None for those of the style.
 
     Returns:
         The array of axes, one for each coordinate.
 
     Raises:
-        ImportError: If matplotlib is not installed.
         ValueError: If a site is unknown, there are too many coordinates, or too few axes.
     """
-    columns = {name: _coordinates(samples, sites) for name, samples in draws.items()}
-    labels = list(next(iter(columns.values())))
-    axes = new_axes(len(labels)) if axes is None else _enough_axes(axes, len(labels))
-    for ax, label in zip(axes, labels, strict=False):
-        pooled = torch.cat([values[label] for values in columns.values()])
-        bounds = (float(pooled.min()), float(pooled.max()))
-        for name, values in columns.items():
-            ax.hist(_numpy(values[label]), num_bins, range=bounds, density=True, histtype="step", label=name)
-        ax.set_xlabel(label)
+    places = _places(next(iter(draws.values())), sites)
+    axes = axes_for(axes, list(places))
+    for ax, (label, (site, place)) in zip(axes, places.items(), strict=True):
+        columns = {name: p[site].reshape(len(p[site]), -1)[:, place] for name, p in draws.items() if site in p}
+        bounds = quantiles(torch.cat([column.double().cpu() for column in columns.values()]), [0.001, 0.999]).tolist()
+        for name, column in columns.items():
+            look = {"histtype": "step", "label": name, "color": (colors or {}).get(name)}
+            ax.hist(to_numpy(column), num_bins, range=bounds, density=True, **look)
+        ax.set_xlabel(label, parse_math=False)
         ax.set_yticks([])
-    axes[0].legend()
-    return axes
-
-
-def pairs(
-    draws: Mapping[str, Mapping[str, Tensor]],
-    sites: Sequence[str] | None = None,
-    *,
-    axes: Any = None,
-    num_points: int = 500,
-) -> Any:
-    """Every coordinate against every other one, of several posteriors over each other; marginals on the diagonal.
-
-    Args:
-        draws: From the name of a posterior to its dict of samples, site to `(S, *shape)`.
-        sites: Names of sites, or of single entries such as "weight[0,1]"; None for all. At most 12 coordinates.
-        axes: An array of matplotlib axes of shape `(K, K)`; None for new ones.
-        num_points: The most points of one posterior in a panel.
-
-    Returns:
-        The array of axes, shape `(K, K)`.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-        ValueError: If a site is unknown, there are too many coordinates, or the axes have another shape.
-    """
-    columns = {name: _coordinates(samples, sites) for name, samples in draws.items()}
-    labels = list(next(iter(columns.values())))
-    if axes is None:
-        side = 1.0 + 1.8 * len(labels)
-        _, axes = _pyplot().subplots(len(labels), len(labels), figsize=(side, side), squeeze=False)
-    if getattr(axes, "shape", None) != (len(labels), len(labels)):
-        raise ValueError(f"axes must be an array of shape {(len(labels),) * 2}; got {getattr(axes, 'shape', None)}.")
-    for row, below in enumerate(labels):
-        for column, left in enumerate(labels):
-            ax = axes[row, column]
-            for name, values in columns.items():
-                if row == column:
-                    ax.hist(_numpy(values[left]), 40, density=True, histtype="step", label=name)
-                else:
-                    x, y = values[left][:num_points], values[below][:num_points]
-                    ax.plot(_numpy(x), _numpy(y), ".", markersize=2, alpha=0.5)
-            ax.tick_params(labelsize="small")
-        axes[row, 0].set_ylabel(below)
-        axes[-1, row].set_xlabel(below)
-    axes[0, 0].legend()
+    add_legend(axes[0])
     return axes
 
 
 def elbo_trace(losses: Mapping[str, Sequence[float]] | Sequence[float], *, ax: Any = None, skip: float = 0.05) -> Any:
-    """The ELBO over the steps of training.
+    """The ELBO over the steps of training, at most 500 points, each the mean of as many steps as that takes.
 
     Args:
-        losses: Losses in nats, the negative ELBOs, as `fit` returns them; or such, by name.
+        losses: Losses in nats, the negative ELBOs, as `fit` returns them, NaN for a skipped step; or such, by name.
         ax: Matplotlib axes; None for new ones.
         skip: The share of first steps that does not set the scale of the vertical axis.
 
     Returns:
         The axes.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
     ax = new_axes(1)[0] if ax is None else ax
     named = losses if isinstance(losses, Mapping) else {None: losses}
     shown = []
     for name, values in named.items():
-        elbo = -torch.as_tensor(values, dtype=torch.float64).flatten()
-        ax.plot(_numpy(elbo), linewidth=0.8, label=name)
-        kept = elbo[int(skip * len(elbo)) :]
-        shown.append(kept[kept.isfinite()])
+        windows = torch.as_tensor(values, dtype=torch.float64).flatten().split(-(-len(values) // _MOST_POINTS) or 1)
+        steps = torch.tensor([len(window) for window in windows]).cumsum(0)
+        elbo = -torch.stack([window.nanmean() for window in windows])
+        ax.plot(to_numpy(steps), to_numpy(elbo), linewidth=1, label=name)
+        shown.append(elbo[int(skip * len(elbo)) :])
     pooled = torch.cat(shown)
-    if len(pooled) and float(pooled.min()) < float(pooled.max()):
-        margin = 0.05 * float(pooled.max() - pooled.min())
-        ax.set_ylim(float(pooled.min()) - margin, float(pooled.max()) + margin)
+    low, high = quantiles(pooled[pooled.isfinite()], [0.02, 1.0]).tolist() if pooled.isfinite().any() else (0.0, 0.0)
+    if low < high:
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set_xlabel("step")
     ax.set_ylabel("ELBO (nats)")
     if isinstance(losses, Mapping):
-        ax.legend()
+        add_legend(ax)
     return ax
 
 
@@ -190,7 +150,6 @@ def calibration_curve(
         The axes.
 
     Raises:
-        ImportError: If matplotlib is not installed.
         ValueError: If the shapes differ.
     """
     expected, observed = torch.as_tensor(expected), torch.as_tensor(observed)
@@ -200,76 +159,113 @@ def calibration_curve(
         )
     ax = new_axes(1)[0] if ax is None else ax
     ax.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
-    ax.plot(_numpy(expected), _numpy(observed), "o-", label=label, color=color)
+    ax.plot(to_numpy(expected), to_numpy(observed), "o-", label=label, color=color, markersize=4)
     ax.set_xlabel("expected")
     ax.set_ylabel("observed")
     if label is not None:
-        ax.legend()
+        add_legend(ax)
     return ax
 
 
-def _coordinates(samples: Mapping[str, Tensor], sites: Sequence[str] | None) -> dict[str, Tensor]:
-    """From the name of a coordinate to its draws, shape `(S,)`."""
-    chosen = {}
-    for entry in samples if sites is None else sites:
-        name, _, index = entry.rstrip("]").partition("[")
-        if name not in samples:
-            raise ValueError(f"sites names {name!r}; the samples hold {list(samples)}.")
-        value = samples[name]
-        if index:
-            chosen[entry] = value[(slice(None), *(int(i) for i in index.split(",")))]
-        elif value.dim() == 1:
-            chosen[name] = value
-        else:
-            for flat, multi in enumerate(
-                torch.cartesian_prod(*map(torch.arange, value.shape[1:])).reshape(-1, value.dim() - 1).tolist()
-            ):
-                chosen[f"{name}[{','.join(map(str, multi))}]"] = value.flatten(1)[:, flat]
-    if not 0 < len(chosen) <= _MOST_COORDINATES:
-        raise ValueError(
-            f"{len(chosen)} coordinates to draw, and at most {_MOST_COORDINATES} find room: choose some with sites=, "
-            'single entries as in "weight[0,1]".'
-        )
-    return chosen
-
-
-def new_axes(count: int, size: tuple[float, float] | None = None, *, most_columns: int = 4) -> Any:
-    """Axes of a new figure.
+def reliability(
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    ax: Any = None,
+    num_bins: int = 10,
+    label: str = "",
+    color: str | None = None,
+) -> Any:
+    """A reliability diagram: accuracy against confidence of the most probable class, give or take two standard errors.
 
     Args:
-        count: Number of axes.
-        size: Width and height of the figure in inches; None for what suits the count.
-        most_columns: Axes in a row.
+        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
+        labels: Classes 0 to C − 1, shape `(N,)`.
+        ax: Matplotlib axes; None for new ones.
+        num_bins: Bins of equal width.
+        label: Name in the legend, to which the expected calibration error is added.
+        color: A matplotlib colour.
 
     Returns:
-        An array of matplotlib axes, shape `(count,)`.
+        The axes.
+
+    Source: DeGroot and Fienberg 1983; Guo et al. 2017.
+    """
+    confidence, accuracy, counts = calibration_bins(probabilities, labels, num_bins=num_bins)
+    error = float(ece(probabilities, labels, num_bins=num_bins))
+    ax = calibration_curve(confidence, accuracy, ax=ax, label=f"{label} ECE {error:.3f}".strip(), color=color)
+    spread = 2 * (accuracy * (1 - accuracy) / counts).sqrt()
+    low, high = (accuracy - spread).clamp(0, 1), (accuracy + spread).clamp(0, 1)
+    color = ax.lines[-1].get_color()
+    ax.fill_between(to_numpy(confidence), to_numpy(low), to_numpy(high), alpha=0.2, linewidth=0, color=color)
+    ax.set_xlabel("confidence")
+    ax.set_ylabel("accuracy")
+    return ax
+
+
+def plot_sbc(
+    found: Calibration, entries: Sequence[str] | None = None, *, axes: Any = None, coverage: float = 0.95
+) -> Any:
+    """The empirical distribution of ranks less the diagonal, with a band that holds everywhere at once.
+
+    A line that rises above the band first and falls below it later (an S) means too narrow, the reverse too wide; one
+    to one side of it, shifted.
+
+    Args:
+        found: What `sbc` returned.
+        entries: Names of entries; None for the first 12.
+        axes: A sequence of as many matplotlib axes; None for new ones.
+        coverage: Of the band, in every panel by itself.
+
+    Returns:
+        The array of axes, one for each entry.
 
     Raises:
-        ImportError: If matplotlib is not installed.
+        ValueError: If an entry is unknown or there are too few axes.
+
+    Source: Säilynoja, Bürkner and Vehtari 2022, figure 3.
     """
-    columns = min(count, most_columns)
-    rows = -(-count // columns)
-    size = size or ((6.0, 4.0) if count == 1 else (2.6 * columns, 2.2 * rows))
-    figure, axes = _pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for unused in axes.flat[count:]:
-        figure.delaxes(unused)
-    return axes.flatten()[:count]
+    names = list(found.ranks)[:_MOST_PANELS] if entries is None else list(entries)
+    unknown = [name for name in names if name not in found.ranks]
+    if unknown:
+        raise ValueError(f"No entry is named {unknown}; there are {list(found.ranks)}.")
+    axes = axes_for(axes, names)
+    points, lower, upper = ecdf_band(len(next(iter(found.ranks.values()))), coverage=coverage)
+    at, low, high = to_numpy(points), to_numpy(lower - points), to_numpy(upper - points)
+    for ax, name in zip(axes, names, strict=True):
+        shape, excess = found.shapes[name], ecdf(found.ranks[name], points) - points
+        ax.fill_between(at, low, high, step="mid", alpha=0.25, color="C0")
+        ax.step(at, to_numpy(excess), where="mid", color="C0" if shape == "uniform" else "C3")
+        ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.set_title(name if shape == "uniform" else f"{name}: {shape}", fontsize="small", parse_math=False)
+        ax.set_xlabel("rank")
+    axes[0].set_ylabel("ECDF less diagonal")
+    return axes
 
 
-def _enough_axes(axes: Any, count: int) -> list[Any]:
-    flat = list(getattr(axes, "flat", axes))
-    if len(flat) < count:
-        raise ValueError(f"axes must hold {count} axes, one for each coordinate; got {len(flat)}.")
-    return flat[:count]
+def _places(samples: Mapping[str, Tensor], sites: Sequence[str] | None) -> dict[str, tuple[str, int]]:
+    """From the name of a coordinate to its site and its place in the flattened site."""
+    places = {}
+    for entry in samples if sites is None else sites:
+        site, _, index = (entry, "", "") if entry in samples else entry.removesuffix("]").rpartition("[")
+        if site not in samples:
+            raise ValueError(f"sites names {entry!r}; the samples hold {list(samples)}.")
+        shape = samples[site].shape[1:]
+        if not index:
+            places |= {spell_entry(site, at): (site, place) for place, at in enumerate(np.ndindex(*shape))}
+            continue
+        try:
+            places[entry] = (site, int(np.ravel_multi_index([int(i) for i in index.split(",")], shape)))
+        except ValueError:
+            raise ValueError(f"sites names {entry!r}; the entries of {site!r} have shape {tuple(shape)}.") from None
+    if not 0 < len(places) <= _MOST_PANELS:
+        raise ValueError(
+            f"{len(places)} coordinates to draw, and at most {_MOST_PANELS} find room: choose some with sites=, "
+            'single entries as in "weight[0,1]".'
+        )
+    return places
 
 
-def _pyplot() -> ModuleType:
-    try:
-        import matplotlib.pyplot
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "pyro_hypernet[plot]".') from error
-    return matplotlib.pyplot
-
-
-def _numpy(values: Tensor) -> Any:
-    return values.detach().cpu().numpy()
+def spell_entry(site: str, index: Sequence[int]) -> str:
+    """The name of an entry of a site, such as "weight[0,1]"; of a scalar site the site's."""
+    return f"{site}[{','.join(map(str, index))}]" if len(index) else site

@@ -1,8 +1,9 @@
-"""A report that people read: one HTML page on a posterior, and the JSON file from which it can be made again."""
+"""A report that people read: what there is to say of a posterior, gathered for the page."""
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,36 +11,33 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.evaluation.comparison import Comparison
+from pyro_hypernet.evaluation.comparison import NOISE_FLOOR, Comparison
 from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.draws import draws, is_guide
-from pyro_hypernet.evaluation.predict import observed_nodes, predict, predictive_nodes
+from pyro_hypernet.evaluation.loo import leave_out
+from pyro_hypernet.evaluation.predict import (
+    map_in_chunks,
+    observed_nodes,
+    pointwise_log_prob,
+    predict,
+    predictive_nodes,
+)
 from pyro_hypernet.evaluation.verdict import Diagnosis
 from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, weighted_draws
 from pyro_hypernet.inference.fit import Fit
-from pyro_hypernet.output.figures import (
-    Band,
-    Figure,
-    band_figure,
-    calibration_figure,
-    check_figure,
-    loo_figure,
-    marginals_figure,
-    trace_figure,
-    weights_figure,
-)
-from pyro_hypernet.output.page import render
-from pyro_hypernet.output.pictures import draw_all
-from pyro_hypernet.output.record import FILE_NAME, Record, Table, read_record, write_record, write_whole
+from pyro_hypernet.output import pictures
+from pyro_hypernet.output.page import Table, report_from, write_report
+from pyro_hypernet.output.pictures import Band, Picture
 from pyro_hypernet.safeguards import name_arguments
 from pyro_hypernet.vectorize import Model, trace_one
 
-PAGE_NAME = "report.html"
+__all__ = ["Band", "Table", "report", "report_from"]
+
 _PACKAGES = ("pyro-hypernet", "torch", "pyro-ppl", "arviz")
-_WEIGHT_DRAWS = 4000
-_MODEL_CHARACTERS = 300
+_WEIGHT_DRAWS, _MOST_LEFT_OUT = 4000, 400
 _SOURCES = {
     "guide": "as the guide draws them",
     "resampled": "resampled by importance weights",
@@ -47,6 +45,11 @@ _SOURCES = {
     "moved": "the guide's, moved towards the posterior",
     "nuts": "by the No-U-Turn sampler",
 }
+_COMPARISON_NOTE = (
+    "W1/sd: Wasserstein distance of the marginals in sds of the reference; sd ratio: below 1 is too narrow; MMD²: "
+    "maximum mean discrepancy of the joint values; TV: total variation of class probabilities. The noise floor is one "
+    "half of the reference against the other: below it nothing can be told apart."
+)
 
 
 @torch.no_grad()
@@ -115,9 +118,9 @@ def report(
     """
     if name in (beside or {}):
         raise ValueError(f"name must differ from the names in beside; got {name!r} in both.")
-    out = Path(out)
-    if out.exists() and not out.is_dir():
+    if Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"out must be a folder; {out} is a file.")
+    style = pictures.style()  # an error without matplotlib, before any work
     guide = getattr(posterior, "guide", None) or posterior
     fit = getattr(posterior, "fit", None) if fit is None else fit
     diagnosis = getattr(posterior, "diagnosis", None) if diagnosis is None else diagnosis
@@ -126,109 +129,131 @@ def report(
     judge = posterior if hasattr(posterior, "verdict") else diagnosis
     named = {name: posterior, **(beside or {})}
     samples = {key: draws(value, *args, num_samples=num_samples, **kwargs) for key, value in named.items()}
-    figures: dict[str, Figure] = {"marginals": marginals_figure(samples)}
-    drawn = None
-    if diagnosis is not None and is_guide(guide):
-        drawn = weighted_draws(model, guide, *args, num_samples=_WEIGHT_DRAWS, what="a report", **kwargs)
-        figures["weights"] = weights_figure(finite_log_weights(drawn.log_weights), diagnosis.khat)
-    figures |= _data_figures(model, samples, name, args, kwargs, held_out)
-    if "check" in figures:
-        figures["loo"] = _loo(model, posterior, samples[name], drawn, args, kwargs)
-    if fit is not None:
-        figures["trace"] = trace_figure(fit.losses)
-    if band is not None:
-        figures["band"] = band_figure(model, samples, band, num_samples=num_samples)
-    known = {**_facts(model, posterior, guide, fit, diagnosis), **_data_facts(model, args, kwargs), **(facts or {})}
-    record = Record(
-        title=title,
-        created=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        facts=tuple({**known, "Versions": _versions()}.items()),
-        verdict="" if judge is None else judge.verdict,
-        because="" if judge is None else judge.because,
-        diagnosis=diagnosis,
-        comparison=comparison,
-        tables=tuple(tables),
-        figures=figures,
-        log=tuple(log or getattr(posterior, "log", ())),
-    )
-    write_record(record, out)
-    return _write_page(record, out)
-
-
-def report_from(folder: str | os.PathLike[str]) -> Path:
-    """Makes `report.html` again from the `report.json` in a folder.
-
-    Args:
-        folder: A folder that `report`, `pyro-hypernet fit` or `pyro-hypernet demo` wrote.
-
-    Returns:
-        The page.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or no such file in it.
-        NotADirectoryError: If it is a file.
-        ValueError: If the file is damaged, not ours, or of another version.
-        ImportError: If matplotlib is not installed.
-    """
-    return _write_page(read_record(Path(folder)), Path(folder))
-
-
-def _write_page(record: Record, folder: Path) -> Path:
-    pictures = draw_all(record.figures, record.comparison)
-    files = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != PAGE_NAME)
-    write_whole(folder / PAGE_NAME, render(record, pictures, files))
-    return folder / PAGE_NAME
-
-
-def _data_figures(
-    model: Model, samples: Mapping[str, Any], name: str, args: tuple, kwargs: dict, held_out: tuple | None
-) -> dict[str, Figure]:
-    """The check on data sampled anew and the calibration, of the first observed site."""
-    own = samples[name]
-    observed = _observed(model, own, args, kwargs)
-    if observed is None:
-        return {}
-    site, y = observed
-    anew = predict(poutine.uncondition(model), own, *args, num_samples=_size(own), return_sites=[site], **kwargs)[site]
-    figures = {"check": check_figure(anew, y, site)}
-    judged, given = (args, kwargs) if held_out is None else (held_out, {})
-    seen = _observed(model, own, judged, given)
-    if seen is None or seen[0] != site:
-        raise ValueError(f"held_out must give data to site {site!r}, as the arguments of training do.")
-    replicated = {
-        key: predict(poutine.uncondition(model), one, *judged, num_samples=_size(one), return_sites=[site], **given)[
-            site
-        ]
-        for key, one in samples.items()
+    subject = _Subject(model, args, kwargs, posterior, guide, samples, fit, diagnosis)
+    with style:
+        shown = dict(_pictures(subject, comparison, held_out, band))
+    checks = () if diagnosis is None else diagnosis.checks
+    content = {
+        "title": title,
+        "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        "verdict": "" if judge is None else judge.verdict,
+        "because": "" if judge is None else judge.because,
+        "verdict_on_guide": "" if diagnosis is None else diagnosis.verdict,
+        "checks": [{key: getattr(check, key) for key in ("name", "level", "reading", "remedy")} for check in checks],
+        "facts": list({**_facts(subject), **(facts or {}), "Versions": _versions()}.items()),
+        "tables": [asdict(table) for table in (*tables, *_comparison_tables(comparison))],
+        "pictures": shown,
+        "log": list(log or getattr(posterior, "log", ())),
     }
-    figures["calibration"] = calibration_figure(replicated, seen[1], held_out=held_out is not None)
-    return figures
+    return write_report(content, Path(out))
 
 
-def _loo(
-    model: Model, posterior: Any, own: dict[str, Tensor], drawn: WeightedDraws | None, args: tuple, kwargs: dict
-) -> Figure:
-    """Single data left out: by weights where the draws are a guide's, resampled or not; else as the posterior's."""
-    source = getattr(posterior, "source", "guide" if is_guide(posterior) else "posterior")
-    if source in ("guide", "resampled") and drawn is not None:
-        return loo_figure(model, drawn.samples, args, kwargs, log_weights=drawn.log_weights)
-    return loo_figure(model, own, args, kwargs, source="moved" if source in ("guide", "moved") else "posterior")
+@dataclass(frozen=True)
+class _Subject:
+    """What a report is about: a model with its arguments, a posterior, and draws of all posteriors, its own first."""
+
+    model: Model
+    args: tuple
+    kwargs: dict[str, Any]
+    posterior: Any
+    guide: Any
+    samples: dict[str, dict[str, Tensor]]
+    fit: Fit | None
+    diagnosis: Diagnosis | None
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        return next(iter(self.samples.values()))
+
+    def predict(self, site: str, args: tuple, kwargs: dict[str, Any], samples: Mapping[str, Tensor]) -> Tensor:
+        """A site, sampled anew if it is observed, one for each draw."""
+        model, size = poutine.uncondition(self.model), _size(samples)
+        return predict(model, samples, *args, num_samples=size, return_sites=[site], **kwargs)[site]
+
+    def observed(self, args: tuple, kwargs: dict[str, Any]) -> tuple[str, Tensor] | None:
+        """Name and data of the first observed site that can be sampled anew."""
+        trace = trace_one(self.model, {key: value[0] for key, value in self.own.items()}, args, kwargs)
+        anew, found = predictive_nodes(trace, self.own), observed_nodes(trace, self.own)
+        return next(((s, n["value"]) for s, n in found.items() if s in anew and n["value"].numel()), None)
 
 
-def _observed(model: Model, samples: Mapping[str, Tensor], args: tuple, kwargs: dict) -> tuple[str, Tensor] | None:
-    """Name and data of the first observed site that can be sampled anew."""
-    trace = trace_one(model, {key: value[0] for key, value in samples.items()}, args, kwargs)
-    anew = predictive_nodes(trace, samples)
-    for site, node in observed_nodes(trace, samples).items():
-        if site in anew and node["value"].numel():
-            return site, node["value"]
-    return None
+def _pictures(
+    subject: _Subject, comparison: Comparison | None, held_out: tuple | None, band: Band | None
+) -> Iterator[tuple[str, Picture]]:
+    """All that can be drawn, by kind, in the order in which to read it."""
+    compared = () if comparison is None else comparison.names
+    names = dict.fromkeys(name for name in (*subject.samples, *compared) if name != NOISE_FLOOR)
+    colors = {name: f"C{order % 10}" for order, name in enumerate(names)}
+    if band is not None:
+        functions = {n: subject.predict(band.site, band.args, {}, one) for n, one in subject.samples.items()}
+        yield "band", pictures.draw_band(functions, band, colors)
+    observed = subject.observed(subject.args, subject.kwargs)
+    if observed is not None:
+        yield "calibration", _calibration(subject, observed[0], held_out, colors)
+        replicated = subject.predict(observed[0], subject.args, subject.kwargs, subject.own)
+        yield "check", pictures.draw_check(replicated, observed[1], observed[0])
+    if comparison is not None:
+        yield "forest", pictures.draw_forest(comparison, colors)
+    yield "marginals", pictures.draw_marginals(subject.samples, colors)
+    if subject.fit is not None:
+        yield "trace", pictures.draw_trace(subject.fit.losses)
+    weighted = _weighted(subject)
+    if weighted is not None and subject.diagnosis is not None:
+        yield "weights", pictures.draw_weights(finite_log_weights(weighted.log_weights), subject.diagnosis.khat)
+    if observed is not None:
+        yield "loo", _loo(subject, weighted)
 
 
-def _facts(model: Model, posterior: Any, guide: Any, fit: Fit | None, diagnosis: Diagnosis | None) -> dict[str, str]:
+def _calibration(subject: _Subject, site: str, held_out: tuple | None, colors: Mapping[str, str]) -> Picture:
+    args, kwargs = (subject.args, subject.kwargs) if held_out is None else (held_out, {})
+    judged = subject.observed(args, kwargs)
+    if judged is None or judged[0] != site:
+        raise ValueError(f"held_out must give data to site {site!r}, as the arguments of training do.")
+    replicated = {name: subject.predict(site, args, kwargs, one) for name, one in subject.samples.items()}
+    return pictures.draw_calibration(replicated, judged[1], colors, held_out=held_out is not None)
+
+
+def _weighted(subject: _Subject) -> WeightedDraws | None:
+    """Draws of a guide that was diagnosed, so has a density, with their weights."""
+    if subject.diagnosis is None or not is_guide(subject.guide):
+        return None
+    options = {"num_samples": _WEIGHT_DRAWS, "what": "a report"}
+    return weighted_draws(subject.model, subject.guide, *subject.args, **options, **subject.kwargs)
+
+
+def _loo(subject: _Subject, weighted: WeightedDraws | None) -> Picture:
+    """The first 400 data left out: by weights where the draws are a guide's, resampled or not; else as the posterior's.
+
+    Source: Vehtari, Gelman and Gabry 2017, section 2; with weights Magnusson et al. 2019, arXiv 1904.10679, equation 6.
+    """
+    source = getattr(subject.posterior, "source", "guide" if is_guide(subject.posterior) else "posterior")
+    is_weighted = source in ("guide", "resampled") and weighted is not None
+    samples = weighted.samples if is_weighted else subject.own
+
+    def collect(trace: Trace) -> Tensor:
+        nodes = observed_nodes(trace, samples).values()
+        return torch.cat([pointwise_log_prob(node).flatten() for node in nodes])[:_MOST_LEFT_OUT]
+
+    likelihood = map_in_chunks(subject.model, samples, subject.args, subject.kwargs, collect=collect).T
+    if is_weighted:
+        return pictures.draw_loo(*leave_out(likelihood, finite_log_weights(weighted.log_weights)), "guide")
+    return pictures.draw_loo(*leave_out(likelihood), "moved" if source in ("guide", "moved") else "posterior")
+
+
+def _comparison_tables(comparison: Comparison | None) -> Iterator[Table]:
+    cells = [] if comparison is None else comparison.tables(intervals=True)
+    for number, (headings, *rows) in enumerate(cells):
+        place, note = (headings[0], "") if number else ("in function space", _COMPARISON_NOTE)
+        if note and comparison.level:
+            note += f" In brackets: {100 * comparison.level:.0f} % bootstrap intervals."
+        yield Table(f"Distance from the reference, {place}", ("", *headings[1:]), tuple(rows), note)
+
+
+def _facts(subject: _Subject) -> dict[str, str]:
+    """What was fitted, to what, by what, as far as that is known."""
+    posterior, guide, fit, diagnosis = subject.posterior, subject.guide, subject.fit, subject.diagnosis
     described = guide.describe() if hasattr(guide, "describe") else type(guide).__name__
-    spelt = repr(model) if not hasattr(model, "__name__") else model.__name__
-    facts = {"Posterior": described, "Model": spelt[:_MODEL_CHARACTERS]}
+    facts = {"Posterior": described, "Model": getattr(subject.model, "__name__", repr(subject.model))[:300]}
     if fit is not None:
         skipped = f", {fit.num_skipped} skipped" if fit.num_skipped else ""
         facts["Training"] = f"{fit.num_steps} steps in {fit.seconds:.1f} s ({fit.stopped_because}{skipped})"
@@ -248,13 +273,9 @@ def _facts(model: Model, posterior: Any, guide: Any, fit: Fit | None, diagnosis:
         )
     if hasattr(posterior, "seconds"):
         facts["Time in all"] = f"{posterior.seconds:.1f} s"
-    return facts
-
-
-def _data_facts(model: Model, args: tuple, kwargs: dict) -> dict[str, str]:
-    arguments = name_arguments(model, args, kwargs)
+    arguments = name_arguments(subject.model, subject.args, subject.kwargs)
     data = [f"{name}: {_shape(value)}" for name, value in arguments.items() if isinstance(value, Tensor)]
-    return {"Data": "; ".join(data)} if data else {}
+    return facts | ({"Data": "; ".join(data)} if data else {})
 
 
 def _versions() -> str:
@@ -273,6 +294,3 @@ def _shape(value: Tensor) -> str:
 
 def _size(samples: Mapping[str, Tensor]) -> int:
     return next(iter(samples.values())).shape[0]
-
-
-__all__ = ["FILE_NAME", "PAGE_NAME", "Band", "Table", "report", "report_from"]

@@ -1,25 +1,10 @@
-"""A record with every kind of content, and names as bad as users' columns can be."""
+"""What a report says, with every kind of content, and names as bad as users' columns can be."""
 
-import math
+import torch
 
 from pyro_hypernet.evaluation.comparison import Comparison
-from pyro_hypernet.evaluation.verdict import Check, Diagnosis
-from pyro_hypernet.output.record import Record, Table
 
 NASTY = "<script>alert('x')</script> $cost_{ & \"quoted\" %"
-
-DIAGNOSIS = Diagnosis(
-    verdict="refine it",
-    because=f"k-hat is 0.8 <b>and</b> {NASTY}",
-    checks=(
-        Check("k-hat", 0.8, "doubtful", "k-hat is 0.80.", "Use refine(model, *args)."),
-        Check("range", math.nan, "good", "Nothing outside."),
-        Check("gap", math.inf, "bad", "The gap is infinite.", "Train longer."),
-    ),
-    elbo=-12.5,
-    khat=0.8,
-    num_draws=1000,
-)
 
 
 def row(name, space, where, value):
@@ -37,30 +22,48 @@ COMPARISON = Comparison(
     ),
     0.95,
 )
-LINE = {"low": [0.0, 1.0], "median": [1.0, None], "high": [2.0, 3.0]}
-COUNTS = {"observed": [3.0, 1.0], "low": [1.0, 0.0], "median": [2.0, 1.0], "high": [3.0, 2.0]}
-FIGURES = {
-    "band": {"label": NASTY, "output": NASTY, "x": [0.0, 1.0], "lines": {NASTY: LINE}, "data": [[0.5], [1.0]]},
-    "calibration": {
-        "kind": "classes",
-        "held_out": True,
-        "lines": {NASTY: {"expected": [0.5, 0.9], "observed": [0.4, 0.8], "ece": 0.1}},
+COLORS = {NASTY: "C0", "other": "C1"}
+KHAT = torch.tensor([0.1, torch.inf, 0.9])
+SVG = "<svg xmlns='http://www.w3.org/2000/svg'/>"
+PICTURES = {
+    "band": {"svg": SVG, "label": NASTY, "output": NASTY, "names": NASTY},
+    "calibration": {"svg": SVG, "title": "Reliability", "names": NASTY, "reading": f"{NASTY}: worst gap 0.13"},
+    "check": {"svg": SVG, "site": NASTY, "outside": 2, "bins": 12},
+    "forest": {"svg": SVG, "distances": f"{NASTY} 0.50, noise floor 0.20"},
+    "marginals": {"svg": SVG, "count": 1, "weights": NASTY, "names": f"{NASTY} and other"},
+    "trace": {"svg": SVG, "steps": 20, "last": "-3.00"},
+    "weights": {"svg": SVG, "khat": "0.80", "limits": [0.5, 0.7], "held": "30"},
+    "loo": {
+        "svg": SVG,
+        "source": "guide",
+        "count": 3,
+        "limit": 0.7,
+        "bad": 2,
+        "largest": "inf",
+        "elpd": "-3.0 ± nan",
     },
-    "check": {"site": NASTY, "discrete": True, "edges": [-0.5, 0.5, 1.5], **COUNTS},
-    "marginals": {NASTY: {"edges": [0.0, 1.0, 2.0], "densities": {NASTY: [0.5, 0.5], "other": [0.1, 0.9]}}},
-    "trace": {"step": [10, 20], "elbo": [None, -3.0]},
-    "weights": {"khat": 0.8, "fraction": [0.001, 0.01, 1.0], "share": [0.1, 0.3, 1.0]},
-    "loo": {"khat": [0.1, "inf", 0.9], "elpd": -3.0, "error": "nan", "source": "guide"},
 }
-RECORD = Record(
-    title=NASTY,
-    created="1 May 2026, 12:00 UTC",
-    facts=(("Posterior", NASTY), ("Data", "x: 3 × 2")),
-    verdict="refine it",
-    because=DIAGNOSIS.because,
-    diagnosis=DIAGNOSIS,
-    comparison=COMPARISON,
-    tables=(Table(NASTY, ("guide", NASTY), (("a", "1.0 [0.5, 1.5]"),), NASTY),),
-    figures=FIGURES,
-    log=(NASTY, "done"),
-)
+CONTENT = {
+    "title": NASTY,
+    "created": "1 May 2026, 12:00 UTC",
+    "verdict": "refine it",
+    "because": f"k-hat is 0.8 <b>and</b> {NASTY}",
+    "verdict_on_guide": "refine it",
+    "checks": [
+        {"name": "k-hat", "level": "doubtful", "reading": "k-hat is 0.80.", "remedy": "Use refine(model, *args)."},
+        {"name": "range", "level": "good", "reading": "Nothing outside.", "remedy": ""},
+        {"name": "gap", "level": "bad", "reading": "The gap is infinite.", "remedy": "Train longer."},
+    ],
+    "facts": [["Posterior", NASTY], ["Data", "x: 3 × 2"]],
+    "tables": [
+        {
+            "title": NASTY,
+            "headings": ["guide", NASTY],
+            "rows": [["a", "1.0 [0.5, 1.5]"], ["noise floor", "0.2"]],
+            "note": NASTY,
+        }
+    ],
+    "pictures": PICTURES,
+    "log": [NASTY, "done"],
+}
+EMPTY = CONTENT | {"verdict": "", "verdict_on_guide": "", "checks": [], "tables": [], "pictures": {}, "log": []}

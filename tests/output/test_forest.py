@@ -38,10 +38,10 @@ def close_figures():
 
 def test_points_lie_at_the_distances_with_their_intervals():
     ax = forest(COMPARISON)
-    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == "o"]
-    bars = [tuple(line.get_xdata()) for line in ax.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2]
-    assert sorted(x for x, _ in points) == pytest.approx([0.5, 0.7, 0.8, 1.5, 1.7, 1.8])
-    assert all(any(bar == pytest.approx((x - 0.1, x + 0.1)) for bar in bars) for x, _ in points)
+    points = [x for line in ax.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    bars = [tuple(bar[:, 0]) for lines in ax.collections for bar in lines.get_segments()]
+    assert sorted(points) == pytest.approx([0.5, 0.7, 0.8, 1.5, 1.7, 1.8])
+    assert all(any(bar == pytest.approx((x - 0.1, x + 0.1)) for bar in bars) for x in points)
     floors = [(patch.get_x(), patch.get_width()) for patch in ax.patches]
     assert floors[0] == pytest.approx((0.1, 0.2))
     labels = [text.get_text() for text in ax.get_yticklabels()]

@@ -1,17 +1,17 @@
 """The page is well-formed, says everything, asks for nothing from outside, and takes no text for markup."""
 
-from dataclasses import replace
+import json
+from base64 import b64decode
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 
 import pytest
 
-from pyro_hypernet.output.page import render
-from pyro_hypernet.output.pictures import Picture
-from tests.output.records import NASTY, RECORD
+from pyro_hypernet.output.page import FILE_NAME, render, report_from, write_report
+from tests.output.records import CONTENT, EMPTY, NASTY, PICTURES, SVG
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-PICTURE = Picture(f"Title {NASTY}", b"<svg xmlns='http://www.w3.org/2000/svg'/>", f"alt {NASTY}", "caption")
 
 
 class Page(HTMLParser):
@@ -73,14 +73,41 @@ def check_self_contained(html):
 
 
 def test_the_page_is_one_file_that_says_everything():
-    page = check_self_contained(render(RECORD, [PICTURE], ["guide.safetensors"]))
+    page = check_self_contained(render(CONTENT, ["guide.safetensors", NASTY]))
     nasty = " ".join(NASTY.split())
     for text in ("Refine it", "K-hat", "k-hat is 0.80.", "What to do:", "Use refine(model, *args).", "Train longer."):
         assert text in page.text
-    for text in ("x: 3 × 2", "noise floor", "[0.5, 1.5]", "guide.safetensors", "1 May 2026", "95 % bootstrap"):
+    for text in ("x: 3 × 2", "noise floor", "[0.5, 1.5]", "guide.safetensors", "1 May 2026", "2 of 12 bins"):
         assert text in page.text
     assert page.text.count(nasty) >= 9
-    assert page.all("img")[0]["alt"] == PICTURE.alt
+    assert len([row for row in page.all("tr") if row.get("class") == "floor"]) == 1
+
+
+def test_every_picture_is_there_with_its_words():
+    page = check_self_contained(render(CONTENT))
+    images = page.all("img")
+    assert len(images) == len(PICTURES)
+    assert all(b64decode(image["src"].partition("base64,")[2]).decode() == SVG for image in images)
+    alts = [image["alt"] for image in images]
+    assert alts[0] == f"Line plot of {NASTY} against {NASTY}: medians and 90 % bands of {NASTY}."
+    assert alts[-1] == "k-hat of leaving out each of 3 data; 2 are above 0.7, the largest is inf."
+    assert len(set(alts)) == len(alts)
+    assert min(map(len, alts)) > 30
+
+
+@pytest.mark.parametrize(
+    ("source", "bad", "texts"),
+    [
+        ("guide", 2, ("corrected for the guide not being the posterior", "Draws of refine or nuts tell one from")),
+        ("posterior", 2, ("PSIS-LOO as usual: the draws are taken for draws of the posterior.", "outliers.")),
+        ("moved", 0, ("which they are not quite", "0 of 3 data are above 0.7. All together")),
+    ],
+)
+def test_leaving_out_is_explained(source, bad, texts):
+    loo = PICTURES["loo"] | {"source": source, "bad": bad}
+    shown = Page(render(EMPTY | {"pictures": {"loo": loo}})).text
+    assert all(text in shown for text in texts)
+    assert ("there the figure is not to be believed" in shown) == (bad > 0)
 
 
 @pytest.mark.parametrize(
@@ -93,29 +120,72 @@ def test_the_page_is_one_file_that_says_everything():
     ],
 )
 def test_the_verdict_is_in_words_and_in_colour(verdict, shown, level):
-    page = Page(render(replace(RECORD, verdict=verdict), []))
+    page = Page(render(CONTENT | {"verdict": verdict}))
     assert shown in page.text
     (section,) = [a for a in page.all("section") if "verdict" in a.get("class", "")]
     assert section["class"] == (f"verdict {level}" if level else "verdict")
 
 
 def test_mended_draws_are_told_from_the_guide_that_was_judged():
-    assert "mended" not in Page(render(RECORD, [])).text
-    text = Page(render(replace(RECORD, verdict="use it"), [])).text
+    assert "mended" not in Page(render(CONTENT)).text
+    text = Page(render(CONTENT | {"verdict": "use it"})).text
     assert "on which the verdict was “refine it”. The draws of this report have been mended since." in text
 
 
 def test_what_is_not_there_leaves_no_heading():
-    empty = replace(RECORD, diagnosis=None, comparison=None, tables=(), figures={}, log=())
-    text = check_self_contained(render(empty, [])).text
+    text = check_self_contained(render(EMPTY)).text
     for heading in ("What was looked at", "How good it is", "Pictures", "What was done", "Files beside"):
         assert heading not in text
+
+
+@pytest.mark.parametrize("content", [CONTENT, EMPTY], ids=["full", "empty"])
+def test_the_folder_alone_makes_the_page_again(tmp_path, content):
+    page = write_report(content, tmp_path / "new")
+    text = (tmp_path / "new" / FILE_NAME).read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    before = page.read_bytes()
+    page.unlink()
+    assert report_from(tmp_path / "new").read_bytes() == before
+
+
+def test_a_bad_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        report_from(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"holds no report\.json"):
+        report_from(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:100], "is cut short or no JSON"),
+        (lambda text: "[]", "must hold a report"),
+        (lambda text: text.replace('"version": 2', '"version": 1'), "must hold a report.*'version': 2.*'version': 1"),
+        (lambda text: text.replace('"title"', '"titel"'), "is damaged: 'title' is undefined"),
+        (lambda text: text.replace('"level": "bad"', '"level": "worse"'), "is damaged: .*worse"),
+        (lambda text: text.replace('"verdict": "refine it"', '"verdict": "maybe"'), "is damaged: .*maybe"),
+        (lambda text: text.replace('"svg"', '"png"'), "is damaged: .*svg"),
+        (lambda text: text.replace('"rows": [', '"rows": ["a", 3, '), "is damaged: .*"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, change, message):
+    page = write_report(CONTENT, tmp_path)
+    before = page.read_bytes()
+    (tmp_path / FILE_NAME).write_text(change((tmp_path / FILE_NAME).read_text()))
+    with pytest.raises(ValueError, match=message):
+        report_from(tmp_path)
+    assert page.read_bytes() == before
+
+
+def test_templates_and_style_come_with_the_package():
+    folder = resources.files("pyro_hypernet.output")
+    assert all(folder.joinpath(name).is_file() for name in ("page.html", "pictures.html", "page.css"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_on_its_background(scheme):
     """Contrast of at least 4.5 by WCAG 2.1, section 1.4.3."""
-    style = render(RECORD, [])
+    style = render(EMPTY)
     light = style[style.index(":root") :]
     block = light if scheme == "light" else light[light.index("(prefers-color-scheme: dark)") :]
     colors = dict(

@@ -1,6 +1,9 @@
 """A report of a real fit: made, made again from its folder, and opened in a browser."""
 
+import json
 import re
+import sys
+from dataclasses import replace
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -21,14 +24,11 @@ from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.fit import fit
-from pyro_hypernet.output.figures import Band
-from pyro_hypernet.output.page import render
-from pyro_hypernet.output.pictures import draw_all
-from pyro_hypernet.output.record import Table, read_record
-from pyro_hypernet.output.report import report, report_from
+from pyro_hypernet.output.page import FILE_NAME, render
+from pyro_hypernet.output.report import Band, Table, report, report_from
 from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
-from tests.output.records import NASTY, RECORD
+from tests.output.records import COMPARISON, CONTENT, NASTY
 from tests.output.test_page import check_self_contained
 from tests.seeds import seed
 from tests.small_models import linear, linear_data, one_weight
@@ -36,6 +36,10 @@ from tests.small_models import linear, linear_data, one_weight
 # Leaving out each of the four data of `one_weight` in closed form, in nats: see test_loo.exact.
 LOO_OF_Y = -5.9235
 WIDTHS = {"desktop": 1280, "phone": 390}
+
+
+def content_of(folder):
+    return json.loads((folder / FILE_NAME).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +128,7 @@ def test_the_browser_hears_errors_and_sees_broken_pictures(tmp_path):
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 def test_bad_names_do_nothing_in_chromium(tmp_path, width):
     path = tmp_path / "page.html"
-    path.write_text(render(RECORD, draw_all(RECORD.figures, RECORD.comparison)))
+    path.write_text(render(CONTENT))
     with Browser(path, width=width, dark=True) as browser:
         assert browser.evaluate("document.querySelectorAll('script, b').length") == 0
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -134,11 +138,11 @@ def test_bad_names_do_nothing_in_chromium(tmp_path, width):
 
 def test_a_guide_is_diagnosed_where_nobody_has(tmp_path):
     report(one_weight, guide_of_width(1.0), Y, out=tmp_path, num_samples=50)
-    record = read_record(tmp_path)
-    assert record.verdict == "use it"
-    assert record.diagnosis.khat < 0.5
-    assert set(record.figures) == {"marginals", "check", "calibration", "loo", "weights"}
-    assert not record.figures["calibration"]["held_out"]
+    content = content_of(tmp_path)
+    assert content["verdict"] == "use it"
+    assert float(content["pictures"]["weights"]["khat"]) < 0.5
+    assert list(content["pictures"]) == ["calibration", "check", "marginals", "weights", "loo"]
+    assert content["pictures"]["calibration"]["reading"].endswith("on training data")
 
 
 @pytest.mark.parametrize("kind", ["guide", "resampled", "moved", "draws"])
@@ -153,10 +157,10 @@ def test_leaving_out_is_corrected_for_the_guide(tmp_path, kind):
     if posterior is None:
         posterior = SimpleNamespace(guide=guide, samples=samples, source=kind)
     report(one_weight, posterior, Y, out=tmp_path, num_samples=1000)
-    figure = read_record(tmp_path).figures["loo"]
+    shown = content_of(tmp_path)["pictures"]["loo"]
     corrected = kind in ("guide", "resampled")
-    assert figure["source"] == {"moved": "moved"}.get(kind, "guide" if corrected else "posterior")
-    error = float(figure["elpd"]) - LOO_OF_Y
+    assert shown["source"] == {"moved": "moved"}.get(kind, "guide" if corrected else "posterior")
+    error = float(shown["elpd"].split()[0]) - LOO_OF_Y
     assert (abs(error) < 0.12) == corrected, error
     page = (tmp_path / "report.html").read_text()
     assert "can be trusted" not in page
@@ -169,12 +173,12 @@ def test_stored_draws_have_no_verdict(tmp_path):
     samples = {"slope": 1 + 0.1 * torch.randn(50, 2), "noise": 0.3 + 0.01 * torch.rand(50)}
     page = report(linear, samples, x, y, out=tmp_path)
     assert "No verdict" in page.read_text()
-    assert read_record(tmp_path).diagnosis is None
+    assert content_of(tmp_path)["checks"] == []
     chains = SimpleNamespace(
         samples=samples, divergences=(0, 2), max_function_rhat=1.234, seconds=3.0, samples_by_chain={}
     )
     report(linear, chains, x, y, out=tmp_path)
-    assert dict(read_record(tmp_path).facts)["Chains"] == (
+    assert dict(content_of(tmp_path)["facts"])["Chains"] == (
         "2; worst R-hat in function space 1.234; 2 divergent transitions"
     )
 
@@ -198,11 +202,26 @@ def test_what_infer_returns_brings_its_own_verdict_and_log(tmp_path):
         seconds=2.0,
     )
     text = report(one_weight, found, y, out=tmp_path).read_text()
-    record = read_record(tmp_path)
-    assert (record.verdict, record.because, record.diagnosis.verdict) == ("use it", "It was mended.", "refine it")
-    assert record.log == ("first", "second")
-    assert dict(record.facts)["Draws"] == "100, carried from the prior by refine"
+    content = content_of(tmp_path)
+    assert [content[key] for key in ("verdict", "because", "verdict_on_guide")] == [
+        "use it",
+        "It was mended.",
+        "refine it",
+    ]
+    assert content["log"] == ["first", "second"]
+    assert dict(content["facts"])["Draws"] == "100, carried from the prior by refine"
     assert re.search(r"-1\.50 ± 0\.10 nats", text)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.0])
+def test_a_comparison_has_its_tables(tmp_path, level):
+    report(one_weight, {"mean": torch.randn(20)}, Y, out=tmp_path, comparison=replace(COMPARISON, level=level))
+    first, *rest = content_of(tmp_path)["tables"]
+    assert first["title"] == "Distance from the reference, in function space"
+    assert first["rows"][0][:2] == [NASTY, "0.5 [0.4, 0.6]"]
+    assert ("In brackets: 95 % bootstrap intervals." in first["note"]) == (level > 0)
+    assert [(table["headings"], table["note"]) for table in rest] == [(["", NASTY], "")] * 2
+    assert list(content_of(tmp_path)["pictures"]) == ["calibration", "check", "forest", "marginals", "loo"]
 
 
 def test_a_model_without_data_still_has_a_report(tmp_path):
@@ -210,7 +229,14 @@ def test_a_model_without_data_still_has_a_report(tmp_path):
         pyro.sample("w", dist.Normal(0.0, 1.0))
 
     report(prior, {"w": torch.randn(40)}, out=tmp_path)
-    assert set(read_record(tmp_path).figures) == {"marginals"}
+    assert set(content_of(tmp_path)["pictures"]) == {"marginals"}
+
+
+def test_without_matplotlib_there_is_no_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="Plots need matplotlib: pip install"):
+        report(None, None, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_errors(tmp_path):
@@ -223,5 +249,3 @@ def test_errors(tmp_path):
         report(linear, samples, x, y, out=tmp_path / "file")
     with pytest.raises(ValueError, match="held_out must give data to site 'y'"):
         report(linear, samples, x, y, out=tmp_path, held_out=(x,))
-    with pytest.raises(FileNotFoundError, match=r"holds no report\.json"):
-        report_from(tmp_path)
