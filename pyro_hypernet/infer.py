@@ -25,7 +25,7 @@ from pyro_hypernet.inference.fit import ANNEAL, Fit, fit
 from pyro_hypernet.inference.nuts import nuts
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
-from pyro_hypernet.plan import (
+from pyro_hypernet.forecast import (
     CAUTION,
     LEAST_GATHERED,
     LEAST_MOVED,
@@ -33,7 +33,7 @@ from pyro_hypernet.plan import (
     LEAST_STEPS,
     LEAST_WEIGHTS,
     USUAL_WEIGHTS,
-    Plan,
+    Forecast,
     fewer,
 )
 from pyro_hypernet.safeguards import refuse_minibatches
@@ -190,7 +190,7 @@ class _Work:
         self.model, self.args, self.kwargs, self.guide, self.clock = model, args, kwargs, guide, clock
         self.bound = partial(model, **kwargs) if kwargs else model
         self.num_samples, self.say, self.progress = num_samples, say, progress
-        self.plan = Plan(clock)
+        self.forecast = Forecast(clock)
         self.lines: list[str] = []
         self.fit: Fit | None = None
         self.examination: Examination | None = None
@@ -232,7 +232,7 @@ class _Work:
             return False
         step = self.draw_by_nuts if engine == "nuts" else self.refine_at_once
         self.attempt(engine, step, "A guide is trained instead.")
-        if self.samples and self.verdict != USE and self.plan.left > _SHARE_FOR_A_GUIDE * self.clock.budget:
+        if self.samples and self.verdict != USE and self.forecast.left > _SHARE_FOR_A_GUIDE * self.clock.budget:
             self.note("plan", f"{engine} did not converge; a guide is trained in the time that is left")
             self.samples, self.source = {}, "guide"
         return bool(self.samples)
@@ -243,13 +243,13 @@ class _Work:
         if knowledge is not None and knowledge.is_whole:
             self.note("plan", "a guide, for what is known of the model makes it exact")
             return "guide"
-        training = self.plan.step.of(self.plan.steps(num_steps)) + self.plan.density.of(USUAL_WEIGHTS)
+        training = self.forecast.step.of(self.forecast.steps(num_steps)) + self.forecast.density.of(USUAL_WEIGHTS)
         try:
             refining = self.fly_a_pilot().of(self.num_samples)
         except Exception as error:  # whatever refine refuses, and what it could not end
             self.note("plan", f"a guide, for exact draws are out of reach: {str(error).rstrip('.')}")
             return "guide"
-        engine = "refine" if refining < min(training, CAUTION * self.plan.left) else "guide"
+        engine = "refine" if refining < min(training, CAUTION * self.forecast.left) else "guide"
         words = f"exact draws by refine would take about {spell_seconds(refining)}, training and judging a guide "
         self.note("plan", f"{engine}: {words}{spell_seconds(training)}")
         return engine
@@ -272,14 +272,14 @@ class _Work:
     def refine_at_once(self) -> None:
         """Exact draws instead of a guide's."""
         cost = self.exact or self.fly_a_pilot()
-        self._refine(cost.affordable(CAUTION * self.plan.left, most=max(self.num_samples, LEAST_REFINED)))
+        self._refine(cost.affordable(CAUTION * self.forecast.left, most=max(self.num_samples, LEAST_REFINED)))
 
     def draw_by_nuts(self) -> None:
         """Four chains of the No-U-Turn sampler, in the time that is left."""
         num_each = max(_LEAST_CHAIN, -(-self.num_samples // _CHAINS))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "NUTS has not mixed", UserWarning)  # part of the verdict
-            options = {"num_chains": _CHAINS, "max_seconds": CAUTION * self.plan.left, "progress": self.progress}
+            options = {"num_chains": _CHAINS, "max_seconds": CAUTION * self.forecast.left, "progress": self.progress}
             result = nuts(self.model, *self.args, num_samples=num_each, warmup_steps=_WARMUP, **options, **self.kwargs)
         self.samples, self.source = result.samples, "nuts"
         rhat = result.max_function_rhat if result.function_rhat else result.max_rhat
@@ -319,12 +319,14 @@ class _Work:
                 return
             refuse_minibatches(trace, "infer")
             try:
-                Plan(self.clock, Cost(0.0, self.clock.now() - start)).refuse_what_cannot_end(least_steps=least_steps)
+                Forecast(self.clock, Cost(0.0, self.clock.now() - start)).refuse_what_cannot_end(
+                    least_steps=least_steps
+                )
                 return
             except ValueError:
                 pass  # by one run, of which most may be overhead: several at once tell
         cost = price_of_a_run(self.bound, self.args, self.clock)
-        Plan(self.clock, cost).refuse_what_cannot_end(least_steps=least_steps)
+        Forecast(self.clock, cost).refuse_what_cannot_end(least_steps=least_steps)
 
     def price(self, least_steps: int) -> None:
         """Times densities of all data and a step of training, none of which leaves a trace."""
@@ -336,15 +338,15 @@ class _Work:
                 log_joint = LogJoint(self.bound, self.guide.layout, mode="eager")
                 with outside_of_pyro(), torch.no_grad():
                     density = measure(lambda n: log_joint(w.expand(n, -1), *self.args), _TIMED_DRAWS, **options)
-                self.plan.density = density
-                self.plan.step = self._price_of_a_step()
+                self.forecast.density = density
+                self.forecast.step = self._price_of_a_step()
             except Exception as error:  # where the draw has no density; training says whether all is well
                 self.note("plan", f"nothing could be timed ({type(error).__name__}); training ends by the clock")
                 return
-        self.plan.refuse_what_cannot_end(least_steps=least_steps)
+        self.forecast.refuse_what_cannot_end(least_steps=least_steps)
 
     def _price_of_a_step(self) -> Cost:
-        loss, now = VectorizedELBO(self.plan.num_particles)(self.model, self.guide), self.clock.now
+        loss, now = VectorizedELBO(self.forecast.num_particles)(self.model, self.guide), self.clock.now
         leaves, taken = list(self.guide.parameters()), []
         # The first captures the density, the next ones let it be optimised.
         while len(taken) < 2 or (len(taken) < 6 and sum(taken[1:]) < 2 * _PRICING_SHARE * self.clock.budget):
@@ -364,15 +366,15 @@ class _Work:
     def train(self, num_steps: int | None) -> None:
         """As many steps as half of the budget allows for."""
         anneal = ANNEAL if self.guide.suits_annealing else 1.0
-        planned = self.plan.steps(num_steps)
+        planned = self.forecast.steps(num_steps)
         if num_steps is None or planned < num_steps:
             asked = "" if num_steps is None else f", of {num_steps} asked for: the budget allows for no more"
-            each = spell_seconds(self.plan.step.each)
+            each = spell_seconds(self.forecast.step.each)
             self.note("plan", f"{planned} steps of training at {each}{asked}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
             options = {"anneal": anneal, "rejection": None, "progress": self.progress}
-            options["max_seconds"] = self.plan.training_seconds()
+            options["max_seconds"] = self.forecast.training_seconds()
             self.fit = fit(self.model, self.guide, self.args, kwargs=self.kwargs, num_steps=planned, **options)
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
         if self.fit.stopped_because == "interrupted":
@@ -384,15 +386,15 @@ class _Work:
         if self.fit.mode == "loop" or not guide.suits_rejection(self.args, self.kwargs):
             return
         self._affordable_weights(NUM_PROPOSALS)
-        if not self.plan.can_choose(NUM_PROPOSALS):
-            seconds = spell_seconds(self.plan.proposing(NUM_PROPOSALS))
+        if not self.forecast.can_choose(NUM_PROPOSALS):
+            seconds = spell_seconds(self.forecast.proposing(NUM_PROPOSALS))
             self.note("reject", f"left out, every draw is kept: {NUM_PROPOSALS} proposals would take {seconds}")
             return
         start = self.clock.now()
         choice = guide.reject(self.args, self.kwargs)
         each = (self.clock.now() - start) / NUM_PROPOSALS
-        if choice is not None and not self.plan.can_pay(each, guide.rejection.rate):
-            rates = [rate for rate in REJECTION_RATES if self.plan.can_pay(each, rate)]
+        if choice is not None and not self.forecast.can_pay(each, guide.rejection.rate):
+            rates = [rate for rate in REJECTION_RATES if self.forecast.can_pay(each, rate)]
             choice = guide.reject(self.args, self.kwargs, rates=rates) if rates else guide.reject(None)
             if choice is None:
                 self.note("reject", f"left out, every draw is kept: a proposal takes {spell_seconds(each)}")
@@ -403,7 +405,7 @@ class _Work:
         """Diagnoses the guide."""
         num_weights = max(LEAST_WEIGHTS, self._affordable_weights(USUAL_WEIGHTS))
         options = {"num_samples": num_weights, "num_functions": num_weights // _FUNCTION_SHARE}
-        looking = self.plan.looking_seconds()
+        looking = self.forecast.looking_seconds()
         self.examination = examine(
             self.model, self.guide, self.args, self.kwargs, fit=self.fit, max_seconds=looking, **options
         )
@@ -417,16 +419,16 @@ class _Work:
         """Draws of the guide that can be weighed; where that is dear, a few are timed first."""
         rejection = self.guide.rejection
         runs = 2 + (1 / rejection.rate if rejection is not None else 0)
-        self.plan.weight = Cost(self.plan.density.fixed, runs * self.plan.density.each)
-        if self.plan.weights(4 * usual) < 4 * usual:
+        self.forecast.weight = Cost(self.forecast.density.fixed, runs * self.forecast.density.each)
+        if self.forecast.weights(4 * usual) < 4 * usual:
             options = {"seconds": _PRICING_SHARE * self.clock.budget, "now": self.clock.now}
             with torch.random.fork_rng(devices=[]):
-                self.plan.weight = measure(
+                self.forecast.weight = measure(
                     lambda n: weighted_draws(self.model, self.guide, *self.args, num_samples=n, **self.kwargs),
                     _TIMED_WEIGHTS,
                     **options,
                 )
-        return self.plan.weights(usual)
+        return self.forecast.weights(usual)
 
     def mend(self) -> None:
         """Corrects the draws, if the verdict asks for it and something can be done."""
@@ -470,17 +472,19 @@ class _Work:
         if not seconds > 0:
             self.note("refine", f"left out: {found.note}")
             return
-        self._refine(self.plan.refined(self.num_samples, seconds, NUM_DRAWS))
+        self._refine(self.forecast.refined(self.num_samples, seconds, NUM_DRAWS))
 
     def _refine(self, num_samples: int) -> None:
         num_samples -= num_samples % _POPULATIONS
         if num_samples < LEAST_REFINED:
-            enough = f"{self.plan.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"
+            enough = (
+                f"{self.forecast.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"
+            )
             self.note("refine", f"left out: {enough}")
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*refine", UserWarning)  # part of the verdict
-            options = {"num_populations": _POPULATIONS, "max_seconds": self.plan.left, "progress": self.progress}
+            options = {"num_populations": _POPULATIONS, "max_seconds": self.forecast.left, "progress": self.progress}
             refined = refine(self.model, *self.args, num_samples=num_samples, **options, **self.kwargs)
         if refined.betas[-1] < 1:
             reached = f"it had come to beta {refined.betas[-1]:.2g} of 1 after {refined.seconds:.0f} s"
@@ -491,11 +495,11 @@ class _Work:
 
     def move(self) -> None:
         """Draws of the guide moved towards the posterior for the time that is left; the verdict stays what it is."""
-        num_samples = self.plan.moved(self.num_samples)
+        num_samples = self.forecast.moved(self.num_samples)
         if num_samples < LEAST_MOVED:
             self.note("move", f"left out: there is time for {num_samples} draws; {LEAST_MOVED} are the least")
             return
-        options = {"max_seconds": CAUTION * self.plan.left, "progress": self.progress}
+        options = {"max_seconds": CAUTION * self.forecast.left, "progress": self.progress}
         moved = move(self.model, self.guide, *self.args, num_samples=num_samples, **options, **self.kwargs)
         count = len(moved.acceptance)
         if count == 0:
@@ -513,7 +517,7 @@ class _Work:
     def gather(self) -> None:
         """Draws, predictions and likelihoods for ArviZ, of as many draws as there is time for."""
         total = len(next(iter(self.samples.values())))
-        count = self.plan.gathered(total, _numbers_of_a_draw(self.guide))
+        count = self.forecast.gathered(total, _numbers_of_a_draw(self.guide))
         if count < min(LEAST_GATHERED, total):
             todo = "to_arviz(model, posterior, *args, num_samples=…) makes it"
             self.note("arviz", f"left out: there is time to predict from {count} draws; {todo}")

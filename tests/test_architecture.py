@@ -44,7 +44,7 @@ ORDER = [
     "calibration",
     "output",
     "budget",
-    "plan",
+    "forecast",
     "infer",
     "sheet",
     "tabular",

@@ -10,7 +10,7 @@ import torch
 from pyro_hypernet.budget import Cost
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
-from pyro_hypernet.plan import Plan
+from pyro_hypernet.forecast import Forecast
 from pyro_hypernet.tabular import Table
 from tests.seeds import seed
 from tests.test_tabular import CSV
@@ -36,9 +36,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:NUTS has not mixed")
 @pytest.fixture(autouse=True)
 def no_mending(monkeypatch):
     """The budget is ample, so that no plan depends on the machine; what would use it up is left out."""
-    monkeypatch.setattr(Plan, "looking_seconds", lambda self: 0.0)
-    monkeypatch.setattr(Plan, "can_choose", lambda self, number: False)
-    monkeypatch.setattr(Plan, "weights", lambda self, most=0: 1000)
+    monkeypatch.setattr(Forecast, "looking_seconds", lambda self: 0.0)
+    monkeypatch.setattr(Forecast, "can_choose", lambda self, number: False)
+    monkeypatch.setattr(Forecast, "weights", lambda self, most=0: 1000)
     monkeypatch.setattr(WORK, "mend", lambda self: None)
 
 

@@ -134,7 +134,7 @@ def test_weights_mend_what_is_slightly_off():
 
 
 def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
-    monkeypatch.setattr(MODULE.Plan, "refined", lambda *_: 10)
+    monkeypatch.setattr(MODULE.Forecast, "refined", lambda *_: 10)
     guide = AutoHypernet(one_weight, "identity", "full", init_scale=0.02).setup(Y)
     with pytest.warns(UserWarning, match="Its draws were moved 16 times"):
         posterior = quick(one_weight, Y, guide=guide, num_steps=1, budget=60)
@@ -198,7 +198,7 @@ def test_no_step_that_fails_takes_away_what_was_reached(monkeypatch, broken):
     for name in broken:
         monkeypatch.setattr(MODULE, name, fail)
     # What a run of refine costs is measured by a clock of its own.
-    monkeypatch.setattr(MODULE.Plan, "refined", lambda self, wanted, *_: 10 if "move" in broken else wanted)
+    monkeypatch.setattr(MODULE.Forecast, "refined", lambda self, wanted, *_: 10 if "move" in broken else wanted)
     if "resample" in broken:
         beside = {"k-hat", "mass elsewhere", "range"}
         monkeypatch.setattr(MODULE, "_MENDED_BY_WEIGHTS", MODULE._MENDED_BY_WEIGHTS | beside)
@@ -264,8 +264,8 @@ def test_steps_are_planned_by_the_clock(monkeypatch):
 
 
 def test_fewer_weights_and_draws_are_taken_and_said_where_they_are_dear(monkeypatch):
-    monkeypatch.setattr(MODULE.Plan, "weights", lambda self, most=10_000: min(most, 2500))
-    monkeypatch.setattr(MODULE.Plan, "gathered", lambda *_: 250)
+    monkeypatch.setattr(MODULE.Forecast, "weights", lambda self, most=10_000: min(most, 2500))
+    monkeypatch.setattr(MODULE.Forecast, "gathered", lambda *_: 250)
     posterior = quick(one_weight, Y)
     assert posterior.diagnosis.num_draws == 2500
     assert posterior.idata.posterior.sizes["draw"] == 250

@@ -128,9 +128,9 @@ def nuts(
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> pyro.set_rng_seed(0)
-        >>> draws = nuts(model, torch.ones(3), num_samples=200, warmup_steps=50, num_chains=1, num_processes=1)
+        >>> draws = nuts(model, torch.ones(3), num_samples=1000, num_chains=1, num_processes=1)
         >>> draws.samples["mean"].shape
-        torch.Size([200])
+        torch.Size([1000])
     """
     if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
         raise ValueError(

@@ -30,7 +30,7 @@ _MOST_NUMBERS = 2**27
 
 
 @dataclass
-class Plan:
+class Forecast:
     """What there is time for.
 
     Attributes:

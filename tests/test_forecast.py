@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from pyro_hypernet.budget import Clock, Cost
-from pyro_hypernet.plan import LEAST_STEPS, LEAST_WEIGHTS, MOST_STEPS, USUAL_WEIGHTS, Plan, fewer
+from pyro_hypernet.forecast import LEAST_STEPS, LEAST_WEIGHTS, MOST_STEPS, USUAL_WEIGHTS, Forecast, fewer
 from tests.test_budget import Fake
 
 # Seconds of one density and of one step of training. By rows of a network on a slow core, and beyond on both sides.
@@ -35,29 +35,29 @@ class Done:
 def simulate(density, step, budget, *, wanted=None, overrun=1.0, rate=0.0):
     """The stages of `infer`, each taking what its numbers cost, times `overrun`."""
     now = Fake()
-    plan = Plan(Clock(budget, now=now), Cost(0.0, density))
-    plan.refuse_what_cannot_end()
+    forecast = Forecast(Clock(budget, now=now), Cost(0.0, density))
+    forecast.refuse_what_cannot_end()
     now.spend(150 * density)
-    plan.step = Cost(2 * step, step)
+    forecast.step = Cost(2 * step, step)
     now.spend(3 * step)
-    plan.refuse_what_cannot_end()
-    done = Done(steps=plan.steps(wanted))
-    now.spend(min(plan.training_seconds(), overrun * plan.step.of(done.steps)))
-    if plan.can_choose(2**14):
+    forecast.refuse_what_cannot_end()
+    done = Done(steps=forecast.steps(wanted))
+    now.spend(min(forecast.training_seconds(), overrun * forecast.step.of(done.steps)))
+    if forecast.can_choose(2**14):
         now.spend(overrun * 2**14 * density)
-    runs = 2 + (1 / rate if rate and plan.can_pay(density, rate) else 0)
-    plan.weight = Cost(0.0, runs * density)
-    done.weights = max(LEAST_WEIGHTS, plan.weights())
-    looking = plan.looking_seconds()
+    runs = 2 + (1 / rate if rate and forecast.can_pay(density, rate) else 0)
+    forecast.weight = Cost(0.0, runs * density)
+    done.weights = max(LEAST_WEIGHTS, forecast.weights())
+    looking = forecast.looking_seconds()
     now.spend(overrun * done.weights * runs * density + looking)
-    left = plan.left
-    done.refined = plan.refined(1000, 2.0, 512)
+    left = forecast.left
+    done.refined = forecast.refined(1000, 2.0, 512)
     if done.refined >= 200:
         now.spend(max(0.0, min(left, overrun * 4 * 2.0 * done.refined / 512)))
     else:
-        done.moved = plan.moved(1000)
+        done.moved = forecast.moved(1000)
         now.spend(overrun * done.moved * 3 * 64 * 3 * density)
-    done.gathered = plan.gathered(1000, 10)
+    done.gathered = forecast.gathered(1000, 10)
     now.spend(overrun * done.gathered * 5 * density)
     return now.time, done
 
@@ -99,7 +99,7 @@ def test_what_is_asked_for_instead_is_enough(machine):
 
 def test_a_refusal_costs_nothing_and_names_figure_and_remedies():
     with pytest.raises(ValueError) as caught:
-        Plan(Clock(10.0, now=Fake()), Cost(0.0, 0.05)).refuse_what_cannot_end()
+        Forecast(Clock(10.0, now=Fake()), Cost(0.0, 0.05)).refuse_what_cannot_end()
     for words in ("The budget of 10 s is too short", "50 ms a draw", "Give budget=430 or more", "minibatches"):
         assert words in str(caught.value)
 
@@ -111,17 +111,17 @@ def test_an_ample_budget_leaves_everything_as_it_was():
 
 def test_steps_fill_half_of_the_budget():
     now = Fake()
-    plan = Plan(Clock(100.0, now=now), step=Cost(0.0, 0.1))
+    forecast = Forecast(Clock(100.0, now=now), step=Cost(0.0, 0.1))
     now.spend(10.0)
-    assert plan.steps(None) == 400
-    assert plan.steps(300) == 300
-    assert plan.steps(500) == 400
-    assert plan.training_seconds() == 50.0
-    assert Plan(Clock(1e6, now=Fake()), step=Cost(0.0, 0.01)).steps(None) == MOST_STEPS
+    assert forecast.steps(None) == 400
+    assert forecast.steps(300) == 300
+    assert forecast.steps(500) == 400
+    assert forecast.training_seconds() == 50.0
+    assert Forecast(Clock(1e6, now=Fake()), step=Cost(0.0, 0.01)).steps(None) == MOST_STEPS
 
 
 def test_memory_bounds_what_is_gathered():
-    assert Plan(Clock(100.0, now=Fake())).gathered(1000, 10**6) == 134
+    assert Forecast(Clock(100.0, now=Fake())).gathered(1000, 10**6) == 134
 
 
 def test_fewer_draws_have_larger_errors():
