@@ -23,6 +23,7 @@ from pyro_hypernet.modes import init_to_map
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.output.forest import forest
 from pyro_hypernet.output.report import report
+from pyro_hypernet.plan import Plan
 from pyro_hypernet.priors import fan_in
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Fit",
     "Moved",
     "Nuts",
+    "Plan",
     "Posterior",
     "Refined",
     "VectorizedELBO",

@@ -50,7 +50,8 @@ class Base(nn.Module, ABC):
         """
         base = self.distribution()
         eps = base.rsample((num_samples,))
-        return Strata(eps, base.log_prob(eps), eps.new_full((num_samples,), 1 / num_samples))
+        log_prob = base.log_prob(eps)
+        return Strata(eps, log_prob, torch.full_like(log_prob, 1 / num_samples))
 
 
 class Normal(Base):

@@ -16,8 +16,8 @@ from pyro_hypernet.announce import forget_announcements
 from pyro_hypernet.arguments import Arguments
 from pyro_hypernet.maps.conditional import GaussianConditional
 
-# Found again when needed: a weak reference, graphs, what only a guide that was never trained is asked for.
-_LEFT_BEHIND = {"master": None, "_density": None, "_start": None, "_param_prefix": None}
+# Found again when needed: a weak reference, graphs, a name in the parameter store.
+_LEFT_BEHIND = {"master": None, "_density": None, "_param_prefix": None}
 _WITH_THE_MODEL = ("_uninitialised_model", "_init_loc_fn", "_knowledge")
 # What a run of the model gave: copies share it, for it never changes.
 _SHARED = ("_model", *_WITH_THE_MODEL, "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "plates")
@@ -37,7 +37,7 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
     """
     forget_announcements(guide)
     _forget_what_holds_no_longer(guide)
-    state = {**guide.__dict__, **_LEFT_BEHIND, "_model": None}
+    state = {**guide.__dict__, **_LEFT_BEHIND, "_model": None, "_start": _freshness(guide)}
     if not needs_its_model(guide):
         return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
     try:
@@ -49,6 +49,11 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
             "and read it with pyro_hypernet.load(path, model, *args)."
         ) from error
     return state
+
+
+def _freshness(guide: AutoContinuous) -> tuple | None:
+    """None for a guide that was trained: its parameters are no longer those that it was built with."""
+    return None if guide.is_trained else ()
 
 
 def _forget_what_holds_no_longer(guide: AutoContinuous) -> None:
@@ -72,6 +77,8 @@ def unpickled(guide: AutoContinuous) -> None:
     """Puts a guide together again from the state of `pickled`."""
     if guide._uninitialised_model is not None:
         guide._model = (InitMessenger(guide._init_loc_fn)(guide._uninitialised_model[0]),)
+    if guide._start is not None:  # as fresh as the one that was copied
+        guide._start = guide._fingerprint()
     if "keeper" in guide._modules:  # it holds for the parameters that came with it
         guide._modules["keeper"].fingerprint = guide._fingerprint()
 
@@ -84,7 +91,7 @@ def copied(guide: AutoContinuous, memo: dict[int, Any]) -> AutoContinuous:
     forget_announcements(guide)
     shared = {name: value for name, value in guide.__dict__.items() if name in _SHARED}
     own = {name: value for name, value in guide.__dict__.items() if name not in _SHARED}
-    new.__dict__.update(copy.deepcopy({**own, **_LEFT_BEHIND}, memo))
+    new.__dict__.update(copy.deepcopy({**own, **_LEFT_BEHIND, "_start": _freshness(guide)}, memo))
     new.__dict__.update(shared)
     unpickled(new)
     return new

@@ -1,7 +1,6 @@
 """AutoHypernet: an invertible hypernetwork as a Pyro autoguide over all latent sites of a model."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,10 +19,11 @@ from pyro_hypernet.density import NUM_LOOKS, LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, learn, prior_width
 from pyro_hypernet.layout import Layout, is_periodic, within_period
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, choose_hypernet, identity, linear, resolve_hypernet
-from pyro_hypernet.maps.structures import choose_structure, informed, resolve_structure
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, identity, linear, resolve_hypernet
+from pyro_hypernet.maps.structures import informed, resolve_structure
 from pyro_hypernet.mixture import Mixture
 from pyro_hypernet.modes import find_modes
+from pyro_hypernet.plan import REJECTION_RATES, Plan, spelt
 from pyro_hypernet.rejection import BATCH, SMALL_BATCH, Choice, Rejected, Rejection, choose
 from pyro_hypernet.safeguards import (
     check_start,
@@ -46,9 +46,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_SCALE = 0.1
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
-# Shares of proposals to keep, of which `reject` chooses, how near the log evidence it wants to come, in nats, and the
-# proposals that it looks at.
-REJECTION_RATES, REJECTION_GAP, NUM_PROPOSALS = (0.5, 0.2, 0.1, 0.05), 0.2, 2**14
+# How near the log evidence rejection wants to come, in nats, and the proposals that it looks at.
+REJECTION_GAP, NUM_PROPOSALS = 0.2, 2**14
 
 
 class AutoHypernet(AutoContinuous):
@@ -78,6 +77,7 @@ class AutoHypernet(AutoContinuous):
             the prior's own widths in the structure "informed".
         num_components: Number of Gaussians in the base distribution; more than one can hold several modes. They start
             at modes found by gradient ascent from the prior, unless `init_scale` is given.
+        plan: All of these but `init_loc_fn`, and how `fit` trains the guide, in one value, such as another guide's.
 
     Raises:
         ValueError: If a nickname is unknown, or a number is out of its range.
@@ -103,17 +103,16 @@ class AutoHypernet(AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float | None = None,
         num_components: int = 1,
+        plan: Plan | None = None,
     ) -> None:
-        if init_scale is not None and (not isinstance(init_scale, (int, float)) or not 0 < init_scale < math.inf):
-            raise ValueError(f"init_scale must be a positive number or None; got {init_scale!r}.")
-        if not isinstance(num_components, int) or num_components < 1:
-            raise ValueError(f"num_components must be a positive integer; got {num_components!r}.")
-        resolve_hypernet(hypernet), resolve_structure(structure)
+        named = Plan(structure, hypernet, init_scale, num_components)
+        if plan is not None and named != Plan():
+            raise ValueError(
+                f"A plan names hypernet, structure, init_scale and num_components itself; got {named!r} too."
+            )
         super().__init__(model, init_loc_fn=init_loc_fn)
-        self.hypernet = hypernet
-        self.structure = structure
-        self.init_scale = None if init_scale is None else float(init_scale)
-        self.num_components = num_components
+        self._asked = named if plan is None else plan
+        self._plan: Plan | None = None
         self._uninitialised_model: tuple[Model] | None = (model,)  # None after pickling, where no draw needs it
         self._init_loc_fn = init_loc_fn
         self._layout: Layout | None = None
@@ -121,9 +120,20 @@ class AutoHypernet(AutoContinuous):
         self._stored_names: dict[str, bool] = {}  # of the model's own parameters
         self._knowledge: Knowledge | None = None
         self._width: Tensor | None = None
-        self._has_default_start = init_loc_fn is init_to_median and init_scale is None
+        self._has_default_start = init_loc_fn is init_to_median and self._asked.init_scale is None
         self._density: tuple[Any, Vectorized] | None = None
         self._start: tuple[int, ...] | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """What the guide is built of, and how `fit` trains it; nothing in it is "auto".
+
+        Raises:
+            RuntimeError: Before `setup`.
+        """
+        if self._plan is None:
+            raise RuntimeError("The guide has no plan yet: call guide.setup(*args) or fit first.")
+        return self._plan
 
     @property
     def knowledge(self) -> Knowledge | None:
@@ -186,13 +196,17 @@ class AutoHypernet(AutoContinuous):
         layout = self.layout
         count = sum(parameter.numel() for parameter in self.parameters())
         itemsize = next(self.parameters()).element_size()
-        chosen = "identity" if self._needs_no_network else choose_hypernet(self.latent_dim)
+        names = {"structure": self._asked.structure, "hypernet": self._asked.hypernet}
+        chosen = (
+            f"{name} {spelt(getattr(self.plan, name))}" + (" (chosen by auto)" if asked == "auto" else "")
+            for name, asked in names.items()
+        )
         return (
-            f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; "
-            f"structure {_name(self.structure, choose_structure(self.latent_dim, is_informed=bool(self._knowledge)))}, "
-            f"hypernet {_name(self.hypernet, chosen)}; {count} parameters, "
+            f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; {', '.join(chosen)}; "
+            f"{count} parameters, "
             f"{spell_bytes(count * itemsize)} ({spell_bytes(4 * count * itemsize)} while Adam trains them)."
             + (f" {self._knowledge}" if self._knowledge else "")
+            + f" {self.plan}."
             + (f" One in {1 / self.rejection.rate:.0f} proposals is kept." if self.rejection else "")
         )
 
@@ -207,14 +221,14 @@ class AutoHypernet(AutoContinuous):
         Raises:
             ValueError: If the parameters and their optimiser would not fit in memory.
         """
-        self._knowledge = knowledge
+        self._knowledge, self._plan = knowledge, self._asked.worked_out(layout.dim, knowledge)
         refuse_what_cannot_fit(partial(self._make_map, layout), loc)
         self._layout = layout
         self.latent_dim = layout.dim
         self.register_buffer("_origin", torch.zeros_like(loc))
         self.add_module("map", self._make_map(layout, loc))
-        several = self.num_components > 1
-        self.add_module("base", Mixture(self._origin, self.num_components) if several else Normal(self._origin))
+        components = self.plan.num_components
+        self.add_module("base", Mixture(self._origin, components) if components > 1 else Normal(self._origin))
         self._start = self._fingerprint()
 
     def get_base_dist(self) -> dist.TorchDistribution:
@@ -284,23 +298,24 @@ class AutoHypernet(AutoContinuous):
         return choice
 
     @property
+    def is_trained(self) -> bool:
+        """Whether its parameters have been moved from where they start, by `fit`, by SVI or by a file."""
+        return self._start is None or self._start != self._fingerprint()
+
+    @property
     def suits_annealing(self) -> bool:
-        """Whether `fit` lets the data count more at first of its own accord: interchangeable units, not trained yet."""
-        is_default = self.hypernet == "auto" and self.structure in ("auto", "informed") and self.num_components == 1
-        if not is_default or self._start is None or self._start != self._fingerprint():
-            return False
-        return bool(self._knowledge) and any(len(units.index) > 1 for units in self._knowledge.symmetries.groups)
+        """Whether `fit` lets the data count otherwise at first of its own accord."""
+        return self.plan.anneal != 1 and not self.is_trained
 
     def suits_rejection(self, args: tuple, kwargs: dict | None = None) -> bool:
-        """Whether `fit` lets the posterior choose among draws of its own accord: the guide and the data are small.
+        """Whether `fit` lets the posterior choose among draws of its own accord: the plan and the data allow for it.
 
         Args:
             args: The model's arguments.
             kwargs: Its keyword arguments.
         """
-        is_default = self.hypernet == "auto" and self.structure == "auto" and self.num_components == 1
         can_weigh = self._uninitialised_model is not None and Arguments(args, kwargs or {}).can_be_kept()
-        return is_default and can_weigh and self.latent_dim <= MAX_TRIANGULAR_DIM
+        return self.plan.rejection is not None and can_weigh
 
     def _install(
         self, log_threshold: Tensor, log_rate: Tensor, rate_error: float, arguments: tuple[tuple, dict[str, Any]]
@@ -485,7 +500,9 @@ class AutoHypernet(AutoContinuous):
         refuse_dependent_supports(model, layout, loc, args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False):
             knowledge = self._learn(layout, loc, args, kwargs)
-            if self.num_components > 1 and self.init_scale is None:  # several modes may lie anywhere in the prior
+            if (
+                self._asked.num_components > 1 and self._asked.init_scale is None
+            ):  # several modes may lie anywhere in the prior
                 self._width = prior_width(model, layout, loc, args, kwargs)
         self.build(layout, loc, knowledge)
         if self._width is not None:
@@ -493,40 +510,33 @@ class AutoHypernet(AutoContinuous):
 
     def _learn(self, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
         """What the structure will build in, if it is one that builds anything in."""
-        if self.structure == "auto":
+        asked = self._asked
+        if asked.structure == "auto":
             # The Gaussians promise to be Gaussian, a mixture has its own modes, and a start that was asked for is kept.
-            hypernet = resolve_hypernet(self.hypernet)
+            hypernet = resolve_hypernet(asked.hypernet)
             gaussian = getattr(hypernet, "func", hypernet) in (identity, linear)
-            if layout.dim > MAX_TRIANGULAR_DIM or gaussian or self.num_components > 1 or not self._has_default_start:
+            if layout.dim > MAX_TRIANGULAR_DIM or gaussian or asked.num_components > 1 or not self._has_default_start:
                 return None
-        elif self._structure_function() is not informed:
-            return None
+        else:
+            structure = resolve_structure(asked.structure)
+            if getattr(structure, "func", structure) is not informed:
+                return None
         return learn(self._its_model(), layout, self.prototype_trace, loc, args, kwargs) or None
 
     @torch.no_grad()
     def _spread_components(self, args: tuple, kwargs: dict) -> None:
         """Starts every component of the base at a mode of its own, as far as there are several."""
-        modes = find_modes(self._its_model(), self.layout, args, kwargs, num_modes=self.num_components)
+        modes = find_modes(self._its_model(), self.layout, args, kwargs, num_modes=self.plan.num_components)
         self._made("base").locs.copy_(self.bijection.inverse_and_log_det(modes.to(self._origin))[0])
 
-    def _structure_function(self) -> Callable[..., Bijection]:
-        structure = resolve_structure(self.structure)
-        return structure.func if isinstance(structure, partial) else structure
-
-    @property
-    def _needs_no_network(self) -> bool:
-        """Whether "auto" stands for none, for nothing is left for it to learn."""
-        return self.hypernet == "auto" and self._knowledge is not None and self._knowledge.is_whole
-
     def _make_map(self, layout: Layout, loc: Tensor) -> Bijection:
-        hypernet, structure = resolve_hypernet(self.hypernet), resolve_structure(self.structure)
-        if self._needs_no_network:
-            hypernet = identity
+        hypernet, structure = resolve_hypernet(self.plan.hypernet), resolve_structure(self.plan.structure)
+        init_scale = self.plan.init_scale
         if not self._knowledge:
-            scale = torch.full_like(loc, self.init_scale or DEFAULT_SCALE)
+            scale = torch.full_like(loc, init_scale or DEFAULT_SCALE)
             return structure(layout, hypernet, loc, scale if self._width is None else self._width.to(loc))
         width = self._knowledge.width if len(self._knowledge.width) else torch.ones(layout.dim, device="cpu")
-        scale = torch.full_like(loc, self.init_scale) if self.init_scale else width.to(loc)
+        scale = torch.full_like(loc, init_scale) if init_scale else width.to(loc)
         return informed(layout, hypernet, loc, scale, knowledge=self._knowledge)
 
     def _announce_parameters(self) -> None:
@@ -562,12 +572,3 @@ class AutoHypernet(AutoContinuous):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoHypernet":
         return copied(self, memo)
-
-
-def _name(choice: Any, chosen: str) -> str:
-    if choice == "auto":
-        return f"{chosen} (chosen by auto)"
-    if isinstance(choice, partial):
-        options = ", ".join(f"{key}={value!r}" for key, value in choice.keywords.items())
-        return f"{choice.func.__name__}({options})"
-    return choice if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))

@@ -19,12 +19,6 @@ from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
 from pyro_hypernet.evaluation.weighted import weighted_draws
-from pyro_hypernet.guide import NUM_PROPOSALS, REJECTION_RATES, AutoHypernet
-from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.fit import ANNEAL, Fit, fit
-from pyro_hypernet.inference.nuts import nuts
-from pyro_hypernet.inference.refine import Refined, refine
-from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.forecast import (
     CAUTION,
     LEAST_GATHERED,
@@ -36,6 +30,12 @@ from pyro_hypernet.forecast import (
     Forecast,
     fewer,
 )
+from pyro_hypernet.guide import NUM_PROPOSALS, AutoHypernet
+from pyro_hypernet.inference.elbo import VectorizedELBO
+from pyro_hypernet.inference.fit import Fit, fit
+from pyro_hypernet.inference.nuts import nuts
+from pyro_hypernet.inference.refine import Refined, refine
+from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.safeguards import refuse_minibatches
 from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
@@ -365,7 +365,6 @@ class _Work:
 
     def train(self, num_steps: int | None) -> None:
         """As many steps as half of the budget allows for."""
-        anneal = ANNEAL if self.guide.suits_annealing else 1.0
         planned = self.forecast.steps(num_steps)
         if num_steps is None or planned < num_steps:
             asked = "" if num_steps is None else f", of {num_steps} asked for: the budget allows for no more"
@@ -373,7 +372,7 @@ class _Work:
             self.note("plan", f"{planned} steps of training at {each}{asked}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
-            options = {"anneal": anneal, "rejection": None, "progress": self.progress}
+            options = {"rejection": None, "progress": self.progress}
             options["max_seconds"] = self.forecast.training_seconds()
             self.fit = fit(self.model, self.guide, self.args, kwargs=self.kwargs, num_steps=planned, **options)
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
@@ -391,10 +390,10 @@ class _Work:
             self.note("reject", f"left out, every draw is kept: {NUM_PROPOSALS} proposals would take {seconds}")
             return
         start = self.clock.now()
-        choice = guide.reject(self.args, self.kwargs)
+        choice = guide.reject(self.args, self.kwargs, rates=guide.plan.rejection)
         each = (self.clock.now() - start) / NUM_PROPOSALS
         if choice is not None and not self.forecast.can_pay(each, guide.rejection.rate):
-            rates = [rate for rate in REJECTION_RATES if self.forecast.can_pay(each, rate)]
+            rates = [rate for rate in guide.plan.rejection if self.forecast.can_pay(each, rate)]
             choice = guide.reject(self.args, self.kwargs, rates=rates) if rates else guide.reject(None)
             if choice is None:
                 self.note("reject", f"left out, every draw is kept: a proposal takes {spell_seconds(each)}")

@@ -32,6 +32,7 @@ ORDER = [
     "last_layer",
     "bnn",
     "safeguards",
+    "plan",
     "base",
     "mixture",
     "rejection",

@@ -100,7 +100,7 @@ def test_a_copy_draws_the_same(model, make, copier):
 def test_a_copy_trains_on(make, copier):
     twin = copier(made(make, m.linear))
     SVI(m.linear, twin, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(X, Y)
-    fit(m.linear, twin, (X, Y), num_steps=3, num_particles=2, progress=False)
+    fit(m.linear, twin, (X, Y), num_steps=3, num_particles=2, rejection=None, progress=False)
     assert twin.rejection is None
 
 

@@ -46,6 +46,17 @@ def sums_with_zeros(w):
     return w.new_zeros(7) + w[:, 0, 0] + w.new_zeros(7) + (w.new_zeros(7, dtype=torch.float32) + w[0, 0, 0])
 
 
+def filled(w):
+    """Every way to a tensor of one number, filled by a number or by what is computed."""
+    ones = torch.ones(6, dtype=w.dtype) + w.new_ones(6) + torch.ones_like(w[0])
+    zeros = torch.zeros(6, dtype=w.dtype) + w.new_zeros(6) + torch.zeros_like(w[0])
+    full = torch.full((6,), 2.5, dtype=w.dtype) * w.new_full((6,), 1.5) * torch.full_like(w[0], fill_value=3)
+    whole = w.new_full((6,), 2, dtype=torch.int64) + torch.ones(
+        6, dtype=torch.bool
+    )  # TorchScript has no full of booleans
+    return w * ones + zeros, w / full, w + whole, w.new_tensor(4.0) * w, w * w.new_empty(6).fill_(2.0)
+
+
 def many_sums_of_products(w):
     """The third product's sum, but not the first one, which is returned too, can be made in place."""
     first = w[0] @ TABLE
@@ -103,6 +114,7 @@ FUNCTIONS = [
     written_in_place,
     sums_of_products,
     sums_with_zeros,
+    filled,
     many_sums_of_products,
     normal_log_density,
     turned_twice,

@@ -111,7 +111,8 @@ def test_describe_names_and_counts():
     count = sum(parameter.numel() for parameter in guide.parameters())
     assert guide.describe() == (
         "AutoHypernet: 3 weights in 2 sites; structure full, hypernet coupling (chosen by auto); "
-        f"{count} parameters, {4 * count / 1000:.3g} kB ({16 * count / 1000:.3g} kB while Adam trains them)."
+        f"{count} parameters, {4 * count / 1000:.3g} kB ({16 * count / 1000:.3g} kB while Adam trains them). "
+        "fit: 32 particles, draws may be rejected until 5% to 50% are kept."
     )
 
 
@@ -372,7 +373,9 @@ def test_too_large_for_memory_says_how_many_bytes_and_allocates_nothing():
 
 
 def test_unknown_nicknames_list_the_choices():
-    with pytest.raises(ValueError, match="^Unknown hypernet 'realnvp'; choose one of auto, identity, linear, nice, co"):
+    with pytest.raises(
+        ValueError, match="^Unknown hypernet 'realnvp'; choose one of auto, by_size, identity, linear, "
+    ):
         AutoHypernet(m.linear, "realnvp")
     with pytest.raises(ValueError, match="^Unknown structure 'kronecker'; choose one of auto, informed, full, layerwi"):
         AutoHypernet(m.linear, structure="kronecker")

@@ -65,7 +65,8 @@ def _filled_with(node: fx.Node) -> float | None:
     """The number that a constant holds everywhere."""
     if node.target in ZEROS or node.target in ONES:
         return float(node.target in ONES)
-    value = node.args[1]
+    named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
+    value = {**named, **node.kwargs}["fill_value"]
     return None if isinstance(value, fx.Node) else value
 
 

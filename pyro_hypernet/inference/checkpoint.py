@@ -28,6 +28,7 @@ from pyro_hypernet.layout import Layout, Site
 from pyro_hypernet.maps.bounds import drop_bounds, is_bounded
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.maps.structures import STRUCTURES
+from pyro_hypernet.plan import Plan
 from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
@@ -37,6 +38,8 @@ _VERSION = 3
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."
 _THE_MAPS = "those of the map"
+# Of a guide's plan.
+_NUMBERS = ("init_scale", "num_components", "num_particles", "anneal", "rejection")
 # Likewise of the model's parameters in Pyro's store, and of the tensors of its modules.
 _PARAM, _TENSOR = "model.param.", "model.tensor."
 
@@ -67,12 +70,11 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "version": _VERSION,
         "torch": torch.__version__,
         "pyro": pyro.__version__,
-        "hypernet": _describe(guide.hypernet, HYPERNETS, "hypernet"),
-        "structure": _describe(guide.structure, STRUCTURES, "structure"),
-        "init_scale": guide.init_scale,
-        "num_components": guide.num_components,
+        "hypernet": _describe(guide.plan.hypernet, HYPERNETS, "hypernet"),
+        "structure": _describe(guide.plan.structure, STRUCTURES, "structure"),
+        **{name: getattr(guide.plan, name) for name in _NUMBERS},
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
-        "rejection": _describe_rejection(rejection) if rejection else None,
+        "rejected": _describe_rejection(rejection) if rejection else None,
         "is_bounded": is_bounded(guide.bijection),
         "layout": [_describe_site(site) for site in layout.sites],
         "model": _describe_state(state),
@@ -129,10 +131,11 @@ def load(
     layout = _read_layout(header["layout"])
     guide = AutoHypernet(
         model,
-        _recall(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
-        _recall(header["structure"], STRUCTURES, structure, "structure"),
-        init_scale=header["init_scale"],
-        num_components=header["num_components"],
+        plan=Plan(
+            _recall(header["structure"], STRUCTURES, structure, "structure"),
+            _recall(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
+            **{name: header[name] for name in _NUMBERS if name in header},
+        ),
     )
     origin = tensors["_origin"]
     with torch.random.fork_rng(devices=[]):  # parameters drawn here are overwritten at once
@@ -147,8 +150,8 @@ def load(
         guide.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the guide that its header describes: {error}") from None
-    if header.get("rejection"):
-        _install_rejection(guide, header["rejection"], of_rejection, args, kwargs)
+    if header.get("rejected"):
+        _install_rejection(guide, header["rejected"], of_rejection, args, kwargs)
     _restore(guide, model, header, params, of_modules, args, kwargs, overwrite, path)
     return guide
 
@@ -231,7 +234,9 @@ def _install_rejection(
 
 def _update(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Turns what version 2 says of the model's arguments into what is said now."""
-    knowledge, rejection = header.get("knowledge"), header.get("rejection")
+    if header["version"] < _VERSION:
+        header["rejected"] = header.pop("rejection", None)
+    knowledge, rejection = header.get("knowledge"), header["rejected"]
     if knowledge and "arguments" not in knowledge:
         path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
         arguments = _arguments_of_version_2(knowledge, tensors, path + "argument_")

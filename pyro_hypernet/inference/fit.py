@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.guide import REJECTION_RATES, AutoHypernet
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.anneal import Annealing
 from pyro_hypernet.inference.batches import Batches
 from pyro_hypernet.inference.caution import after_fit, keep_going, warn_once
@@ -22,12 +22,13 @@ from pyro_hypernet.inference.step import COMPILES, Step
 from pyro_hypernet.inference.training import REMEDY, Trainer, copies
 from pyro_hypernet.inference.traits import Traits, find_traits
 from pyro_hypernet.inference.verification import verify
+from pyro_hypernet.plan import check_anneal, check_rejection
 from pyro_hypernet.rejection import Choice
 from pyro_hypernet.vectorize import Model
 
 KEEP = ("best", "average", "last")
-# How often the data of a network count at first, and the share of the steps after which they count once.
-ANNEAL, _ANNEALED_SHARE = 5.0, 0.5
+# The share of the steps after which data count once that are annealed.
+_ANNEALED_SHARE = 0.5
 # Every restart takes this share of the steps.
 _RESTART_SHARE = 0.04
 
@@ -76,7 +77,7 @@ def fit(
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_steps: int = 3000,
-    num_particles: int = 32,
+    num_particles: int | None = None,
     learning_rate: float = 5e-3,
     warmup: float = 0.02,
     decay: bool = True,
@@ -111,7 +112,7 @@ def fit(
             long as the first.
         kwargs: The model's keyword arguments, the same for all batches.
         num_steps: Number of steps.
-        num_particles: Draws in one estimate of the bound.
+        num_particles: Draws in one estimate of the bound; None for those of `guide.plan`, 32 by default.
         learning_rate: Adam's peak step size.
         warmup: Share of the steps over which the step size rises, in [0, 1).
         decay: Whether it then falls to zero along a cosine.
@@ -133,14 +134,13 @@ def fit(
             minute or so; "auto": the one of them that earns its time back within `num_steps`.
         anneal: How often the data count at first; falls geometrically to once at half of the steps. Above 1 keeps
             hidden units at work that the bound would rather leave at their prior, a local optimum where the noise is
-            too large and functions too smooth; below 1 is tempering from the prior. "auto": 5 where the guide treats
-            hidden units as interchangeable and is not trained yet, else 1. Source: Sønderby et al. 2016, arXiv
+            too large and functions too smooth; below 1 is tempering from the prior. "auto": as `guide.plan` says where
+            the guide is not trained yet, else 1. Source: Sønderby et al. 2016, arXiv
             1602.02282, who let prior and entropy count less at first; Trippe and Turner 2018, arXiv 1801.06230, for
             the optimum.
         rejection: Whether draws of the trained guide are to be chosen by the posterior, see `AutoHypernet.reject`: a
-            share of draws to keep, in (0, 1); None keeps all; "auto" finds the share for guides whose hypernet and
-            structure are "auto", of up to 2 000 weights, trained on all data at once, where the model's density is the
-            same at every call.
+            share of draws to keep, in (0, 1); None keeps all; "auto" finds it among those of `guide.plan`, if there are
+            any, where it was trained on all data at once and the model's density is the same at every call.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
 
     Returns:
@@ -165,13 +165,13 @@ def fit(
         'all steps done'
     """
     _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile, rejection)
-    _check_annealing(anneal)
+    check_anneal(anneal)
     _check_restarts(num_restarts)
     if not max_seconds > 0:
         raise ValueError(f"max_seconds must be positive; got {max_seconds!r}.")
     _refuse_groups()
     batches, kwargs = Batches(args), dict(kwargs or {})
-    elbo = VectorizedELBO(num_particles, gradient=gradient, bound=bound, mode=mode)
+    elbo = VectorizedELBO(1 if num_particles is None else num_particles, gradient=gradient, bound=bound, mode=mode)
     guide.reject(None)
     if num_restarts > 1:
         num_each = max(1, int(_RESTART_SHARE * num_steps))
@@ -180,6 +180,7 @@ def fit(
         options |= {"mode": mode, "compile": compile, "gradient": gradient, "num_steps": num_each}
         _choose_start(model, guide, args, kwargs, batches.first, num_restarts, **options)
     guide.setup(*batches.first, **kwargs)
+    elbo.num_particles = num_particles or guide.plan.num_particles
     if kwargs:
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
@@ -291,7 +292,7 @@ def _choose_annealing(
     anneal: str | float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
 ) -> Annealing | None:
     if anneal == "auto":
-        anneal = ANNEAL if guide.suits_annealing and not elbo._params else 1.0
+        anneal = guide.plan.anneal if guide.suits_annealing and not elbo._params else 1.0
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
@@ -316,7 +317,7 @@ def _choose_draws(
     """Lets the posterior choose among draws; what was learnt is kept whatever happens."""
     is_auto = rejection == "auto"
     try:
-        return guide.reject(batch, kwargs, rates=REJECTION_RATES if is_auto else (rejection,)), None
+        return guide.reject(batch, kwargs, rates=guide.plan.rejection if is_auto else (rejection,)), None
     except KeyboardInterrupt:
         return None, "interrupted"
     except ValueError as error:  # no weight is finite
@@ -355,12 +356,6 @@ def _choose_start(
         guide.load_state_dict(kept)
 
 
-def _check_annealing(anneal: str | float) -> None:
-    is_number = isinstance(anneal, (int, float)) and not isinstance(anneal, bool)
-    if anneal != "auto" and not (is_number and 0 < anneal < math.inf):
-        raise ValueError(f'anneal must be "auto" or a positive number, how often the data count; got {anneal!r}.')
-
-
 def _check_options(
     guide: Any,
     num_steps: int,
@@ -390,8 +385,7 @@ def _check_options(
         raise ValueError(f"warmup must be a share of the steps in [0, 1); got {warmup!r}.")
     if patience is not None and patience < 1:
         raise ValueError(f"patience must be a positive number of windows or None; got {patience!r}.")
-    if rejection not in ("auto", None) and not (isinstance(rejection, float) and 0 < rejection < 1):
-        raise ValueError(f'rejection must be "auto", None or a share of draws to keep, in (0, 1); got {rejection!r}.')
+    check_rejection(rejection)
     if max_skipped < 1:
         raise ValueError(f"max_skipped must be at least 1; got {max_skipped!r}.")
 

@@ -65,7 +65,7 @@ class Trainer:
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
         self.is_noisy = bool(traits.noise)
-        is_plain = elbo.bound == "elbo" and guide.num_components == 1
+        is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
         self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo._params
         self.least_loss = -math.inf
         if traits.is_discrete:

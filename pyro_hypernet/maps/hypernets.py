@@ -97,19 +97,26 @@ def iaf(dim: int, *, num_layers: int = 4, hidden: int | None = None, mix: str = 
     return Chain(*_interleave(layers, orders), *_mixing(dim, mix))
 
 
-def auto(dim: int) -> Bijection:
-    """The default for this dimension, see `choose_hypernet`."""
+def by_size(dim: int) -> Bijection:
+    """The default for this dimension, see `choose_hypernet`; a structure may ask for several dimensions."""
     return HYPERNETS[choose_hypernet(dim)](dim)
 
 
+def sets(dim: int) -> Bijection:
+    """Deep sets for interchangeable hidden units, in the structure "informed"; `by_size` for all else."""
+    return by_size(dim)
+
+
 HYPERNETS: dict[str, Hypernet] = {
-    "auto": auto,
+    "auto": by_size,
+    "by_size": by_size,
     "identity": identity,
     "linear": linear,
     "nice": nice,
     "coupling": coupling,
     "spline": spline,
     "iaf": iaf,
+    "sets": sets,
 }
 
 

@@ -15,7 +15,7 @@ from pyro_hypernet.maps.bounds import bounds
 from pyro_hypernet.maps.conditional import GaussianConditional
 from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
 from pyro_hypernet.maps.folding import KeyedAffine, Sorted, Symmetrized
-from pyro_hypernet.maps.hypernets import HYPERNETS, MAX_TRIANGULAR_DIM, Hypernet
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, sets
 from pyro_hypernet.maps.linear import Affine
 from pyro_hypernet.maps.sets import SetCoupling, SharedAffine, Slots, split
 from pyro_hypernet.symmetries import Symmetries
@@ -128,7 +128,7 @@ def informed(
 
     Weights to which the observations answer linearly (a network's last layer, a regression's coefficients) are drawn
     from a Gaussian given all others (`GaussianConditional`); permutations of hidden units and flips of signs that leave
-    the density unchanged are respected, so that draws cover all symmetric modes. With the hypernet "auto" hidden units
+    the density unchanged are respected, so that draws cover all symmetric modes. With the hypernet "sets" hidden units
     are moved as a set (`set_couplings`); with another one, and where only signs flip, noise is sorted and moved back
     (`Symmetrized`). At the start the linear weights have their conditional posterior; all others are normal with the
     given centre and scale, but for what permutations carry into each other, which has one common scale, and what flips,
@@ -153,15 +153,15 @@ def informed(
         last.append(GaussianConditional(response, *start, knowledge.args, knowledge.kwargs))
         scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
         loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
-    if hypernet is HYPERNETS["auto"] and any(len(units.index) > 1 for units in symmetries.groups):
+    if hypernet is sets and any(len(units.index) > 1 for units in symmetries.groups):
         # The linear weights' noise is left alone: it belongs to no unit until the conditional has turned it.
         block = none if response is None else response.index.cpu()
         others = torch.ones(layout.dim, dtype=torch.bool, device="cpu").index_fill(0, block, False).nonzero().flatten()
         steered = Steer(Subset(others), hypernet(len(others)))
         roles = _sorted(steered, torch.zeros_like(loc), torch.ones_like(scale), symmetries, still=block)
         is_exact = response is not None and response.is_exact
-        sets = set_couplings(layout, loc, scale, symmetries, none_of=block, is_exact=is_exact)
-        return Chain(roles, sets, *last).to(loc)
+        couplings = set_couplings(layout, loc, scale, symmetries, none_of=block, is_exact=is_exact)
+        return Chain(roles, couplings, *last).to(loc)
     return _sorted(hypernet(layout.dim), loc, scale, symmetries, *last).to(loc)
 
 

@@ -13,8 +13,8 @@ from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, fit
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.inference.anneal import Annealing, TemperedModel
-from pyro_hypernet.inference.fit import ANNEAL
 from pyro_hypernet.likelihoods import Gaussian
+from pyro_hypernet.plan import ANNEAL
 from tests.inference.conjugate import make_data, regression
 from tests.seeds import seed
 

@@ -373,7 +373,7 @@ def by_state_dict(bench: Bench) -> None:
     """Parameters into a fresh guide; whatever rejection there was stays behind."""
     guide, style = bench.twin(), bench.style
     guide.reject(None)
-    fresh = AutoHypernet(style.guided, structure=guide.structure, num_components=guide.num_components)
+    fresh = AutoHypernet(style.guided, plan=guide.plan)
     fresh.setup(*style.args, **style.kwargs)
     fresh.load_state_dict(guide.state_dict())
     few = {name: value[:20] for name, value in bench.draws.items()}
@@ -538,7 +538,7 @@ def local_params(bench: Bench) -> None:
                 return style.guided(*args, **kwargs)
 
         model = Model()
-        guide = AutoHypernet(model, structure=bench.guide.structure, num_components=bench.guide.num_components)
+        guide = AutoHypernet(model, plan=bench.guide.plan)
         loss_fn = Trace_ELBO()(model, guide)
         loss_fn(*style.args, **style.kwargs).backward()
         assert any(parameter.grad is not None for parameter in guide.parameters())
