@@ -290,7 +290,7 @@ HIERARCHIES = {
     "improper": lambda: Style(improper, (Y,)),
     "one weight": lambda: Style(one_weight, (Y,)),
     "horseshoe": lambda: Style(horseshoe, (normal(8, 3), Y), at=at_inputs(3), broadcasts=False),
-    "matrix factorisation": lambda: Style(factorisation, (normal(4, 5),)),
+    "matrix factorisation": lambda: Style(factorisation, (normal(4, 5),), broadcasts=False),
     "walk": lambda: Style(walk, (Y,)),
     "chain": lambda: Style(chain, (Y,)),
     "imputed": lambda: Style(imputed, (Y, torch.tensor([0, 3])), broadcasts=False),
