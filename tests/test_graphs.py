@@ -1,10 +1,14 @@
 """Graphs made smaller give the same results, from Python, from C++ and under autograd."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_hypernet import AutoHypernet, fit
+from pyro_hypernet.density import LogJoint
 from pyro_hypernet.graphs.record import record
-from pyro_hypernet.graphs.run import as_script
+from pyro_hypernet.graphs.run import as_script, why_no_script
 from pyro_hypernet.graphs.simplify import simplify
 from tests.seeds import seed
 
@@ -210,3 +214,63 @@ def test_a_cuda_graph_gives_the_same_results():
     w, other = points().cuda(), points().cuda() + 1
     run = as_cuda_graph(lambda a, b: computed_twice(a) + b.sum(-1), [w, other], 1)
     torch.testing.assert_close(run(w, other * 2), computed_twice(w) + (other * 2).sum(-1))
+
+
+@pytest.fixture
+def without_script(monkeypatch):
+    """A torch whose TorchScript is gone, as it is on Python 3.14."""
+
+    def gone(*_, **__):
+        raise RuntimeError("TorchScript is not supported on this Python.\nUse torch.export.")
+
+    monkeypatch.setattr(torch.jit, "trace", gone)
+    why_no_script.cache_clear()
+    yield
+    why_no_script.cache_clear()
+
+
+def test_without_torchscript_graphs_run_from_python(without_script):
+    assert why_no_script().startswith("TorchScript does not run here (RuntimeError: TorchScript is not supported")
+    module = simplify(record(normal_log_density, points()), constants=True)
+    assert as_script(module, [points()]) is module
+
+
+def test_without_torchscript_a_fit_is_the_same_and_says_so(without_script):
+    (model, args), losses = hidden_units(), []
+    for compile in ("off", "graph"):
+        pyro.set_rng_seed(seed(1))
+        options = {"num_steps": 10, "num_particles": 4, "compile": compile, "rejection": None, "progress": False}
+        result = fit(model, AutoHypernet(model), args, **options)
+        losses.append(result.losses)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-3)
+    assert (result.compile, result.mode) == ("graph", "graph")
+    assert result.compile_reason.startswith("captured, run from Python: TorchScript does not run here")
+
+
+def hidden_units():
+    x, y = torch.randn(10, 2, generator=torch.Generator().manual_seed(seed(2))), torch.linspace(-1, 1, 10)
+
+    def model(x, y):
+        hidden = pyro.sample("hidden", dist.Normal(x.new_zeros(2, 3), 1.0).to_event(2))
+        last = pyro.sample("last", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(torch.tanh(x @ hidden) @ last, 0.5), obs=y)
+
+    return model, (x, y)
+
+
+def test_an_operation_that_torchscript_lacks_is_run_from_python():
+    """`full` of booleans: the model is captured all the same, without a word."""
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        seen = torch.full((len(y),), True)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(torch.where(seen, mean, 0.0), 1.0), obs=y)
+
+    layout = AutoHypernet(model).setup(torch.ones(3)).layout
+    w = torch.linspace(-1, 1, 5)[:, None]
+    density, plain = LogJoint(model, layout), LogJoint(model, layout, mode="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(density(w, torch.ones(3)), plain(w, torch.ones(3)))
+    assert density.mode == "graph"

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,17 +26,30 @@ def as_script(
 
     Returns:
         The script; the graph as it is, run from Python, on a GPU, where TorchScript compiles kernels of its own for
-        minutes and a CUDA graph does away with Python, and where TorchScript does not know an operation, as the
-        gradient of a convolution: these are few and long.
+        minutes and a CUDA graph does away with Python; where this torch has no TorchScript, see `why_no_script`; and
+        where TorchScript does not know an operation, as the gradient of a convolution: these are few and long.
     """
-    if any(tensor.is_cuda for tensor in tensors):
+    if any(tensor.is_cuda for tensor in tensors) or why_no_script():
         return module
     try:
         return _traced(in_place(module, overwritten), tensors)
-    except RuntimeError as error:
-        if "unsupported argument type" not in str(error):
-            raise
+    except torch.linalg.LinAlgError:
+        raise
+    except RuntimeError:
+        module(*tensors)  # what is wrong with the graph itself is raised here
         return module
+
+
+@cache
+def why_no_script() -> str:
+    """Why graphs cannot be run by TorchScript here, found by trying; empty where they can."""
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.ops.aten.exp.default, (graph.placeholder("x"),)))
+    try:
+        value = _traced(fx.GraphModule({}, graph), [torch.zeros(2)])(torch.zeros(2))
+    except Exception as error:  # whatever a release without it raises
+        return f"TorchScript does not run here ({type(error).__name__}: {str(error).strip().splitlines()[0][:100]})"
+    return "" if torch.equal(value, torch.ones(2)) else "TorchScript gives other results here"
 
 
 def _traced(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:

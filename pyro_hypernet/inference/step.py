@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers
+from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers, why_no_script
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.capture import Captured
 from pyro_hypernet.inference.elbo import MAX_DISCREPANCY, VectorizedELBO
@@ -228,6 +228,8 @@ class Stepper:
         except RuntimeError as error:
             return self._fall_back(str(error))
         self._graphs[key] = captured
+        if captured.run is captured.module:  # neither scripted nor recorded on a GPU
+            self.reason = f"captured, run from Python: {why_no_script() or 'TorchScript lacks one of its operations'}"
         return captured
 
     def _fall_back(self, reason: str) -> None:
