@@ -16,8 +16,9 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.infer import Posterior, infer
 from pyro_hypernet.inference.checkpoint import load, save
 from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.fit import Fit, fit
+from pyro_hypernet.inference.fit import Fit, best_start, fit
 from pyro_hypernet.inference.nuts import Nuts, nuts
+from pyro_hypernet.inference.optimiser import Optim
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.modes import init_to_map
 from pyro_hypernet.output.arviz import to_arviz
@@ -33,11 +34,13 @@ __all__ = [
     "Fit",
     "Moved",
     "Nuts",
+    "Optim",
     "Plan",
     "Posterior",
     "Refined",
     "VectorizedELBO",
     "bayesianize",
+    "best_start",
     "compare",
     "diagnose",
     "fan_in",

@@ -34,8 +34,10 @@ from pyro_hypernet.guide import NUM_PROPOSALS, AutoHypernet
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import Fit, fit
 from pyro_hypernet.inference.nuts import nuts
+from pyro_hypernet.inference.optimiser import Optim
 from pyro_hypernet.inference.refine import Refined, refine
 from pyro_hypernet.output.arviz import to_arviz
+from pyro_hypernet.plan import Plan
 from pyro_hypernet.safeguards import refuse_minibatches
 from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
@@ -372,8 +374,8 @@ class _Work:
             self.note("plan", f"{planned} steps of training at {each}{asked}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The ELBO was still rising", UserWarning)  # part of the diagnosis
-            options = {"rejection": None, "progress": self.progress}
-            options["max_seconds"] = self.forecast.training_seconds()
+            options = {"plan": Plan(rejection=None), "progress": self.progress}
+            options["optim"] = Optim(max_seconds=self.forecast.training_seconds())
             self.fit = fit(self.model, self.guide, self.args, kwargs=self.kwargs, num_steps=planned, **options)
         self.note("fit", f"{self.fit.num_steps} steps, {self.fit.stopped_because}; ELBO {self.fit.elbo:.2f} nats")
         if self.fit.stopped_because == "interrupted":

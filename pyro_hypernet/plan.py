@@ -83,6 +83,25 @@ class Plan:
         chosen = {name: value for name, value in usual.items() if getattr(self, name) == "auto"}
         return replace(self, structure=structure, hypernet=hypernet, **chosen)
 
+    def beside(self, built: "Plan") -> "Plan":
+        """A guide's plan, with what is asked for here in its place.
+
+        Args:
+            built: What the guide is built of.
+
+        Raises:
+            ValueError: If the guide is built of anything else than this asks for.
+        """
+        usual = Plan()
+        for name in ("structure", "hypernet", "init_scale", "num_components"):
+            if getattr(self, name) not in (getattr(usual, name), getattr(built, name)):
+                raise ValueError(
+                    f"The guide was built with {name} {spelt(getattr(built, name))}; the plan asks for "
+                    f"{spelt(getattr(self, name))}: make a guide by AutoHypernet(model, plan=...)."
+                )
+        asked = {name: getattr(self, name) for name in ("num_particles", "anneal", "rejection")}
+        return replace(built, **{name: value for name, value in asked.items() if value != "auto"})
+
     def __str__(self) -> str:
         rates = self.rejection
         parts = [f"{self.num_particles} particles"]

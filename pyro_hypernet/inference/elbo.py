@@ -25,6 +25,8 @@ from pyro_hypernet.vectorize import MODES, TRANSPARENT, Model, describe_shapes, 
 
 GRADIENTS = ("auto", "path", "total")
 BOUNDS = ("elbo", "importance_weighted")
+COMPILES = ("auto", "graph", "inductor", "off")
+_NUM_PARTICLES = 8
 # Steps of the same shapes before the whole of one is captured; and how many shapes are.
 _CAPTURE_AFTER, _MAX_GRAPHS = 30, 4
 # Of the density by the map's inverse from that by the map itself, in standard deviations of the log density of a
@@ -64,13 +66,17 @@ class VectorizedELBO(ELBO):
     or as a PyroModule are learnt.
 
     Args:
-        num_particles: Number of draws K in one estimate.
+        num_particles: Number of draws K in one estimate; None for 8, and in `fit` for those of `guide.plan`.
         gradient: "total": the gradient of log p − log q as it stands; "path": without the score of q, whose mean is
             zero, so that the variance vanishes where q is exact; "auto": "path" for guides with a cheap inverse and
             a smooth score, so not for IAF and splines. Path gradients go through the inverse of the guide's map: where
             that is lost in rounding, "total" takes their place, with a warning.
         bound: "elbo", or "importance_weighted" for log mean exp of the K weights (its path gradient is DReG).
         mode: How the model runs: "graph", "eager" or "loop".
+        compile: How a whole step of `fit` runs, density, map and gradient together, with the same losses up to
+            rounding: "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which
+            takes a minute or so; "auto": the one of them that earns its time back. Plain SVI captures a step after a
+            while, unless it is "off".
 
     Raises:
         ValueError: If an option is unknown or the number of particles is not positive.
@@ -90,9 +96,15 @@ class VectorizedELBO(ELBO):
     """
 
     def __init__(
-        self, num_particles: int = 8, *, gradient: str = "auto", bound: str = "elbo", mode: str = "graph"
+        self,
+        num_particles: int | None = None,
+        *,
+        gradient: str = "auto",
+        bound: str = "elbo",
+        mode: str = "graph",
+        compile: str = "auto",
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
+        if num_particles is not None and (not isinstance(num_particles, int) or num_particles < 1):
             raise ValueError(f"num_particles must be a positive integer; got {num_particles!r}.")
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {gradient!r}.")
@@ -100,7 +112,16 @@ class VectorizedELBO(ELBO):
             raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}.")
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
-        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        if compile not in COMPILES:
+            raise ValueError(f"compile must be one of {', '.join(COMPILES)}; got {compile!r}.")
+        super().__init__(num_particles=num_particles or _NUM_PARTICLES, vectorize_particles=True)
+        self.options = {
+            "num_particles": num_particles,
+            "gradient": gradient,
+            "bound": bound,
+            "mode": mode,
+            "compile": compile,
+        }
         self.gradient = gradient
         self.bound = bound
         self.mode = mode
@@ -108,7 +129,7 @@ class VectorizedELBO(ELBO):
         self._prototype: Trace | None = None
         self._params: dict[str, Tensor] = {}
         self._is_distrusted = False
-        self._may_capture = mode == "graph"
+        self._may_capture = mode == "graph" and compile != "off"
         self._counts: dict[Any, int] = {}
         self._steps: dict[Any, Captured] = {}
 

@@ -3,30 +3,31 @@
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.anneal import Annealing
+from pyro_hypernet.inference.asked import Asked, put_in_place
 from pyro_hypernet.inference.batches import Batches
 from pyro_hypernet.inference.caution import after_fit, keep_going, warn_once
 from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.optimiser import Optimiser
-from pyro_hypernet.inference.step import COMPILES, Step
+from pyro_hypernet.inference.optimiser import Optim, Optimiser, as_optim
+from pyro_hypernet.inference.step import Step
 from pyro_hypernet.inference.training import REMEDY, Trainer, copies
 from pyro_hypernet.inference.traits import Traits, find_traits
 from pyro_hypernet.inference.verification import verify
-from pyro_hypernet.plan import check_anneal, check_rejection
+from pyro_hypernet.plan import Plan
 from pyro_hypernet.rejection import Choice
 from pyro_hypernet.vectorize import Model
 
-KEEP = ("best", "average", "last")
 # The share of the steps after which data count once that are annealed.
 _ANNEALED_SHARE = 0.5
 # Every restart takes this share of the steps.
@@ -77,23 +78,11 @@ def fit(
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_steps: int = 3000,
-    num_particles: int | None = None,
-    learning_rate: float = 5e-3,
-    warmup: float = 0.02,
-    decay: bool = True,
-    clip: float = 100.0,
-    gradient: str = "auto",
-    bound: str = "elbo",
-    keep: str = "best",
-    patience: int | None = None,
-    max_skipped: int = 100,
-    max_seconds: float = math.inf,
-    num_restarts: int = 1,
-    anneal: str | float = "auto",
-    mode: str = "graph",
-    compile: str = "auto",
-    rejection: str | float | None = "auto",
+    elbo: VectorizedELBO | None = None,
+    optim: Optim | float | Callable[..., torch.optim.Optimizer] | PyroOptim | None = None,
+    plan: Plan | None = None,
     progress: bool = True,
+    **moved: Any,
 ) -> Fit:
     """Trains the guide in place, and the model's own `pyro.param`s with it, by Adam on the vectorised ELBO.
 
@@ -112,36 +101,18 @@ def fit(
             long as the first.
         kwargs: The model's keyword arguments, the same for all batches.
         num_steps: Number of steps.
-        num_particles: Draws in one estimate of the bound; None for those of `guide.plan`, 32 by default.
-        learning_rate: Adam's peak step size.
-        warmup: Share of the steps over which the step size rises, in [0, 1).
-        decay: Whether it then falls to zero along a cosine.
-        clip: Greatest norm of the gradient over all parameters; ten times the usual norm, if that is more, where one of
-            at most 50 minibatches is shorter than others, which else would count too much.
-        gradient: "auto", "path" or "total", see VectorizedELBO.
-        bound: "elbo" or "importance_weighted".
-        keep: "best": the parameters after the window (1/50 of the run) of least mean loss, or those at the start,
-            where fresh draws say that training has made the guide worse, as it can an exact one; "average": their mean
-            over the last fifth; "last".
-        patience: Stop after this many windows without improvement; None for never.
-        max_skipped: Give up after this many skipped steps in a row.
-        max_seconds: After so long no further step is begun.
-        num_restarts: Starts to try, each for 4 % of the steps; the best goes on for what is left. More than one
-            discards what the guide has learnt.
-        mode: How the model runs: "graph", "eager" or "loop".
-        compile: How a whole step runs, density, map and gradient together, with the same losses up to rounding:
-            "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which takes a
-            minute or so; "auto": the one of them that earns its time back within `num_steps`.
-        anneal: How often the data count at first; falls geometrically to once at half of the steps. Above 1 keeps
-            hidden units at work that the bound would rather leave at their prior, a local optimum where the noise is
-            too large and functions too smooth; below 1 is tempering from the prior. "auto": as `guide.plan` says where
-            the guide is not trained yet, else 1. Source: Sønderby et al. 2016, arXiv
-            1602.02282, who let prior and entropy count less at first; Trippe and Turner 2018, arXiv 1801.06230, for
-            the optimum.
-        rejection: Whether draws of the trained guide are to be chosen by the posterior, see `AutoHypernet.reject`: a
-            share of draws to keep, in (0, 1); None keeps all; "auto" finds it among those of `guide.plan`, if there are
-            any, where it was trained on all data at once and the model's density is the same at every call.
+        elbo: The bound: its particles, gradient, and how it runs; None for VectorizedELBO().
+        optim: How parameters are stepped and kept, and when to stop early: an `Optim`; a number, Adam's peak step size;
+            or another optimiser, `torch.optim.AdamW` or `pyro.optim.ClippedAdam({"lr": 1e-3})`, by its own step size.
+        plan: What is to be otherwise than in `guide.plan`, this time: `anneal`, `num_particles` and `rejection`, see
+            `Plan`. Annealing and rejection of `guide.plan` are for a first fit, and for a guide that was trained on all
+            data at once whose model's density is the same at every call; those that are asked for here hold always.
+            Annealing keeps hidden units at work that the bound would rather leave at their prior, a local optimum where
+            the noise is too large and functions too smooth; below 1 it is tempering from the prior. Source: Sønderby et
+            al. 2016, arXiv 1602.02282, who let prior and entropy count less at first; Trippe and Turner 2018, arXiv
+            1801.06230, for the optimum.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
+        moved: Options that are now part of `elbo`, `optim` and `plan`, or of `best_start`, with a warning.
 
     Returns:
         Losses, seconds and why it stopped.
@@ -164,48 +135,114 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check_options(guide, num_steps, learning_rate, warmup, clip, keep, patience, max_skipped, compile, rejection)
-    check_anneal(anneal)
-    _check_restarts(num_restarts)
-    if not max_seconds > 0:
-        raise ValueError(f"max_seconds must be positive; got {max_seconds!r}.")
-    _refuse_groups()
+    _check(guide, num_steps)
+    asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
+    asked, num_restarts = put_in_place(asked, moved)
+    _check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
     batches, kwargs = Batches(args), dict(kwargs or {})
-    elbo = VectorizedELBO(1 if num_particles is None else num_particles, gradient=gradient, bound=bound, mode=mode)
     guide.reject(None)
     if num_restarts > 1:
         num_each = max(1, int(_RESTART_SHARE * num_steps))
         num_steps = max(1, num_steps - num_restarts * num_each)
-        options = {"num_particles": num_particles, "learning_rate": learning_rate, "clip": clip}
-        options |= {"mode": mode, "compile": compile, "gradient": gradient, "num_steps": num_each}
-        _choose_start(model, guide, args, kwargs, batches.first, num_restarts, **options)
+        options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
+        best_start(model, guide, args, kwargs=kwargs, **options)
+    return _fit(model, guide, batches, kwargs, num_steps, asked, progress=progress)
+
+
+def best_start(
+    model: Model,
+    guide: AutoHypernet,
+    args: tuple | Iterable[tuple],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_restarts: int = 4,
+    num_steps: int = 120,
+    elbo: VectorizedELBO | None = None,
+    optim: Optim | float | None = None,
+) -> None:
+    """Trains several starts a little and leaves the guide with the best, for `fit` to go on from.
+
+    What the guide has learnt is discarded.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide.
+        args: As in `fit`.
+        kwargs: The model's keyword arguments.
+        num_restarts: Starts to try.
+        num_steps: Steps of each.
+        elbo: As in `fit`.
+        optim: As in `fit`.
+
+    Raises:
+        TypeError: As `fit`.
+        ValueError: As `fit`.
+    """
+    _check(guide, num_steps)
+    _check_restarts(num_restarts, most=math.inf)
+    batches, kwargs = Batches(args), dict(kwargs or {})
+    # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
+    asked = Asked(
+        elbo or VectorizedELBO(), replace(as_optim(optim), decay=False, keep="last"), Plan(anneal=1.0, rejection=None)
+    )
+    best, kept = -math.inf, None
+    for _ in range(num_restarts):
+        guide.restart(*batches.first, **kwargs)
+        try:
+            result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, progress=False)
+        except FloatingPointError:
+            continue
+        if result.stopped_because == "interrupted":
+            raise KeyboardInterrupt  # the guide keeps what this start has reached
+        if kept is None or result.elbo > best:
+            best, kept = result.elbo, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
+    if kept is not None:
+        guide.load_state_dict(kept)
+
+
+def _fit(
+    model: Model,
+    guide: AutoHypernet,
+    batches: Batches,
+    kwargs: dict[str, Any],
+    num_steps: int,
+    asked: Asked,
+    *,
+    progress: bool,
+) -> Fit:
+    """Trains from where the guide is, then lets the posterior choose among its draws."""
     guide.setup(*batches.first, **kwargs)
-    elbo.num_particles = num_particles or guide.plan.num_particles
+    plan = asked.plan.beside(guide.plan)
+    elbo = VectorizedELBO(
+        **{**asked.elbo.options, "num_particles": asked.elbo.options["num_particles"] or plan.num_particles}
+    )
+    optim = asked.optim
     if kwargs:
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
-    _check_traits(traits, batches, rejection)
+    _check_traits(traits, batches, asked.plan.rejection)
     elbo._prepare(model, guide, batches.first, {})
     start = time.perf_counter()
-    annealing = _choose_annealing(anneal, guide, elbo, num_steps)
-    options = {"annealing": annealing, "compile": compile, "num_steps": num_steps}
-    trainer = Trainer(model, guide, batches, traits, elbo, **options)
-    run = Optimiser(trainer.parameters.vectors, num_steps, learning_rate, warmup, decay, clip, keep)
+    annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
+    trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps)
+    run = Optimiser(trainer.parameters.vectors, num_steps, optim)
     run.least_loss = trainer.least_loss
-    first = copies(run.parameters) if keep == "best" else None
+    first = copies(run.parameters) if optim.keep == "best" else None
     guide._start = None
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     try:
-        limits = {"num_steps": num_steps, "patience": patience, "max_skipped": max_skipped}
-        reached, stopped_because, trouble = _train(trainer, run, traits, bar, **limits, deadline=start + max_seconds)
+        deadline = start + optim.max_seconds
+        reached, stopped_because, trouble = _train(trainer, run, traits, bar, num_steps=num_steps, deadline=deadline)
         if stopped_because != "interrupted":
             reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
     finally:
         trainer.parameters.release()
     after_fit(guide, run.losses, trouble)
     chosen = None
-    if _rejects(rejection, guide, batches, kwargs, traits, elbo) and stopped_because != "interrupted":
-        chosen, why = _choose_draws(guide, batches.first, kwargs, rejection)
+    if _rejects(asked.plan.rejection, guide, batches, kwargs, traits, elbo) and stopped_because != "interrupted":
+        chosen, why = _choose_draws(
+            guide, batches.first, kwargs, plan.rejection, is_asked=asked.plan.rejection != "auto"
+        )
         stopped_because = why or stopped_because
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
@@ -228,8 +265,6 @@ def _train(
     bar: tqdm,
     *,
     num_steps: int,
-    patience: int | None,
-    max_skipped: int,
     deadline: float,
 ) -> tuple[float, str, str]:
     """Steps to the end; the parameters to keep are in place whatever happens.
@@ -237,7 +272,7 @@ def _train(
     Returns:
         The bound of the window that they stand for, why training stopped, and where skipped steps went wrong.
     """
-    stopped_because, trouble = "all steps done", ""
+    stopped_because, trouble, optim = "all steps done", "", run.optim
     try:
         for number in range(num_steps):
             if number and time.perf_counter() > deadline:
@@ -251,15 +286,15 @@ def _train(
             run.step(step)
             if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
                 trouble = _find_trouble(trainer, step, batch)
-            if run.skipped_in_a_row >= max_skipped:
+            if run.skipped_in_a_row >= optim.max_skipped:
                 raise FloatingPointError(
-                    f"{max_skipped} steps in a row were not finite; the trouble is in "
+                    f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
                     f"{_find_trouble(trainer, step, batch)}. {REMEDY} The guide keeps the last finite parameters."
                 )
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
                 bar.update(run.window)
-                if patience is not None and run.windows_since_best >= patience:
+                if optim.patience is not None and run.windows_since_best >= optim.patience:
                     stopped_because = "no improvement"
                     break
     except KeyboardInterrupt:
@@ -289,15 +324,15 @@ def _verify(
 
 
 def _choose_annealing(
-    anneal: str | float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
+    asked: str | float, planned: float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
 ) -> Annealing | None:
-    if anneal == "auto":
-        anneal = guide.plan.anneal if guide.suits_annealing and not elbo._params else 1.0
+    # Of its own accord only in a first fit, of a model without parameters of its own.
+    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo._params) else planned
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
 def _rejects(
-    rejection: str | float | None,
+    rejection: str | tuple[float, ...] | None,
     guide: AutoHypernet,
     batches: Batches,
     kwargs: dict[str, Any],
@@ -312,16 +347,15 @@ def _rejects(
 
 
 def _choose_draws(
-    guide: AutoHypernet, batch: tuple, kwargs: dict[str, Any], rejection: str | float
+    guide: AutoHypernet, batch: tuple, kwargs: dict[str, Any], rates: tuple[float, ...], *, is_asked: bool
 ) -> tuple[Choice | None, str | None]:
     """Lets the posterior choose among draws; what was learnt is kept whatever happens."""
-    is_auto = rejection == "auto"
     try:
-        return guide.reject(batch, kwargs, rates=guide.plan.rejection if is_auto else (rejection,)), None
+        return guide.reject(batch, kwargs, rates=rates), None
     except KeyboardInterrupt:
         return None, "interrupted"
     except ValueError as error:  # no weight is finite
-        if not is_auto:
+        if is_asked:
             warnings.warn(f"Every draw of the guide is kept: {error}", stacklevel=3)
         return None, None
     except Exception as error:
@@ -329,70 +363,19 @@ def _choose_draws(
         return None, None
 
 
-def _choose_start(
-    model: Model,
-    guide: AutoHypernet,
-    args: tuple | Iterable[tuple],
-    kwargs: dict[str, Any],
-    first: tuple,
-    num_restarts: int,
-    **options: Any,
-) -> None:
-    """Trains every start a little and leaves the guide with the best."""
-    best, kept = -math.inf, None
-    for _ in range(num_restarts):
-        guide.restart(*first, **kwargs)
-        try:
-            settings = {"decay": False, "keep": "last", "rejection": None, "anneal": 1.0, "progress": False}
-            result = fit(model, guide, args, kwargs=kwargs, **settings, **options)
-        except FloatingPointError:
-            continue
-        if result.stopped_because == "interrupted":
-            raise KeyboardInterrupt  # the guide keeps what this start has reached
-        reached = result.elbo
-        if kept is None or reached > best:
-            best, kept = reached, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
-    if kept is not None:
-        guide.load_state_dict(kept)
-
-
-def _check_options(
-    guide: Any,
-    num_steps: int,
-    learning_rate: float,
-    warmup: float,
-    clip: float,
-    keep: str,
-    patience: int | None,
-    max_skipped: int,
-    compile: str,
-    rejection: str | float | None,
-) -> None:
+def _check(guide: Any, num_steps: int) -> None:
     if not isinstance(guide, AutoHypernet):
         raise TypeError(
             f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
             "takes VectorizedELBO too."
         )
-    if keep not in KEEP:
-        raise ValueError(f"keep must be one of {', '.join(KEEP)}; got {keep!r}.")
-    if compile not in COMPILES:
-        raise ValueError(f"compile must be one of {', '.join(COMPILES)}; got {compile!r}.")
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
-    if not learning_rate > 0 or not clip > 0:
-        raise ValueError(f"learning_rate and clip must be positive; got {learning_rate!r} and {clip!r}.")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup must be a share of the steps in [0, 1); got {warmup!r}.")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience must be a positive number of windows or None; got {patience!r}.")
-    check_rejection(rejection)
-    if max_skipped < 1:
-        raise ValueError(f"max_skipped must be at least 1; got {max_skipped!r}.")
+    _refuse_groups()
 
 
-def _check_restarts(num_restarts: int) -> None:
-    if not isinstance(num_restarts, int) or not 1 <= num_restarts < 1 / _RESTART_SHARE:
-        most = round(1 / _RESTART_SHARE) - 1
+def _check_restarts(num_restarts: int, *, most: float) -> None:
+    if not isinstance(num_restarts, int) or not 1 <= num_restarts <= most:
         raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
 
 
@@ -407,15 +390,15 @@ def _refuse_groups() -> None:
         )
 
 
-def _check_traits(traits: Traits, batches: Batches, rejection: str | float | None) -> None:
+def _check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:
     """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
     is_several = batches.length is not None and batches.length > 1
     if traits.is_unscaled and is_several:
         raise ValueError(_spell_unscaled(traits, batches))
     if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
-        why = traits.noise or "args gives minibatches"
+        why, spelt = traits.noise or "args gives minibatches", rejection[0] if len(rejection) == 1 else rejection
         raise ValueError(
-            f"rejection={rejection!r} needs the same density of all data at every call, but {why}. Pass all data as "
+            f"rejection={spelt} needs the same density of all data at every call, but {why}. Pass all data as "
             "one tuple, without subsample_size, or leave rejection out."
         )
 

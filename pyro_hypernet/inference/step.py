@@ -16,7 +16,6 @@ from pyro_hypernet.inference.capture import Captured
 from pyro_hypernet.inference.elbo import MAX_DISCREPANCY, VectorizedELBO
 from pyro_hypernet.vectorize import Model, describe_shapes
 
-COMPILES = ("auto", "graph", "inductor", "off")
 # Shapes of batches that are captured; others, such as what is left at an epoch's end, run as they are.
 _MAX_GRAPHS = 4
 # Shapes of batches whose number is remembered, to tell what repeats.

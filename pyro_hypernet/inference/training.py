@@ -34,7 +34,6 @@ class Trainer:
         traits: Of the model on the first batch.
         elbo: The bound, prepared for both.
         annealing: How often the data count at every step, or None for once.
-        compile: As in `fit`.
         num_steps: How many steps there will be.
 
     Attributes:
@@ -55,11 +54,10 @@ class Trainer:
         elbo: VectorizedELBO,
         *,
         annealing: Annealing | None,
-        compile: str,
         num_steps: int,
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
-        self.elbo, self.annealing, self.compile, self.num_steps = elbo, annealing, compile, num_steps
+        self.elbo, self.annealing, self.num_steps = elbo, annealing, num_steps
         self.parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
         self.is_ragged = False
         self.shares = Shares(traits)
@@ -147,12 +145,12 @@ class Trainer:
 
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
         model, old = TemperedModel(self.model), self.elbo
-        elbo = VectorizedELBO(old.num_particles, gradient=old.gradient, bound=old.bound, mode=old.mode)
+        elbo = VectorizedELBO(**{**old.options, "num_particles": old.num_particles})
         elbo._prepare(model, self.guide, model.arguments(1.0, batch), {})
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 
     def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:
-        options = {"compile": self.compile, "num_steps": num_steps, "is_fixed": is_fixed}
+        options = {"compile": elbo.options["compile"], "num_steps": num_steps, "is_fixed": is_fixed}
         return Stepper(model, self.guide, elbo, self.parameters, **options)
 
     def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
