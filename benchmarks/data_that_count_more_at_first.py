@@ -16,7 +16,7 @@ import torch
 from timing import RESULTS, keep, median, table
 
 from models.references import NAMES, read_reference
-from pyro_hypernet import AutoHypernet, fit, predict
+from pyro_hypernet import AutoHypernet, Plan, fit, predict
 from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.inference.fit import _ANNEALED_SHARE
@@ -31,7 +31,7 @@ def one_cell(folder: str, task: str, anneal: float, seed: int, num_steps: int) -
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     guide = AutoHypernet(model)
-    result = fit(model, guide, args, num_steps=num_steps, anneal=anneal, rejection=None, progress=False)
+    result = fit(model, guide, args, num_steps=num_steps, plan=Plan(anneal=anneal, rejection=None), progress=False)
     found: dict[str, Any] = {"task": task, "seed": seed, "anneal": anneal, "share": _ANNEALED_SHARE, "steps": num_steps}
     found["seconds"] = result.seconds
     for prefix in ("", "rejected_"):

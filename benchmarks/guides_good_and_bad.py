@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models import PROBLEMS
 from models.targets import gaussian
 from models.two_modes import two_modes
-from pyro_hypernet import AutoHypernet, bayesianize, fan_in, fit
+from pyro_hypernet import AutoHypernet, Optim, Plan, bayesianize, fan_in, fit
 from pyro_hypernet.likelihoods import Gaussian
 from pyro_hypernet.maps.hypernets import identity
 
@@ -95,7 +95,12 @@ def trained(
     """A guide trained by `fit`; on `batches` where given."""
     guide = AutoHypernet(model, *guide_args, **options)
     result = fit(
-        model, guide, args if batches is None else batches, num_steps=num_steps, rejection=None, progress=False
+        model,
+        guide,
+        args if batches is None else batches,
+        num_steps=num_steps,
+        plan=Plan(rejection=None),
+        progress=False,
     )
     return model, args, guide, result
 
@@ -111,7 +116,8 @@ def stopped(name: str, share: float, *guide_args: Any, num_steps: int = 5000) ->
     problem = PROBLEMS[name]()
     guide = AutoHypernet(problem.model, *guide_args)
     steps = int(share * num_steps)
-    result = fit(problem.model, guide, problem.args, num_steps=steps, decay=False, rejection=None, progress=False)
+    how = {"optim": Optim(decay=False), "plan": Plan(rejection=None)}
+    result = fit(problem.model, guide, problem.args, num_steps=steps, **how, progress=False)
     return problem.model, problem.args, guide, result
 
 

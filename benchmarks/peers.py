@@ -9,7 +9,7 @@ from peers_numpyro import NUMPYRO_PEERS
 from peers_pyro import NUM_DRAWS, PYRO_PEERS, Outcome, judge, measure
 
 from models.references import Reference
-from pyro_hypernet import AutoHypernet, fit, move, refine
+from pyro_hypernet import AutoHypernet, Plan, VectorizedELBO, fit, move, refine
 from pyro_hypernet.maps.hypernets import coupling, iaf
 
 # A peer is called as peer(reference, num_steps, num_particles, learning_rate, seed).
@@ -18,7 +18,7 @@ Peer = Callable[..., Outcome]
 # What differs from AutoHypernet(model) and fit(model, guide, args): options of the guide, options of fit.
 OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
-    "no rejection": ({}, {"rejection": None}),
+    "no rejection": ({}, {"plan": Plan(rejection=None)}),
     "8 couplings": ({"hypernet": partial(coupling, num_layers=8)}, {}),
     "4 IAF": ({"hypernet": iaf}, {}),
     "linear": ({"hypernet": "linear"}, {}),
@@ -38,7 +38,8 @@ def run_hypernet(
 ) -> Outcome:
     """Fits an AutoHypernet, and moves its draws; None stands for the default of `fit`."""
     of_guide, of_fit = OURS["default" if variant in MOVES else variant]
-    budget = {"num_steps": num_steps, "num_particles": num_particles, "learning_rate": learning_rate}
+    elbo = None if num_particles is None else VectorizedELBO(num_particles)
+    budget = {"num_steps": num_steps, "elbo": elbo, "optim": learning_rate}
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     guide = AutoHypernet(reference.model, **of_guide)

@@ -16,7 +16,7 @@ from torch import Tensor
 from models import PROBLEMS
 from models.conjugate_regression import NOISE, PRIOR_SD
 from models.two_modes import two_modes
-from pyro_hypernet import AutoHypernet, fit
+from pyro_hypernet import AutoHypernet, Plan, fit
 from pyro_hypernet.calibration.sbc import sbc
 from pyro_hypernet.maps.hypernets import identity
 
@@ -60,7 +60,7 @@ def trained(*guide_args: Any, num_steps: int) -> Callable[..., Any]:
 
     def train(model: Any, *args: Any) -> AutoHypernet:
         guide = AutoHypernet(model, *guide_args)
-        fit(model, guide, args, num_steps=num_steps, rejection=None, progress=False)
+        fit(model, guide, args, num_steps=num_steps, plan=Plan(rejection=None), progress=False)
         return guide
 
     return train

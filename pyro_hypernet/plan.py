@@ -1,13 +1,14 @@
 """What "auto" stands for in one guide, worked out once."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from pyro_hypernet.knowledge import Knowledge
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, choose_hypernet, resolve_hypernet
-from pyro_hypernet.maps.structures import Structure, choose_structure, informed, resolve_structure
+from pyro_hypernet.maps.hypernets import HYPERNETS, MAX_TRIANGULAR_DIM, Hypernet, choose_hypernet, resolve_hypernet
+from pyro_hypernet.maps.structures import STRUCTURES, Structure, choose_structure, informed, resolve_structure
 
 # How often the data of a network count at first.
 ANNEAL = 5.0
@@ -69,10 +70,13 @@ class Plan:
             dim: Number of weights D.
             knowledge: What is known of the model, if the structure may build it in.
         """
-        structure = choose_structure(dim, is_informed=bool(knowledge)) if self.structure == "auto" else self.structure
+        structure, hypernet = _nickname(self.structure, STRUCTURES), _nickname(self.hypernet, HYPERNETS)
+        if structure == "auto":
+            structure = choose_structure(dim, is_informed=bool(knowledge))
         if structure == "informed" and not knowledge:
             structure = "full"
-        hypernet = _network(structure, dim, knowledge) if self.hypernet == "auto" else self.hypernet
+        if hypernet == "auto":
+            hypernet = _network(structure, dim, knowledge)
         is_default = structure in ("informed", "full") and hypernet in ("sets", "coupling", "spline")
         keeps_all = not is_default or dim > MAX_TRIANGULAR_DIM or self.num_components > 1
         usual = {
@@ -144,6 +148,11 @@ def _network(structure: str | Structure, dim: int, knowledge: Knowledge | None) 
     if is_informed and knowledge and any(len(units.index) > 1 for units in knowledge.symmetries.groups):
         return "sets"
     return choose_hypernet(dim) if structure in ("informed", "full") else "by_size"
+
+
+def _nickname(choice: Any, nicknames: Mapping[str, Any]) -> Any:
+    """The name of a function that has one, for both are the same choice."""
+    return next((name for name, known in nicknames.items() if known is choice and name != "auto"), choice)
 
 
 def _is_positive(number: Any) -> bool:

@@ -92,9 +92,9 @@ def test_a_file_keeps_it(make, args, options, expected, tmp_path):
     assert_same(guide, load(tmp_path / "guide.safetensors", model))
 
 
-def test_functions_stay_what_they_are():
+def test_functions_with_options_stay_what_they_are_and_others_are_their_nicknames():
     plan = made(m.linear, m.linear_data(), hypernet=partial(coupling, num_layers=2), structure=low_rank).plan
-    assert (plan.structure, plan.rejection, plan.anneal) == (low_rank, None, 1.0)
+    assert (plan.structure, plan.rejection, plan.anneal) == ("low_rank", None, 1.0)
     assert plan.hypernet.keywords == {"num_layers": 2}
 
 
