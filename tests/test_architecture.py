@@ -20,6 +20,7 @@ ORDER = [
     "graphs",
     "vectorize",
     "density",
+    "traces",
     "symmetries",
     "responses",
     "modes",

@@ -8,7 +8,8 @@ import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
+from pyro_hypernet.evaluation.importance import finite_log_weights, weighted_draws
+from pyro_hypernet.inference.rhat import worst
 from pyro_hypernet.vectorize import Model
 
 
@@ -37,7 +38,7 @@ class Metropolis:
     @property
     def max_rhat(self) -> float:
         """The worst R-hat over sites."""
-        return max(float(value[value.isfinite()].max()) for value in self.rhat.values())
+        return worst(self.rhat)
 
 
 @torch.no_grad()

@@ -26,14 +26,15 @@ from pyro_hypernet.evaluation.comparison import (
     WEIGHT_SPACE,
     Comparison,
 )
-from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.evaluation.distances import median_bandwidth, mmd_squared, sd_ratio, wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
+from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
-from pyro_hypernet.evaluation.predict import deterministic_nodes, map_in_chunks, predictive_nodes
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.symmetries import Symmetries
+from pyro_hypernet.target import bind_guide
+from pyro_hypernet.traces import deterministic_nodes, map_in_chunks, predictive_nodes
 from pyro_hypernet.vectorize import Model
 
 _NUM_SPLITS = 40
@@ -99,7 +100,7 @@ def compare(
         True
     """
     _check(posteriors, seconds, canonical, train_args, num_bootstrap)
-    symmetries = symmetries_of(model, *train_args) if canonical else None
+    symmetries = _symmetries(model, train_args) if canonical else None
     options = (model, args, kwargs, num_samples, function_site, symmetries)
     target = _view(reference, *options)
     if target.num_draws < 4:
@@ -134,6 +135,12 @@ def _check(
         raise ValueError("canonical=True needs the model's arguments with data, to try its symmetries: train_args=.")
     if num < 0:
         raise ValueError(f"num_bootstrap must be 0 or more; got {num}.")
+
+
+def _symmetries(model: Model, train_args: tuple) -> tuple[Symmetries, Layout]:
+    with torch.random.fork_rng(devices=[]):
+        target = bind_guide(model, None, train_args, {})
+    return symmetries_of(target), target.layout
 
 
 _Distances = dict[tuple[str, str], dict[str, float]]

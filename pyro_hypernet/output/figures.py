@@ -9,10 +9,11 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_hypernet.evaluation.importance import finite_log_weights
 from pyro_hypernet.evaluation.loo import leave_out
 from pyro_hypernet.evaluation.metrics import calibration_bins, coverage, ece, quantiles
-from pyro_hypernet.evaluation.predict import map_in_chunks, observed_nodes, pointwise_log_prob, predict
-from pyro_hypernet.evaluation.weighted import finite_log_weights
+from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.traces import map_in_chunks, observed_nodes, pointwise_log_prob
 from pyro_hypernet.vectorize import Model
 
 _LEVEL = 0.9

@@ -15,9 +15,9 @@ from torch import Tensor
 from pyro_hypernet.evaluation.comparison import Comparison
 from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.draws import draws, is_guide
-from pyro_hypernet.evaluation.predict import observed_nodes, predict, predictive_nodes
+from pyro_hypernet.evaluation.importance import WeightedDraws, finite_log_weights, weighted_draws
+from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.verdict import Diagnosis
-from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, weighted_draws
 from pyro_hypernet.inference.fit import Fit
 from pyro_hypernet.output.figures import (
     Band,
@@ -34,6 +34,7 @@ from pyro_hypernet.output.page import render
 from pyro_hypernet.output.pictures import draw_all
 from pyro_hypernet.output.record import FILE_NAME, Record, Table, read_record, write_record, write_whole
 from pyro_hypernet.safeguards import name_arguments
+from pyro_hypernet.traces import observed_nodes, predictive_nodes
 from pyro_hypernet.vectorize import Model, trace_one
 
 PAGE_NAME = "report.html"

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pyro_hypernet.correction.metropolis import metropolis, walk
-from pyro_hypernet.evaluation.diagnostics import expected_acceptance
-from pyro_hypernet.evaluation.weighted import weighted_draws
+from pyro_hypernet.evaluation.importance import expected_acceptance, weighted_draws
 from pyro_hypernet.guide import AutoHypernet
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width
 from tests.small_models import linear, linear_data, one_weight

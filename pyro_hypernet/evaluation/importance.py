@@ -1,15 +1,19 @@
-"""How good a guide is without any reference: the ELBO, importance weights, and what PSIS makes of them."""
+"""Importance weights of a guide's draws: the ELBO, k-hat, the log evidence, and how often a chain would accept."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.predict import MAX_BYTES
-from pyro_hypernet.evaluation.psis import pareto_shape
-from pyro_hypernet.evaluation.weighted import weighted_draws
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.density import NUM_LOOKS
+from pyro_hypernet.evaluation.draws import check_has_density, draws, draws_and_log_prob
+from pyro_hypernet.evaluation.psis import smoothed
+from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.target import Target, bind_guide
+from pyro_hypernet.traces import MAX_BYTES
+from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # Weights within one per cent of each other: no tail to fit.
 EQUAL_WEIGHTS = 0.01
@@ -17,30 +21,92 @@ EQUAL_WEIGHTS = 0.01
 BELIEVABLE_KHAT = 0.7
 
 
+@dataclass(frozen=True)
+class WeightedDraws:
+    """Draws with the two densities that make importance weights of them.
+
+    Attributes:
+        samples: A dict from site to draws of shape `(S, *shape)`.
+        log_p: log p(data, draw) in nats, shape `(S,)`, double precision, without Jacobians of supports.
+        log_q: log q(draw) in nats, likewise.
+    """
+
+    samples: dict[str, Tensor] = field(repr=False)
+    log_p: Tensor = field(repr=False)
+    log_q: Tensor = field(repr=False)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """`log p − log q` in nats, shape `(S,)`: their mean is the ELBO."""
+        return self.log_p - self.log_q
+
+    def take(self, index: Tensor) -> "WeightedDraws":
+        """The draws of these numbers, shape `(R,)`, repeated ones repeated."""
+        samples = {name: value[index] for name, value in self.samples.items()}
+        return WeightedDraws(samples, self.log_p[index], self.log_q[index])
+
+
 @torch.no_grad()
-def importance_log_weights(
-    model: Model, guide: Any, *args: Any, num_samples: int = 10_000, max_bytes: int = MAX_BYTES, **kwargs: Any
-) -> Tensor:
-    """`log p(data, w) − log q(w)` of independent draws from a guide.
+def weighted_draws(
+    model: Model,
+    guide: Any,
+    *args: Any,
+    num_samples: int = 10_000,
+    max_bytes: int = MAX_BYTES,
+    what: str = "the weight of a draw",
+    **kwargs: Any,
+) -> WeightedDraws:
+    """Independent draws from a guide with log p and log q.
 
     Args:
         model: The Pyro model.
-        guide: A guide with a density: an AutoHypernet or any other Pyro guide of all latent sites.
+        guide: An AutoHypernet or any other Pyro guide of all latent sites, with a density.
         args: The model's arguments, data included.
         num_samples: Number of draws S.
         max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
+        what: What the weights are for, to be named where the model draws minibatches.
         kwargs: The model's keyword arguments.
-
-    Returns:
-        Log weights in nats, in double precision, shape `(S,)`: their mean is the ELBO, the log of the mean of their
-        exponentials the log evidence.
 
     Raises:
         TypeError: If `guide` is no guide or a point estimate.
         ValueError: If the guide's sites are not the model's latent sites, or the model draws minibatches.
     """
-    drawn = weighted_draws(model, guide, *args, num_samples=num_samples, max_bytes=max_bytes, **kwargs)
-    return drawn.log_weights
+    target = bind_to_weigh(model, guide, args, kwargs)
+    return draw_weighted(target, guide, num_samples=num_samples, max_bytes=max_bytes, what=what)
+
+
+def bind_to_weigh(model: Model, guide: Any, args: tuple, kwargs: dict[str, Any]) -> Target:
+    """The model with its arguments, to weigh draws of a guide by; no random number is used up.
+
+    Raises:
+        TypeError: If `guide` is no guide or holds stored samples.
+        RuntimeError: If the guide has not seen its model yet.
+    """
+    check_has_density(guide)
+    with torch.random.fork_rng(devices=[]):
+        return bind_guide(model, guide, args, kwargs, mode="eager")
+
+
+@torch.no_grad()
+def draw_weighted(
+    target: Target, guide: Any, *, num_samples: int, max_bytes: int = MAX_BYTES, what: str = "the weight of a draw"
+) -> WeightedDraws:
+    """`weighted_draws` of a model that is bound to its arguments."""
+    _refuse_noise(target, guide, what)
+    samples, log_q = draws_and_log_prob(guide, *target.args, num_samples=num_samples, **target.kwargs)
+    return WeightedDraws(samples, target.log_density(samples, max_bytes=max_bytes), log_q.double())
+
+
+def _refuse_noise(target: Target, guide: Any, what: str) -> None:
+    """Raises where the density is another at every call, as of minibatches: noise by which no draw can be weighed."""
+    with outside_of_pyro(), torch.random.fork_rng(devices=[]):
+        few = draws(guide, *target.args, num_samples=NUM_LOOKS, **target.kwargs)
+        try:
+            trace = target.trace({name: value[0] for name, value in few.items()})
+        except Exception:  # a model that raises at this draw, where it has no density: not what is asked here
+            return
+        refuse_minibatches(trace, what)
+        target.refuse_random(target.layout.unconstrain({name: few[name] for name in target.layout.names})[0], what)
 
 
 def elbo(
@@ -50,7 +116,7 @@ def elbo(
 
     Args:
         model: The Pyro model.
-        guide: A guide with a density; see `importance_log_weights`.
+        guide: A guide with a density; see `weighted_draws`.
         args: The model's arguments, data included.
         num_samples: Number of draws.
         max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
@@ -65,10 +131,8 @@ def elbo(
     """
     options = {"num_samples": num_samples, "max_bytes": max_bytes, "what": "elbo"}
     log_weights = weighted_draws(model, guide, *args, **options, **kwargs).log_weights
-    error = (
-        log_weights.std() / math.sqrt(len(log_weights)) if len(log_weights) > 1 else log_weights.new_tensor(math.nan)
-    )
-    return float(log_weights.mean()), float(error)
+    error = float(log_weights.std()) / math.sqrt(len(log_weights)) if len(log_weights) > 1 else math.nan
+    return float(log_weights.mean()), error
 
 
 def khat(
@@ -82,7 +146,7 @@ def khat(
 
     Args:
         model: The Pyro model.
-        guide: A guide with a density; see `importance_log_weights`.
+        guide: A guide with a density; see `weighted_draws`.
         args: The model's arguments, data included.
         num_samples: Number of draws.
         max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
@@ -130,7 +194,7 @@ def khat_of(log_weights: Tensor) -> float:
         )
     if float(log_weights.max() - log_weights.min()) < EQUAL_WEIGHTS:
         return 0.0
-    return pareto_shape(log_weights)
+    return smoothed(log_weights)[1]
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -145,27 +209,6 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     Source: Kish 1965.
     """
     return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
-
-
-def importance_weighted_bound(log_weights: Tensor, *, num_particles: int) -> Tensor:
-    """The importance-weighted lower bound on the log evidence, `E log mean_k w_k`; the ELBO at one particle.
-
-    Args:
-        log_weights: In nats, shape `(S,)`; a remainder of S over K is left out.
-        num_particles: Draws K in every mean.
-
-    Returns:
-        A scalar, in nats.
-
-    Raises:
-        ValueError: If there are fewer weights than particles.
-
-    Source: Burda, Grosse and Salakhutdinov 2016, equation 8.
-    """
-    if not 1 <= num_particles <= len(log_weights):
-        raise ValueError(f"num_particles must lie between 1 and {len(log_weights)}, the draws; got {num_particles}.")
-    groups = log_weights[: len(log_weights) // num_particles * num_particles].reshape(-1, num_particles)
-    return (torch.logsumexp(groups, -1) - math.log(num_particles)).mean()
 
 
 def expected_acceptance(log_weights: Tensor) -> float:
@@ -187,3 +230,18 @@ def expected_acceptance(log_weights: Tensor) -> float:
     above = torch.arange(len(weights) - 1, -1, -1, dtype=torch.float64, device=weights.device)
     given = (weights.cumsum(0) / weights + above) / size
     return float((weights / total * given).sum())
+
+
+def finite_log_weights(log_weights: Tensor) -> Tensor:
+    """Log weights with −inf, weight zero, where they are not a number or +inf.
+
+    Args:
+        log_weights: In nats, shape `(S,)`.
+
+    Raises:
+        ValueError: If none is finite.
+    """
+    result = log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+    if not bool(result.isfinite().any()):
+        raise ValueError("No draw of the guide has a finite density: train it, or check the data for NaN.")
+    return result
