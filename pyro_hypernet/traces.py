@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
@@ -20,6 +21,11 @@ from pyro_hypernet.vectorize import Model, Vectorized, trace_one
 MAX_BYTES = 2**28
 # Chunks that fit into a core's cache run several times faster, if there are enough of them to capture a graph for.
 _CACHED_BYTES, _LEAST_CHUNKS = 2**22, 16
+_WRAPPERS = (
+    torch.distributions.Independent,
+    pyro.distributions.MaskedDistribution,
+    pyro.distributions.ExpandedDistribution,
+)
 
 
 def observed_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -70,11 +76,11 @@ def functions_of(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, Tenso
         point; empty where no mean is known.
     """
     values = {name: node["value"] for name, node in deterministic_nodes(trace).items()}
-    values |= {name: mean_of(node["fn"]) for name, node in predictive_nodes(trace, samples).items()}
+    values |= {name: _mean_of(node["fn"]) for name, node in predictive_nodes(trace, samples).items()}
     return {name: value for name, value in values.items() if value is not None and value.is_floating_point()}
 
 
-def mean_of(fn: Any) -> Tensor | None:
+def _mean_of(fn: Any) -> Tensor | None:
     """What a distribution says of its mean: probabilities where it, or what it wraps, has them: classes count as such.
 
     Args:
@@ -94,6 +100,17 @@ def mean_of(fn: Any) -> Tensor | None:
             return distribution.mean
         except (AttributeError, NotImplementedError):
             continue
+    return None
+
+
+def class_probabilities(fn: Any) -> Tensor | None:
+    """Of a distribution over classes, shape `(N, C)`, or `(N,)` of the positive one; None of any other distribution."""
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return fn.probs.flatten()
+    if isinstance(fn, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)):
+        return fn.probs.reshape(-1, fn.probs.shape[-1])
     return None
 
 

@@ -97,7 +97,7 @@ def metropolis(
     proposals = weighted_draws(
         model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps), what="metropolis", **kwargs
     )
-    path = walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
+    path = _walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
     flat = path + torch.arange(num_chains, device=path.device)[:, None] * path.shape[1]
     by_chain = {name: value[flat[:, warmup_steps:]] for name, value in proposals.samples.items()}
     moved = (path[:, 1:] != path[:, :-1]).double()
@@ -112,7 +112,7 @@ def metropolis(
     )
 
 
-def walk(log_weights: Tensor) -> Tensor:
+def _walk(log_weights: Tensor) -> Tensor:
     """Where chains stand that are offered these proposals, one after the other.
 
     Args:
