@@ -17,8 +17,8 @@ from timing import RESULTS, keep, median, table
 
 from models.references import NAMES, read_reference
 from pyro_hypernet import AutoHypernet, Plan, fit, predict
-from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
+from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.inference.fit import _ANNEALED_SHARE
 
 RATE, DRAWS = 0.05, 4000

@@ -20,8 +20,8 @@ import torch
 
 from models.references import NAMES, Reference, read_reference
 from pyro_hypernet import AutoHypernet, Optim, Plan, VectorizedELBO, fit, predict
-from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
+from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.maps.hypernets import coupling, iaf, spline
 
 RESULTS = Path(__file__).parent / "results"

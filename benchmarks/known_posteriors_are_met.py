@@ -14,7 +14,7 @@ import torch
 from models import PROBLEMS
 from models.posteriordb import POSTERIORS, PosteriorDB, read_posteriordb
 from pyro_hypernet import AutoHypernet, fit
-from pyro_hypernet.evaluation.diagnostics import elbo
+from pyro_hypernet.evaluation.importance import elbo
 
 RESULTS = Path(__file__).parent / "results"
 NUM_DRAWS = 10_000

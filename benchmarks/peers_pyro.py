@@ -24,8 +24,8 @@ from torch import Tensor
 from models.references import Reference
 from pyro_hypernet import predict
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.evaluation.diagnostics import importance_log_weights, khat_of
 from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.importance import khat_of, weighted_draws
 from pyro_hypernet.evaluation.metrics import nll
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.inference.elbo import VectorizedELBO
@@ -137,7 +137,7 @@ def measure(reference: Reference, guide: Any, seconds: float, notes: dict[str, f
         seconds: What its training took.
         notes: Goes into the outcome.
     """
-    log_weights = importance_log_weights(reference.model, guide, *reference.args, num_samples=NUM_WEIGHTS)
+    log_weights = weighted_draws(reference.model, guide, *reference.args, num_samples=NUM_WEIGHTS).log_weights
     samples = draws(guide, *reference.args, num_samples=NUM_DRAWS)
     return judge(reference, samples, seconds, log_weights.numpy(), notes=notes)
 

@@ -31,8 +31,8 @@ from timing import RESULTS, in_turn, keep, median, spell_ratio, table
 
 from models.references import NAMES, Reference, read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, predict
-from pyro_hypernet.evaluation.diagnostics import elbo as measure_elbo
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
+from pyro_hypernet.evaluation.importance import elbo as measure_elbo
 from pyro_hypernet.inference.optimiser import Optimiser
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 from pyro_hypernet.maps.hypernets import iaf

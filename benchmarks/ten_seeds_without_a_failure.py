@@ -19,7 +19,7 @@ from timing import RESULTS, keep, median, table
 
 from models.references import NAMES, read_reference
 from pyro_hypernet import AutoHypernet, fit
-from pyro_hypernet.evaluation.diagnostics import elbo
+from pyro_hypernet.evaluation.importance import elbo
 
 
 def one_cell(folder: str, task: str, seed: int, num_steps: int) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from pyro_hypernet.correction.metropolis import metropolis
 from pyro_hypernet.correction.move import Moved, move
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.compare import compare
+from pyro_hypernet.evaluation.convergence import fits_agree
 from pyro_hypernet.evaluation.diagnose import diagnose
-from pyro_hypernet.evaluation.diagnostics import khat
+from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
-from pyro_hypernet.evaluation.restarts import fits_agree
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.infer import Posterior, infer

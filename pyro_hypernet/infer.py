@@ -14,11 +14,11 @@ from pyro_hypernet.correction.move import move
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.checks import UNMIXED_RHAT
+from pyro_hypernet.evaluation.convergence import function_rhat
 from pyro_hypernet.evaluation.diagnose import Examination, examine
-from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
-from pyro_hypernet.evaluation.elsewhere import NUM_DRAWS, function_rhat
+from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, weighted_draws
+from pyro_hypernet.evaluation.independent_check import NUM_DRAWS
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE, Diagnosis
-from pyro_hypernet.evaluation.weighted import weighted_draws
 from pyro_hypernet.forecast import (
     CAUTION,
     LEAST_GATHERED,

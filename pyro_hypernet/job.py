@@ -17,7 +17,7 @@ from pyro_hypernet.bnn import bayesianize
 from pyro_hypernet.budget import Clock, measure, read_budget, round_up, spell_seconds
 from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.compare import Comparison, compare
-from pyro_hypernet.evaluation.diagnostics import elbo, khat
+from pyro_hypernet.evaluation.importance import elbo, khat
 from pyro_hypernet.evaluation.metrics import calibration_bins, coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
 from pyro_hypernet.guide import AutoHypernet

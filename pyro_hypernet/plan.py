@@ -57,8 +57,8 @@ class Plan:
         particles = self.num_particles
         if particles != "auto" and (not isinstance(particles, int) or particles < 1):
             raise ValueError(f'num_particles must be "auto" or a positive integer; got {particles!r}.')
-        check_anneal(self.anneal)
-        check_rejection(self.rejection)
+        _check_anneal(self.anneal)
+        _check_rejection(self.rejection)
         if isinstance(self.rejection, (float, list)):
             rates = (self.rejection,) if isinstance(self.rejection, float) else tuple(self.rejection)
             object.__setattr__(self, "rejection", rates)
@@ -117,13 +117,13 @@ class Plan:
         return f"fit: {', '.join(parts)}"
 
 
-def check_anneal(anneal: Any) -> None:
+def _check_anneal(anneal: Any) -> None:
     """Raises a ValueError where this cannot say how often data count at first."""
     if anneal != "auto" and not _is_positive(anneal):
         raise ValueError(f'anneal must be "auto" or a positive number, how often the data count; got {anneal!r}.')
 
 
-def check_rejection(rejection: Any) -> None:
+def _check_rejection(rejection: Any) -> None:
     """Raises a ValueError where this is no share of draws to keep, and none to choose from."""
     rates = rejection if isinstance(rejection, (tuple, list)) else (rejection,)
     are_shares = bool(rates) and all(isinstance(rate, float) and 0 < rate < 1 for rate in rates)

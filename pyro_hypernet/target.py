@@ -5,12 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import pyro
 import torch
+from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.density import NUM_LOOKS, LogJoint, map_model, sample_prior, split_density, trace_prior, zero_density
+from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.safeguards import (
     name_arguments,
@@ -19,12 +22,15 @@ from pyro_hypernet.safeguards import (
     refuse_minibatches,
     refuse_random_density,
 )
+from pyro_hypernet.traces import MAX_BYTES, count_bytes, functions_of
 from pyro_hypernet.vectorize import Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
 
 # Rows are evaluated in chunks, so that intermediate results stay in the processor's caches and fit into memory:
 # at most so many rows, and about so many numbers of the largest argument for all rows together.
 _MAX_ROWS, _LEAST_ROWS = 256, 8
 _MAX_NUMBERS = 2**23
+# Draws in one pass of `log_density`.
+_CHUNK = 2048
 
 
 class State(NamedTuple):
@@ -53,6 +59,7 @@ class Target(ABC):
         kwargs: Its keyword arguments.
         max_rows: Rows to evaluate at once; None for as many as suit the size of the data.
         point: Any unconstrained weights, shape `(D,)`; None where none is at hand.
+        mode: How `log_joint` runs: "graph", or "eager" where it runs a few times, so that a capture would not pay.
 
     Attributes:
         log_joint: The density of all weights, for what needs no power of the likelihood.
@@ -68,9 +75,10 @@ class Target(ABC):
         *,
         max_rows: int | None = None,
         point: Tensor | None = None,
+        mode: str = "graph",
     ) -> None:
         self.model, self.layout, self.args, self.kwargs = model, layout, args, dict(kwargs)
-        self.log_joint = LogJoint(model, layout)
+        self.log_joint = LogJoint(model, layout, mode=mode)
         self.max_rows = max_rows or _rows_for((args, self.kwargs))
         self.point = point
         self.num_rows = 0
@@ -116,6 +124,35 @@ class Target(ABC):
         """log p(data, w) of weights of shape `(S, D)`, Jacobians of the supports included, in nats, shape `(S,)`."""
         return self.log_joint(w, *self.args, **self.kwargs)
 
+    def parts(self, w: Tensor) -> Tensor:
+        """log prior, Jacobians included, and log likelihood of weights of shape `(S, D)`, in nats, shape `(S, 2)`."""
+        return self.log_joint.parts(w, *self.args, **self.kwargs)
+
+    def log_density(self, samples: Mapping[str, Tensor], *, max_bytes: int = MAX_BYTES) -> Tensor:
+        """log p(data, draw) of draws from anywhere.
+
+        Args:
+            samples: A dict from every latent site to draws of shape `(S, *shape)`.
+            max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
+
+        Returns:
+            Log densities of the constrained values in nats, without Jacobians, double precision, shape `(S,)`.
+        """
+        w, log_det = self.layout.unconstrain(samples)
+        needed = count_bytes(lambda: self.log_joint.site_log_probs(w[0], *self.args, **self.kwargs))
+        size = max(1, int(max_bytes // max(1, needed)))
+        with torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False):
+            log_p = torch.cat([self.log_prob(chunk) for chunk in w.split(min(size, _CHUNK))])
+        return (log_p - log_det).double()
+
+    def trace(self, values: Mapping[str, Tensor]) -> Trace:
+        """One run of the model, conditioned on a value of some or all latent sites, as its caller's handlers see it."""
+        return trace_one(self.model, dict(values), self.args, self.kwargs)
+
+    def trace_prior(self) -> Trace:
+        """One run of the model as it stands, its latents drawn from the prior."""
+        return trace_prior(self.model, self.args, self.kwargs)
+
     def value_and_grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prob` and its gradient, shape `(..., D)`, both detached."""
         return self.log_joint.value_and_grad(w, *self.args, **self.kwargs)
@@ -144,20 +181,10 @@ class Target(ABC):
             A dict from site to values of shape `(S, ...)`, all of floating point; empty where no mean is known.
         """
 
-        def collect(trace: Trace) -> dict[str, Tensor]:
-            values = {}
-            for name, node in trace.nodes.items():
-                if node["type"] != "sample" or name in samples:
-                    continue
-                value = node["value"] if node["infer"].get("_deterministic", False) else None
-                if value is None and node["is_observed"]:
-                    value = mean_of(node["fn"])
-                if value is not None and value.is_floating_point():
-                    values[name] = value
-            return values
-
         with torch.no_grad():
-            return map_model(self.model, samples, self.args, self.kwargs, collect=collect)
+            return map_model(
+                self.model, samples, self.args, self.kwargs, collect=lambda trace: functions_of(trace, samples)
+            )
 
     def raise_for_nan(self) -> None:
         """Raises a ValueError that names the first argument with NaN in it, if there is one."""
@@ -225,33 +252,29 @@ def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str) -> Who
     return Whole(model, layout, args, kwargs, point=point)
 
 
+def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any], *, mode: str = "graph") -> Whole:
+    """The model with its arguments and the latent sites that a guide for it has noted, which spares a run of the model.
+
+    Args:
+        model: The Pyro model, which may have an improper prior.
+        guide: A guide for it; of one that has not noted the sites, or of stored samples, the model is run once.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+        mode: How the density runs, see `Target`.
+    """
+    if isinstance(guide, AutoHypernet):
+        layout = guide.layout
+    elif isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
+        layout = Layout.from_trace(guide.prototype_trace)
+    else:
+        layout = Layout.from_trace(trace_prior(model, args, dict(kwargs)))
+    return Whole(model, layout, args, kwargs, mode=mode)
+
+
 def looks(target: Target) -> Tensor:
     """A few draws of the prior to try the density at, shape `(NUM_LOOKS, D)`; no random number is used up."""
     with outside_of_pyro(seed=0):
         return sample_prior(target.model, target.layout, NUM_LOOKS, target.args, target.kwargs)
-
-
-def mean_of(fn: Any) -> Tensor | None:
-    """What a distribution says of its mean: probabilities where it, or what it wraps, has them: classes count as such.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        The mean, that of what it wraps where it has none itself, or None.
-    """
-    inner = fn
-    while hasattr(inner, "base_dist") and not hasattr(inner, "probs"):
-        inner = inner.base_dist
-    probs = getattr(inner, "probs", None)
-    if isinstance(probs, Tensor):
-        return probs
-    for distribution in (fn, inner):
-        try:
-            return distribution.mean
-        except (AttributeError, NotImplementedError):
-            continue
-    return None
 
 
 def _no_density(draw: tuple[Tensor, Tensor], _: tuple | None) -> tuple:

@@ -21,6 +21,7 @@ ORDER = [
     "graphs",
     "vectorize",
     "density",
+    "traces",
     "symmetries",
     "responses",
     "modes",
@@ -206,3 +207,63 @@ def test_a_run_within_handlers_is_found():
         ("f", False),
     ]
     assert runs_of_models(ast.parse("with outside_of_pyro():\n    poutine.trace(g)()")) == [("", True)]
+
+
+# Public definitions that no other module uses and nobody can import from the package: its dotted name to why it stands.
+TO_BE_MENDED = {
+    "pyro_hypernet.announce.is_announced": "to be mended",
+    "pyro_hypernet.cli.main": "the entry point of the command",
+    "pyro_hypernet.cli.read_diabetes": "to be mended",
+    "pyro_hypernet.copies.needs_its_model": "to be mended",
+    "pyro_hypernet.graphs.agreement.tolerance": "to be mended",
+    "pyro_hypernet.inference.collapsed.Collapsed": "to be mended",
+    "pyro_hypernet.inference.elbo.Estimate": "to be mended",
+    "pyro_hypernet.inference.optimiser.Schedule": "to be mended",
+    "pyro_hypernet.inference.tempering.effective_number": "to be mended",
+    "pyro_hypernet.job.make_model": "to be mended",
+    "pyro_hypernet.maps.bijection.Inverse": "to be mended",
+    "pyro_hypernet.maps.coordinates.Coordinates": "to be mended",
+    "pyro_hypernet.maps.coupling.conditioner": "to be mended",
+    "pyro_hypernet.maps.foreign.Foreign": "to be mended",
+    "pyro_hypernet.maps.foreign.foreign": "for users: a hypernet made of their own flow",
+    "pyro_hypernet.maps.structures.set_couplings": "to be mended",
+    "pyro_hypernet.output.page.render": "the tests look at pages by it",
+    "pyro_hypernet.output.plots.plot_sbc": "for users: the ranks of sbc, drawn",
+    "pyro_hypernet.responses.Answer": "to be mended",
+    "pyro_hypernet.symmetries.Units": "to be mended",
+    "pyro_hypernet.symmetries.Move": "to be mended",
+}
+
+
+def names_in(path: Path) -> set[str]:
+    """All names that a file uses, imports or looks up as attributes."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+    return found
+
+
+def handed_out(tree: ast.Module) -> set[str]:
+    """Names that a user gets without importing them: in what a module's public functions return, or in its tables."""
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    returned = [node.returns for node in functions if node.returns is not None]
+    tables = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
+    return {name.id for root in returned + tables for name in ast.walk(root) if isinstance(name, ast.Name)}
+
+
+def test_every_public_definition_is_used():
+    """What is public is exported, used by another module, or returned; a helper of one module is private."""
+    used = {path: names_in(path) for path in PACKAGE.rglob("*.py")}
+    unused = set()
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        elsewhere = set().union(*(names for other, names in used.items() if other != path))
+        known = elsewhere | set(pyro_hypernet.__all__) | handed_out(tree)
+        defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        unused |= {f"{dotted(path)}.{name}" for name in defined if not name.startswith("_") and name not in known}
+    assert unused == set(TO_BE_MENDED)

@@ -34,7 +34,7 @@ from pyro.nn.module import to_pyro_module_
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO
-from pyro_hypernet.evaluation.diagnostics import elbo as elbo_of
+from pyro_hypernet.evaluation.importance import elbo as elbo_of
 from tests import small_models as m
 
 LINEAR_DATA = m.linear_data()

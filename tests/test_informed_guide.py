@@ -10,7 +10,7 @@ from models.abx import abx
 from models.references import ReferenceNet
 from pyro_hypernet import AutoHypernet, fit, load, predict, save
 from pyro_hypernet.density import sample_prior
-from pyro_hypernet.evaluation.diagnostics import elbo
+from pyro_hypernet.evaluation.importance import elbo
 from tests.seeds import seed
 
 

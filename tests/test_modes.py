@@ -10,7 +10,7 @@ from pyro import poutine
 
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, init_to_map
-from pyro_hypernet.evaluation.diagnostics import elbo
+from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.modes import find_modes
 from tests.seeds import seed

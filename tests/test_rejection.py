@@ -14,7 +14,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from models.conjugate_regression import conjugate_regression
 from pyro_hypernet import AutoHypernet, fit, load, save
 from pyro_hypernet.arguments import Arguments
-from pyro_hypernet.evaluation.diagnostics import elbo, importance_log_weights
+from pyro_hypernet.evaluation.importance import elbo, weighted_draws
 from pyro_hypernet.rejection import Rejection, choose
 from tests.seeds import seed
 
@@ -62,7 +62,7 @@ def test_the_bound_rises_and_stays_below_the_evidence(rejected):
 def test_importance_weights_average_to_the_evidence(rejected):
     """log q is exact: 4 standard errors, a false alarm in 16 000, beside the error of the rate."""
     guide, _, choice = rejected
-    weights = importance_log_weights(banana, guide, Y, num_samples=8000)
+    weights = weighted_draws(banana, guide, Y, num_samples=8000).log_weights
     relative = (weights - log_evidence()).exp()
     error = float(relative.std()) / math.sqrt(len(relative))
     assert abs(float(relative.mean()) - 1) < 4 * error + 4 * choice.rate_error

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from pyro_hypernet.calibration.ecdf import uniform_p_value
 from pyro_hypernet.calibration.journal import Journal
-from pyro_hypernet.density import LogJoint, trace_prior
 from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.evaluation.predict import predictive_nodes
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.fit import fit
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.target import Target, Whole, bind_guide
+from pyro_hypernet.traces import predictive_nodes
 from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 LIKELIHOOD = "log likelihood"
@@ -174,8 +173,9 @@ class _Task:
         self.num_draws = num_draws
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
-            trace = trace_prior(model, args)
-        self.layout = Layout.from_trace(trace)
+            target = bind_guide(model, None, args, {})
+            trace = target.trace_prior()
+        self.layout = target.layout
         latent = dict.fromkeys(self.layout.names)
         self.observed = [name for name, node in predictive_nodes(trace, latent).items() if node["is_observed"]]
         if not self.observed:
@@ -200,7 +200,7 @@ class _Task:
 
     def _ranks(self) -> list[float]:
         blank = poutine.condition(self.model, data=dict.fromkeys(self.observed))
-        trace = trace_prior(blank, self.args)
+        trace = Whole(blank, self.layout, self.args, {}).trace_prior()
         data = {name: trace.nodes[name]["value"].detach() for name in self.observed}
         # A module owns its learnt parameters, and is trained here: every simulation starts at the same ones.
         model = copy.deepcopy(self.model) if isinstance(self.model, torch.nn.Module) else self.model
@@ -208,20 +208,20 @@ class _Task:
         posterior = self.train(simulated, *self.args)
         samples = draws(posterior, *self.args, num_samples=self.num_draws)
         truth = {name: trace.nodes[name]["value"].detach()[None] for name in self.layout.names}
-        log_joint = LogJoint(simulated, self.layout, mode="eager")
+        target = Whole(simulated, self.layout, self.args, {}, mode="eager")
         with torch.no_grad(), outside_of_pyro():
-            columns = [torch.cat([self._columns(values, log_joint) for values in (truth, samples)])]
-        values = torch.cat(columns, 1)
+            values = torch.cat([_columns(target, values) for values in (truth, samples)])
         below = (values[1:] < values[0]).double().sum(0)
         ties = (values[1:] == values[0]).double().sum(0)
         ranks = below + torch.rand(below.shape, dtype=below.dtype) * (ties + 1)
         return (ranks / len(values)).tolist()
 
-    def _columns(self, samples: dict[str, Tensor], log_joint: LogJoint) -> Tensor:
-        count = next(iter(samples.values())).shape[0]
-        likelihood = log_joint.parts(self.layout.unconstrain(samples)[0], *self.args)[:, 1:]
-        flat = [samples[name].reshape(count, -1) for name in self.layout.names]
-        return torch.cat([*flat, likelihood], 1).double()
+
+def _columns(target: Target, samples: dict[str, Tensor]) -> Tensor:
+    """All numbers to be ranked, those of one draw in a row: the entries of the sites and the log likelihood."""
+    likelihood = target.parts(target.layout.unconstrain(samples)[0])[:, 1:]
+    flat = [samples[name].reshape(len(likelihood), -1) for name in target.layout.names]
+    return torch.cat([*flat, likelihood], 1).double()
 
 
 def _train_by_default(model: Model, *args: Any) -> AutoHypernet:

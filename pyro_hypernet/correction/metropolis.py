@@ -8,7 +8,8 @@ import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
+from pyro_hypernet.evaluation.importance import finite_log_weights, weighted_draws
+from pyro_hypernet.inference.rhat import worst
 from pyro_hypernet.vectorize import Model
 
 
@@ -37,7 +38,7 @@ class Metropolis:
     @property
     def max_rhat(self) -> float:
         """The worst R-hat over sites."""
-        return max(float(value[value.isfinite()].max()) for value in self.rhat.values())
+        return worst(self.rhat)
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def metropolis(
     proposals = weighted_draws(
         model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps), what="metropolis", **kwargs
     )
-    path = walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
+    path = _walk(finite_log_weights(proposals.log_weights).view(num_chains, -1))
     flat = path + torch.arange(num_chains, device=path.device)[:, None] * path.shape[1]
     by_chain = {name: value[flat[:, warmup_steps:]] for name, value in proposals.samples.items()}
     moved = (path[:, 1:] != path[:, :-1]).double()
@@ -111,7 +112,7 @@ def metropolis(
     )
 
 
-def walk(log_weights: Tensor) -> Tensor:
+def _walk(log_weights: Tensor) -> Tensor:
     """Where chains stand that are offered these proposals, one after the other.
 
     Args:

@@ -12,18 +12,17 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import NUM_LOOKS, trace_prior
+from pyro_hypernet.density import NUM_LOOKS
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
-from pyro_hypernet.evaluation.weighted import layout_of
 from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.inference.collapsed import collapse as collapsed
-from pyro_hypernet.inference.functions import side_by_side
 from pyro_hypernet.inference.moves import Trajectories
+from pyro_hypernet.inference.rhat import side_by_side
 from pyro_hypernet.inference.tempering import mean_and_spread
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.safeguards import refuse_minibatches
-from pyro_hypernet.target import State, Target, Whole
+from pyro_hypernet.target import State, Target, Whole, bind_guide
 from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
@@ -120,7 +119,7 @@ def move(
         raise TypeError(f"move takes a guide that can be sampled for ever; got {type(guide).__name__}, stored samples.")
     start = time.perf_counter()
     before = draws(guide, *args, num_samples=num_samples + _NUM_PILOTS, **kwargs)
-    whole = Whole(model, layout_of(model, args, kwargs, guide), args, kwargs)
+    whole = bind_guide(model, guide, args, kwargs)
     _check_model(whole, before)
     w = whole.layout.unconstrain(before)[0]
     with validation_enabled(False):
@@ -165,7 +164,7 @@ def _check_model(target: Target, samples: dict[str, Tensor]) -> None:
     except Exception as error:
         if not is_numerical(error):
             raise
-        trace = trace_prior(target.model, target.args, target.kwargs)  # the draw has no density; another will do
+        trace = target.trace_prior()  # the draw has no density; another will do
     target.layout.check(Layout.from_trace(trace), "the model")
     refuse_minibatches(trace, "move")
     few = {name: value[:NUM_LOOKS] for name, value in samples.items()}

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
+from pyro_hypernet.evaluation.evidence import evidence_bracket
+from pyro_hypernet.evaluation.importance import (
+    BELIEVABLE_KHAT,
+    effective_sample_size,
+    finite_log_weights,
+    weighted_draws,
+)
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
 from pyro_hypernet.vectorize import Model
 
 
@@ -102,12 +107,12 @@ def resample(
             "Train longer, use a richer guide, or refine(model, *args).",
             stacklevel=3,
         )
-    own = log_weights.log_softmax(0).exp()
+    evidence = evidence_bracket(log_weights)
     return Resampled(
         samples=proposals.take(index).samples,
-        log_evidence=float(log_weights.logsumexp(0)) - math.log(num_proposals),
-        log_evidence_error=float(((own**2).sum() - 1 / num_proposals).clamp(min=0).sqrt()),
-        ess=float(1 / (own**2).sum()),
+        log_evidence=evidence.lower,
+        log_evidence_error=evidence.lower_error,
+        ess=float(effective_sample_size(log_weights)),
         khat=khat,
         num_distinct=len(index.unique()),
         num_proposals=num_proposals,

@@ -1,6 +1,8 @@
 """How sure a distance between two sets of draws is: the bootstrap, on sorted columns so that a replicate is cheap."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +40,29 @@ def resampled_counts(num_draws: int, num_replicates: int, *, block: int = 1) -> 
     return torch.zeros(num_replicates, num_draws, dtype=torch.long).scatter_add_(1, index, torch.ones_like(index))
 
 
+def block_of(posterior: Any, num_kept: int) -> int:
+    """Draws in one block of the bootstrap: those of a chain that count for one, by its effective sample sizes.
+
+    Args:
+        posterior: A result with `function_ess` or `ess`, dicts from site to sizes; 1 for anything else.
+        num_kept: Number of draws taken from it.
+    """
+    sizes = getattr(posterior, "function_ess", None) or getattr(posterior, "ess", None)
+    if not isinstance(sizes, Mapping):
+        return 1
+    finite = torch.cat([value.flatten() for value in sizes.values()])
+    finite = finite[finite.isfinite()]
+    middle = float(finite.median()) if len(finite) else num_kept
+    return int(min(max(1.0, math.ceil(num_kept / max(middle, 1.0))), max(1, num_kept // 4)))
+
+
 def shuffled_blocks(num_draws: int, block: int) -> Tensor:
     """A random order of S draws that keeps blocks of neighbours together, shape `(S,)`; see `resampled_counts`."""
     blocks = torch.arange(num_draws).split(block)
     return torch.cat([blocks[i] for i in torch.randperm(len(blocks)).tolist()])
 
 
-class ResampledColumns:
+class _ResampledColumns:
     """Coordinates of one set of draws, sorted once; quantiles, spreads and means of every replicate from counts.
 
     Args:
@@ -92,7 +110,7 @@ class ResampledTarget:
     def __init__(self, target: Tensor, counts: Tensor) -> None:
         y = matrix(target)
         self._varying = y.max(0).values > y.min(0).values
-        columns = ResampledColumns(target, counts, self._varying)
+        columns = _ResampledColumns(target, counts, self._varying)
         self._sd = columns.sd
         self._quantiles = torch.stack([columns.quantiles(replicate) for replicate in range(len(counts))])
 
@@ -106,7 +124,7 @@ class ResampledTarget:
         Returns:
             A dict from "w1_over_sd" and "sd_ratio" to values of shape `(R,)`.
         """
-        columns = ResampledColumns(draws, counts, self._varying)
+        columns = _ResampledColumns(draws, counts, self._varying)
         gaps = torch.stack(
             [(columns.quantiles(r) - quantiles).abs().mean(-1) for r, quantiles in enumerate(self._quantiles)]
         )

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
-from pyro_hypernet.evaluation.elsewhere import Elsewhere
+from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
+from pyro_hypernet.evaluation.independent_check import IndependentDraws
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
 from pyro_hypernet.inference.caution import MOST_RISE, rise_at_the_end
 
@@ -96,11 +96,11 @@ def check_moments(w: Tensor, shares: Tensor, khat: float) -> Check:
     return Check("moments", max(0.0, shift), GOOD, "Means and spreads agree with those under the importance weights.")
 
 
-def check_elsewhere(found: Elsewhere, log_evidence: float, *, is_one_copy: bool) -> Check:
+def check_elsewhere(found: IndependentDraws, log_evidence: float, *, is_one_copy: bool) -> Check:
     """Whether points of the posterior that owe nothing to the guide are where the guide is.
 
     Args:
-        found: What `look_elsewhere` found.
+        found: What `find_independently` found.
         log_evidence: By the guide's weights, in nats.
         is_one_copy: Whether the model has symmetric copies of which the guide holds only some.
     """
@@ -123,7 +123,7 @@ def check_elsewhere(found: Elsewhere, log_evidence: float, *, is_one_copy: bool)
     return Check(name, missed, DOUBTFUL if unsure else BAD, reading, remedy)
 
 
-def check_functions(values: Tensor, reference: Tensor, found: Elsewhere) -> Check:
+def check_functions(values: Tensor, reference: Tensor, found: IndependentDraws) -> Check:
     """What the guide predicts, against draws that owe nothing to it.
 
     Args:

@@ -1,17 +1,16 @@
 """Posteriors against a reference: in function space, where predictions live, and site by site."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.evaluation.bootstrap import (
     ResampledTarget,
+    block_of,
     class_replicates,
     interval,
     mmd_replicates,
@@ -26,23 +25,19 @@ from pyro_hypernet.evaluation.comparison import (
     WEIGHT_SPACE,
     Comparison,
 )
-from pyro_hypernet.evaluation.diagnostics import elbo
 from pyro_hypernet.evaluation.distances import median_bandwidth, mmd_squared, sd_ratio, wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
+from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
-from pyro_hypernet.evaluation.predict import deterministic_nodes, map_in_chunks, predictive_nodes
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.symmetries import Symmetries
+from pyro_hypernet.target import bind_guide
+from pyro_hypernet.traces import class_probabilities, deterministic_nodes, map_in_chunks, predictive_nodes
 from pyro_hypernet.vectorize import Model
 
 _NUM_SPLITS = 40
 _LEVEL = 0.95
-_WRAPPERS = (
-    torch.distributions.Independent,
-    pyro.distributions.MaskedDistribution,
-    pyro.distributions.ExpandedDistribution,
-)
 
 
 @torch.no_grad()
@@ -99,7 +94,7 @@ def compare(
         True
     """
     _check(posteriors, seconds, canonical, train_args, num_bootstrap)
-    symmetries = symmetries_of(model, *train_args) if canonical else None
+    symmetries = _symmetries(model, train_args) if canonical else None
     options = (model, args, kwargs, num_samples, function_site, symmetries)
     target = _view(reference, *options)
     if target.num_draws < 4:
@@ -134,6 +129,12 @@ def _check(
         raise ValueError("canonical=True needs the model's arguments with data, to try its symmetries: train_args=.")
     if num < 0:
         raise ValueError(f"num_bootstrap must be 0 or more; got {num}.")
+
+
+def _symmetries(model: Model, train_args: tuple) -> tuple[Symmetries, Layout]:
+    with torch.random.fork_rng(devices=[]):
+        target = bind_guide(model, None, train_args, {})
+    return symmetries_of(target), target.layout
 
 
 _Distances = dict[tuple[str, str], dict[str, float]]
@@ -175,7 +176,7 @@ def _view(
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
 
     def collect(trace: Trace) -> dict[str, Tensor]:
-        return _function_values(trace, samples, function_site)
+        return _compared_values(trace, samples, function_site)
 
     values = map_in_chunks(model, samples, args, kwargs, collect=collect)
     probabilities = values.get("probabilities")
@@ -186,21 +187,10 @@ def _view(
         moved = {name for units in group.groups for name, _ in units.axes}
         sites |= {(CANONICAL_SPACE, n): value for n, value in layout.constrain(w)[0].items() if n in moved}
     function = values.get("function", probabilities)
-    return _View(sites, function, probabilities, _block(posterior, len(function)))
+    return _View(sites, function, probabilities, block_of(posterior, len(function)))
 
 
-def _block(posterior: Any, kept: int) -> int:
-    """Draws in one block of the bootstrap: those of a chain that count for one."""
-    sizes = getattr(posterior, "function_ess", None) or getattr(posterior, "ess", None)
-    if not isinstance(sizes, Mapping):
-        return 1
-    finite = torch.cat([value.flatten() for value in sizes.values()])
-    finite = finite[finite.isfinite()]
-    smallest = float(finite.median()) if len(finite) else kept
-    return int(min(max(1.0, math.ceil(kept / max(smallest, 1.0))), max(1, kept // 4)))
-
-
-def _function_values(trace: Trace, samples: Mapping[str, Tensor], function_site: str) -> dict[str, Tensor]:
+def _compared_values(trace: Trace, samples: Mapping[str, Tensor], function_site: str) -> dict[str, Tensor]:
     """The function and, for a classifier, the class probabilities, `(N, C)` or `(N,)`, of one draw."""
     named = deterministic_nodes(trace).get(function_site)
     observed = next(iter(predictive_nodes(trace, samples).values()), None)
@@ -210,22 +200,12 @@ def _function_values(trace: Trace, samples: Mapping[str, Tensor], function_site:
             "function space. Write pyro.deterministic, or name such a site with function_site=."
         )
     values = {} if named is None else {"function": named["value"]}
-    probabilities = None if observed is None else _class_probabilities(observed["fn"])
+    probabilities = None if observed is None else class_probabilities(observed["fn"])
     if probabilities is not None:
         values["probabilities"] = probabilities
     elif named is None:
         values["function"] = observed["fn"].mean
     return values
-
-
-def _class_probabilities(fn: Any) -> Tensor | None:
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    if isinstance(fn, torch.distributions.Bernoulli):
-        return fn.probs.flatten()
-    if isinstance(fn, (torch.distributions.Categorical, torch.distributions.OneHotCategorical)):
-        return fn.probs.reshape(-1, fn.probs.shape[-1])
-    return None
 
 
 def _distances(view: _View, target: _View) -> _Distances:

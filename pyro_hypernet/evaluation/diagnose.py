@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.density import sample_prior
 from pyro_hypernet.evaluation.checks import (
     check_acceptance,
     check_elsewhere,
@@ -19,16 +18,24 @@ from pyro_hypernet.evaluation.checks import (
     check_range,
     check_training,
 )
-from pyro_hypernet.evaluation.diagnostics import effective_sample_size, expected_acceptance, khat_of
-from pyro_hypernet.evaluation.elsewhere import Elsewhere, look_elsewhere
+from pyro_hypernet.evaluation.convergence import function_values
 from pyro_hypernet.evaluation.evidence import Bracket, evidence_bracket
-from pyro_hypernet.evaluation.functions import function_values
+from pyro_hypernet.evaluation.importance import (
+    WeightedDraws,
+    bind_to_weigh,
+    draw_weighted,
+    effective_sample_size,
+    expected_acceptance,
+    finite_log_weights,
+    khat_of,
+)
+from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.evaluation.verdict import USE, Check, Diagnosis, diagnosis_of
-from pyro_hypernet.evaluation.weighted import WeightedDraws, finite_log_weights, layout_of, weighted_draws
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.caution import remember
+from pyro_hypernet.target import Target
 from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 _PRIOR_DRAWS = 1000
@@ -51,7 +58,7 @@ class Examination:
     diagnosis: Diagnosis
     proposals: WeightedDraws = field(repr=False)
     bracket: Bracket
-    elsewhere: Elsewhere = field(repr=False)
+    elsewhere: IndependentDraws = field(repr=False)
 
 
 def diagnose(
@@ -118,22 +125,22 @@ def examine(
     num_functions: int = _FUNCTION_DRAWS,
 ) -> Examination:
     """`diagnose`, with everything that was drawn. Arguments as there, and how many draws to predict from."""
-    kwargs = kwargs or {}
     start = time.perf_counter()
-    num_samples = _at_most(num_samples, layout_of(model, args, kwargs, guide).dim)
-    proposals = weighted_draws(model, guide, *args, num_samples=num_samples, what="diagnose", **kwargs)
+    target = bind_to_weigh(model, guide, args, kwargs or {})
+    num_samples = _at_most(num_samples, target.layout.dim)
+    proposals = draw_weighted(target, guide, num_samples=num_samples, what="diagnose")
     log_weights = finite_log_weights(proposals.log_weights)
-    found = Elsewhere("nothing", note="there was no time, max_seconds=0")
+    found = IndependentDraws("nothing", note="there was no time, max_seconds=0")
     if max_seconds > 0 or draws is not None:
-        found = look_elsewhere(model, guide, *args, max_seconds=max_seconds, draws=draws, **kwargs)
-    is_one_copy = found.log_weights is not None and _holds_some_copies(model, guide, args, kwargs)
-    usable = found.how in ("refine", "given") and found.log_weights is not None and not is_one_copy
+        found = find_independently(target, guide, max_seconds=max_seconds, draws=draws)
+    is_one_copy = found.log_weights is not None and _holds_some_copies(target, guide)
+    usable = found.has_draws and found.log_weights is not None and not is_one_copy
     bracket = evidence_bracket(log_weights, found.log_weights if usable else None)
     figures = _figures(log_weights, bracket)
     checks = [
-        *_inner_checks(model, guide, proposals.samples, log_weights, figures, found, args, kwargs),
+        *_inner_checks(target, proposals.samples, log_weights, figures, is_alone=not found.has_draws),
         check_elsewhere(found, bracket.lower, is_one_copy=is_one_copy),
-        *_function_checks(model, proposals, found, args, kwargs, num_functions),
+        *_function_checks(target, proposals, found, num_functions),
         *([] if fit is None else [check_training(fit)]),
     ]
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
@@ -166,54 +173,45 @@ def _figures(log_weights: Tensor, bracket: Bracket) -> dict[str, Any]:
 
 
 def _inner_checks(
-    model: Model,
-    guide: Any,
-    samples: dict[str, Tensor],
-    log_weights: Tensor,
-    figures: dict,
-    found: Elsewhere,
-    args: tuple,
-    kwargs: dict,
+    target: Target, samples: dict[str, Tensor], log_weights: Tensor, figures: dict, *, is_alone: bool
 ) -> list[Check]:
     """What the guide's own draws say."""
-    layout = layout_of(model, args, kwargs, guide)
-    w = layout.unconstrain(samples)[0]
+    w = target.layout.unconstrain(samples)[0]
     khat = figures["khat"]
     shares = log_weights.softmax(0) if khat == 0 else smoothed(log_weights)[0].exp().to(w.device)
     checks = [
-        check_khat(khat, len(log_weights), figures["acceptance"], is_alone=found.how not in ("refine", "given")),
+        check_khat(khat, len(log_weights), figures["acceptance"], is_alone=is_alone),
         check_moments(w, shares, khat),
         check_acceptance(figures["acceptance"]),
         check_gap(figures["evidence_lower"] - figures["elbo"], figures["elbo_error"]),
     ]
     try:
-        prior = sample_prior(model, layout, _at_most(_PRIOR_DRAWS, layout.dim), args, kwargs)
+        prior = target.sample_prior(_at_most(_PRIOR_DRAWS, target.layout.dim))
     except (NotImplementedError, RuntimeError):  # an improper prior has no range
         return checks
     return [*checks, check_range(w, prior)]
 
 
-def _function_checks(
-    model: Model, proposals: WeightedDraws, found: Elsewhere, args: tuple, kwargs: dict, num_draws: int
-) -> list[Check]:
-    if found.how not in ("refine", "given"):
+def _function_checks(target: Target, proposals: WeightedDraws, found: IndependentDraws, num_draws: int) -> list[Check]:
+    if not found.has_draws:
         return []
     ours = {name: value[:num_draws] for name, value in proposals.samples.items()}
-    values = function_values(model, ours, *args, **kwargs)
-    reference = function_values(model, found.samples, *args, **kwargs)
+    values, reference = (
+        function_values(target.model, samples, target.args, target.kwargs) for samples in (ours, found.samples)
+    )
     if values is None or reference is None or values.shape[1] != reference.shape[1]:
         return []
     return [check_functions(values, reference, found)]
 
 
-def _holds_some_copies(model: Model, guide: Any, args: tuple, kwargs: dict) -> bool:
+def _holds_some_copies(target: Target, guide: Any) -> bool:
     """Whether the model has symmetries that the guide does not have."""
     if isinstance(guide, AutoHypernet) and guide.knowledge is not None and guide.knowledge.symmetries.groups:
         return False
-    if kwargs:
+    if target.kwargs:
         return False
     try:
         with outside_of_pyro():
-            return symmetries_of(model, *args)[0].log_order > 0
+            return symmetries_of(target).log_order > 0
     except ValueError:
         return False

@@ -1,6 +1,6 @@
 """Draws from anything that stands for a posterior: guides, Markov chains, dicts of samples."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from torch import Tensor
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.layout import Layout
 from pyro_hypernet.vectorize import outside_of_pyro
+
+# Draws in one pass of a guide's density at given points.
+_CHUNK = 2048
 
 
 @torch.no_grad()
@@ -77,12 +80,7 @@ def draws_and_log_prob(guide: Any, *args: Any, num_samples: int = 1000, **kwargs
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
-    if _stored(guide) is not None:
-        raise TypeError(
-            f"A guide with a density is needed here; got {type(guide).__name__}, stored samples, whose density is not "
-            "known."
-        )
-    _check_guide(guide)
+    check_has_density(guide)
     if not isinstance(guide, AutoContinuous):
         return _run_guide(guide, args, kwargs, num_samples, with_density=True)
     if isinstance(guide, AutoHypernet):
@@ -96,6 +94,44 @@ def draws_and_log_prob(guide: Any, *args: Any, num_samples: int = 1000, **kwargs
         log_q = posterior.log_prob(w)
     values, log_det = layout.constrain(w)
     return values, log_q - log_det
+
+
+@torch.no_grad()
+def log_density_of(guide: Any, samples: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor | None:
+    """log q of draws from anywhere.
+
+    Args:
+        guide: An AutoHypernet, an AutoNormal, or another of Pyro's AutoContinuous guides.
+        samples: A dict from every latent site to draws of shape `(S, *shape)`.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Log densities of the constrained values in nats, double precision, shape `(S,)`; None for guides of other
+        kinds, whose density at a given point nobody knows.
+    """
+    if isinstance(guide, AutoHypernet):
+        parts = [guide.log_prob(chunk) for chunk in _chunks(samples)]
+        return torch.cat(parts).double()
+    if not isinstance(guide, AutoContinuous) and type(guide) is not AutoNormal:
+        return None
+    w, log_det = Layout.from_trace(guide.prototype_trace).unconstrain(samples)
+    if isinstance(guide, AutoContinuous):
+        return (guide.get_posterior(*args, **kwargs).log_prob(w) - log_det).double()
+    sites = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
+    pairs = [guide._get_loc_and_scale(name) for name in sites]
+    loc, scale = (torch.cat([value.reshape(-1) for value in values]) for values in zip(*pairs, strict=True))
+    return (torch.distributions.Normal(loc, scale).log_prob(w).sum(-1) - log_det).double()
+
+
+def check_has_density(guide: Any) -> None:
+    """Raises a TypeError for what is no guide, and a RuntimeError for a guide that has not seen its model yet."""
+    if _stored(guide) is not None:
+        raise TypeError(
+            f"A guide with a density is needed here; got {type(guide).__name__}, stored samples, whose density is not "
+            "known."
+        )
+    _check_guide(guide)
 
 
 def is_guide(posterior: Any) -> bool:
@@ -205,6 +241,11 @@ def _log_prob(trace: Trace, shape: tuple[int, int]) -> Tensor:
     trace.compute_log_prob()
     nodes = [node for _, node in trace.iter_stochastic_nodes() if not site_is_subsample(node)]
     return sum(node["unscaled_log_prob"].reshape(shape).sum(-1) for node in nodes)
+
+
+def _chunks(samples: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    pieces = {name: value.split(_CHUNK) for name, value in samples.items()}
+    return (dict(zip(pieces, parts, strict=True)) for parts in zip(*pieces.values(), strict=True))
 
 
 def _raise_for_point(guide: Any) -> None:

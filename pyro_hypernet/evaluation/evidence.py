@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.diagnostics import importance_weighted_bound
-
 
 @dataclass(frozen=True)
 class Bracket:
@@ -60,12 +58,12 @@ def evidence_bracket(
         (-3.0, -3.0)
     """
     size = len(log_weights)
-    lower = float(importance_weighted_bound(log_weights, num_particles=num_particles or size))
+    lower = float(_lower_bound(log_weights, size if num_particles is None else num_particles))
     shares = log_weights.softmax(0)
     lower_error = float(((shares**2).sum() - 1 / size).clamp(min=0).sqrt())
     if posterior_log_weights is None or not len(posterior_log_weights):
         return Bracket(lower, lower_error, math.nan, math.nan)
-    k = num_particles or max(1, min(100, size // 10))
+    k = max(1, min(100, size // 10)) if num_particles is None else num_particles
     values = _with_one_exact(log_weights, posterior_log_weights, k)
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Bracket(lower, lower_error, float(values.mean()), math.hypot(error, (k - 1) / k * lower_error))
@@ -76,3 +74,11 @@ def _with_one_exact(log_weights: Tensor, exact: Tensor, num_particles: int) -> T
     others = torch.randint(len(log_weights), (len(exact), num_particles - 1), device=log_weights.device)
     groups = torch.cat([exact[:, None].to(log_weights), log_weights[others]], dim=1)
     return groups.logsumexp(-1) - math.log(num_particles)
+
+
+def _lower_bound(log_weights: Tensor, num_particles: int) -> Tensor:
+    """`E log mean_k w_k` in nats, a scalar; a remainder of S over K is left out."""
+    if not 1 <= num_particles <= len(log_weights):
+        raise ValueError(f"num_particles must lie between 1 and {len(log_weights)}, the draws; got {num_particles}.")
+    groups = log_weights[: len(log_weights) // num_particles * num_particles].reshape(-1, num_particles)
+    return (torch.logsumexp(groups, -1) - math.log(num_particles)).mean()

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT, EQUAL_WEIGHTS
+from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, EQUAL_WEIGHTS, finite_log_weights, weighted_draws
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.evaluation.weighted import finite_log_weights, weighted_draws
 from pyro_hypernet.vectorize import Model
 
 

@@ -35,25 +35,6 @@ def rmse(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().mean().sqrt()
 
 
-def brier(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared distance of probabilities from the truth.
-
-    Args:
-        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
-        labels: Classes 0 to C − 1, shape `(N,)`.
-
-    Returns:
-        For `(N, C)` the sum over classes, in [0, 2]; for `(N,)` the square of one entry, in [0, 1], half as much.
-
-    Source: Brier 1950.
-    """
-    _check_labels(probabilities, labels)
-    if probabilities.dim() == 1:
-        return (probabilities - labels).square().mean()
-    one_hot = torch.nn.functional.one_hot(labels.long(), probabilities.shape[-1])
-    return (probabilities - one_hot).square().sum(-1).mean()
-
-
 def calibration_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
     """Confidence against accuracy of the most probable class, in bins of equal width.
 
@@ -111,56 +92,6 @@ def coverage(draws: Tensor, target: Tensor, *, level: float = 0.9) -> Tensor:
     _check_draws(draws, target)
     lower, upper = quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
     return ((target >= lower) & (target <= upper)).to(draws).mean()
-
-
-def crps(draws: Tensor, target: Tensor) -> Tensor:
-    """Continuous ranked probability score, `E|X − y| − E|X − X'| / 2`, averaged over the data.
-
-    The fair estimator: unbiased for every number of draws (pairs of different draws only), from sorted draws in
-    O(S log S).
-
-    Args:
-        draws: Draws of the observations (noise included), at least two, shape `(S, *batch)`.
-        target: What came, shape `batch`.
-
-    Returns:
-        In the units of the target, lower is better.
-
-    Raises:
-        ValueError: If the shapes do not fit, or there is one draw only.
-
-    Source: Gneiting and Raftery 2007, equation 21; fairness: Ferro 2014.
-    """
-    _check_draws(draws, target)
-    size = draws.shape[0]
-    if size < 2:
-        raise ValueError(f"crps needs at least two draws; got {size}.")
-    ranks = torch.arange(1, size + 1, device=draws.device, dtype=draws.dtype)
-    weights = (2 * ranks - size - 1) / (size * (size - 1))
-    half_spread = torch.tensordot(weights, draws.sort(0).values, dims=([0], [0]))
-    return ((draws - target).abs().mean(0) - half_spread).mean()
-
-
-def auroc(scores: Tensor, labels: Tensor) -> Tensor:
-    """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half.
-
-    Args:
-        scores: Any scores, higher for the positive class, shape `(N,)`.
-        labels: 0 or 1, shape `(N,)`.
-
-    Returns:
-        A probability; NaN where one class is missing.
-
-    Source: the Mann-Whitney statistic; Hanley and McNeil 1982.
-    """
-    _check_same_shape(scores, labels)
-    _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0)
-    rank = (ends - (counts - 1) / 2)[inverse].double()
-    positive = labels.bool()
-    num_positive, num_negative = positive.sum(), (~positive).sum()
-    above = rank[positive].sum() - num_positive * (num_positive + 1) / 2
-    return above / (num_positive * num_negative)
 
 
 def total_variation(probabilities: Tensor, reference: Tensor) -> Tensor:

@@ -29,20 +29,6 @@ def arviz_is_split() -> bool:
     return int(import_module_quietly("arviz").__version__.split(".")[0]) >= 1
 
 
-def pareto_shape(log_weights: Tensor) -> float:
-    """Shape k of the generalised Pareto distribution fitted to the upper tail of importance weights.
-
-    Args:
-        log_weights: Logarithms of independent weights, in nats, shape `(S,)`.
-
-    Returns:
-        k-hat; infinite where there are too few weights to fit a tail.
-
-    Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, through ArviZ.
-    """
-    return float(_psislw(log_weights.detach().double().cpu().numpy())[1])
-
-
 def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
     """Pareto-smoothed importance weights.
 
@@ -51,7 +37,8 @@ def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
 
     Returns:
         Their smoothed logarithms, normalised so that every set sums to one, of the same shape in double precision;
-        and k-hat, a float, or a tensor of shape `(N,)`.
+        and k-hat, the shape of the generalised Pareto distribution fitted to their upper tail, a float, or a tensor of
+        shape `(N,)`; infinite where there are too few weights to fit a tail.
 
     Source: Vehtari, Simpson, Gelman, Yao and Gabry 2024, through ArviZ.
     """

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.no_u_turn import Chain, Evaluate, run_together
+from pyro_hypernet.inference.rhat import worst
 from pyro_hypernet.safeguards import refuse_minibatches
 from pyro_hypernet.target import Target, Whole, bind
 from pyro_hypernet.vectorize import Model
@@ -69,12 +69,12 @@ class Nuts:
     @property
     def max_rhat(self) -> float:
         """The worst R-hat over sites."""
-        return _worst(self.rhat)
+        return worst(self.rhat)
 
     @property
     def max_function_rhat(self) -> float:
         """The worst R-hat in function space: the one to judge a network by."""
-        return _worst(self.function_rhat)
+        return worst(self.function_rhat)
 
 
 def nuts(
@@ -305,11 +305,6 @@ def _run_some(
     ):
         warnings.filterwarnings("ignore", _OF_FAILURES, UserWarning)
         return run_together(space.evaluate_like(starts[0]), points, seeds, bar.update, **options)
-
-
-def _worst(values: Mapping[str, Tensor]) -> float:
-    finite = [value[value.isfinite()] for value in values.values()]
-    return max((float(value.max()) for value in finite if value.numel()), default=float("nan"))
 
 
 def _warn_of_failures(result: Nuts) -> None:

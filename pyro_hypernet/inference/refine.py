@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.collapsed import collapse as collapsed
 from pyro_hypernet.inference.coverage import Coverage, cover
-from pyro_hypernet.inference.functions import effective_draws, pooled_rhat, side_by_side
 from pyro_hypernet.inference.moves import Trajectories
+from pyro_hypernet.inference.rhat import effective_draws, pooled_rhat, side_by_side, worst
 from pyro_hypernet.inference.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order
 from pyro_hypernet.target import State, Target, Whole, bind, looks
 from pyro_hypernet.vectorize import Model
@@ -71,12 +71,12 @@ class Refined:
     @property
     def max_rhat(self) -> float:
         """The worst R-hat over sites; weights of networks may differ between populations by symmetry alone."""
-        return _worst(self.rhat)
+        return worst(self.rhat)
 
     @property
     def max_function_rhat(self) -> float:
         """The worst R-hat in function space: the one to judge a network by."""
-        return _worst(self.function_rhat)
+        return worst(self.function_rhat)
 
 
 def refine(
@@ -301,11 +301,6 @@ def _warn(result: Refined) -> None:
 def _finite_or_none(log_likelihood: Tensor) -> Tensor:
     """With −inf for what is not a number."""
     return log_likelihood.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
-
-
-def _worst(rhat: dict[str, Tensor]) -> float:
-    finite = [value[value.isfinite()] for value in rhat.values()]
-    return max((float(value.max()) for value in finite if value.numel()), default=math.nan)
 
 
 def _check_numbers(num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.evaluation.comparison import Comparison
-from pyro_hypernet.evaluation.diagnostics import BELIEVABLE_KHAT
+from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.metrics import coverage, ece, quantiles
 from pyro_hypernet.output.axes import add_legend, divide, import_matplotlib, to_numpy
 from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, forest_size, place_of
@@ -88,7 +88,7 @@ def draw_calibration(
 
     Of classes where the data are classes, whose probabilities are frequencies among the draws; else of intervals.
     """
-    ax, data, classes = _axes(3.8), "held-out data" if held_out else "training data", count_classes(observed)
+    ax, data, classes = _axes(3.8), "held-out data" if held_out else "training data", _count_classes(observed)
     draw = _draw_intervals if classes is None else _draw_classes
     readings = [f"{name}: {draw(ax, y, observed, name, colors[name])}" for name, y in replicated.items()]
     words = {"names": _listed(replicated), "reading": f"{readings[0]}, on {data}"}
@@ -106,7 +106,7 @@ def _draw_intervals(ax: Any, y: Tensor, observed: Tensor, name: str, color: str)
 
 
 def _draw_classes(ax: Any, y: Tensor, observed: Tensor, name: str, color: str) -> str:
-    classes = range(count_classes(observed) or 0)
+    classes = range(_count_classes(observed) or 0)
     probabilities = torch.stack([(y == k).double().mean(0) for k in classes], -1).flatten(0, -2)
     labels = observed.flatten().long()
     reliability(probabilities, labels, ax=ax, label=name, color=color)
@@ -115,11 +115,11 @@ def _draw_classes(ax: Any, y: Tensor, observed: Tensor, name: str, color: str) -
 
 def draw_check(replicated: Tensor, observed: Tensor, site: str) -> Picture:
     """A posterior predictive check: how many data fall into every bin, and how many of data sampled anew."""
-    edges = bins_of(observed)
+    edges = _bins_of(observed)
     counts = torch.histogram(observed.double().flatten().cpu(), edges).hist
     made = torch.stack([torch.histogram(one, edges).hist for one in replicated.double().flatten(1).cpu()])
     low, middle, high = quantiles(made, [(1 - _LEVEL) / 2, 0.5, (1 + _LEVEL) / 2])
-    ax, middles, is_discrete = _axes(3.4), to_numpy(edges[:-1] + edges.diff() / 2), count_classes(observed) is not None
+    ax, middles, is_discrete = _axes(3.4), to_numpy(edges[:-1] + edges.diff() / 2), _count_classes(observed) is not None
     width = float(edges[1] - edges[0]) * (0.7 if is_discrete else 1.0)
     ax.bar(middles, to_numpy(counts), width, color="C0", alpha=0.45, label="data")
     marks = {"fmt": "o", "color": "C3", "markersize": 3, "linewidth": 1.2, "label": "sampled anew"}
@@ -195,17 +195,17 @@ def draw_loo(pointwise: Tensor, khat: Tensor, source: str) -> Picture:
     }
 
 
-def count_classes(observed: Tensor) -> int | None:
+def _count_classes(observed: Tensor) -> int | None:
     """The number of classes where data are whole numbers from 0 up, 20 at most; None where they are not."""
     y = observed.double()
     is_classes = bool((y == y.round()).all()) and float(y.min()) >= 0 and float(y.max()) < _MOST_CLASSES
     return max(2, int(y.max()) + 1) if is_classes else None
 
 
-def bins_of(observed: Tensor) -> Tensor:
+def _bins_of(observed: Tensor) -> Tensor:
     """Edges of bins: one for each class; else with a margin, and fewer where each would hold only a handful."""
     low, high = float(observed.min()), float(observed.max())
-    if count_classes(observed) is not None:
+    if _count_classes(observed) is not None:
         return torch.arange(low - 0.5, high + 1.0, dtype=torch.float64)
     margin, count = 0.15 * (high - low) or 1.0, max(12, min(30, round(2 * observed.numel() ** (1 / 3))))
     return torch.linspace(low - margin, high + margin, count + 1, dtype=torch.float64)

@@ -7,9 +7,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.correction.metropolis import metropolis, walk
-from pyro_hypernet.evaluation.diagnostics import expected_acceptance
-from pyro_hypernet.evaluation.weighted import weighted_draws
+from pyro_hypernet.correction.metropolis import _walk, metropolis
+from pyro_hypernet.evaluation.importance import expected_acceptance, weighted_draws
 from pyro_hypernet.guide import AutoHypernet
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width
 from tests.small_models import linear, linear_data, one_weight
@@ -66,7 +65,7 @@ def test_shapes_and_constrained_sites():
 
 def test_a_chain_leaves_an_impossible_start():
     log_weights = torch.tensor([[-math.inf, -math.inf, 0.0, -math.inf, -math.inf]])
-    assert walk(log_weights).tolist() == [[0, 1, 2, 2, 2]]
+    assert _walk(log_weights).tolist() == [[0, 1, 2, 2, 2]]
 
 
 def test_what_is_refused():

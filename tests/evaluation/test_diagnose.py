@@ -12,7 +12,8 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, init_to_valu
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, diagnose, predict
 from pyro_hypernet.evaluation.checks import check_functions, check_training
-from pyro_hypernet.evaluation.elsewhere import Elsewhere, look_elsewhere
+from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
+from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width
 from tests.small_models import one_weight
 
@@ -76,7 +77,8 @@ def test_draws_at_hand_serve_to_look_beyond():
 
 
 def test_modes_are_climbed_where_a_run_is_too_long():
-    found = look_elsewhere(TWO.model, one_mode(), *TWO.args, max_seconds=1e-9)
+    guide = one_mode()
+    found = find_independently(bind_guide(TWO.model, guide, TWO.args, {}), guide, max_seconds=1e-9)
     assert found.how == "nothing"
     assert "was guessed to take" in found.note
     assert found.likely_seconds > 0
@@ -127,8 +129,8 @@ def test_training_that_was_not_done():
 
 def test_functions_of_draws_that_have_not_mixed_prove_nothing():
     values, reference = torch.randn(500, 3).double(), torch.randn(500, 3).double() + 5
-    mixed = check_functions(values, reference, Elsewhere("refine", rhat=1.0, num_populations=4))
-    unmixed = check_functions(values, reference, Elsewhere("refine", rhat=2.0, num_populations=4))
+    mixed = check_functions(values, reference, IndependentDraws("refine", rhat=1.0, num_populations=4))
+    unmixed = check_functions(values, reference, IndependentDraws("refine", rhat=2.0, num_populations=4))
     assert (mixed.level, unmixed.level) == ("bad", "good")
     assert "Inconclusive" in unmixed.reading
     assert math.isfinite(unmixed.value)

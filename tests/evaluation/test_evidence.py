@@ -6,8 +6,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_hypernet.evaluation.draws import log_density_of
 from pyro_hypernet.evaluation.evidence import evidence_bracket
-from pyro_hypernet.evaluation.weighted import log_density_of, log_joint_of, weighted_draws
+from pyro_hypernet.evaluation.importance import weighted_draws
+from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width, kl_of_width
 from tests.small_models import one_weight
 
@@ -16,7 +18,7 @@ def log_weights_of(ratio):
     guide = guide_of_width(ratio)
     own = weighted_draws(one_weight, guide, Y, num_samples=10_000).log_weights
     exact = {"mean": dist.Normal(POSTERIOR_MEAN, POSTERIOR_SD).sample((4000,))}
-    return own, log_joint_of(one_weight, exact, Y) - log_density_of(guide, exact, Y)
+    return own, bind_guide(one_weight, guide, (Y,), {}).log_density(exact) - log_density_of(guide, exact, Y)
 
 
 @pytest.mark.parametrize("ratio", [0.8, 1.5])
@@ -46,3 +48,13 @@ def test_without_draws_of_the_posterior_there_is_no_upper_figure():
     assert (bracket.lower, bracket.lower_error) == (0, 0)
     assert math.isnan(bracket.upper)
     assert math.isnan(bracket.width)
+
+
+def test_the_lower_figure_lies_between_elbo_and_evidence():
+    log_weights = torch.randn(6000).double()
+    bounds = [evidence_bracket(log_weights, num_particles=k).lower for k in (1, 10, 6000)]
+    assert bounds[0] == pytest.approx(float(log_weights.mean()))
+    assert bounds == sorted(bounds)
+    assert bounds[2] == pytest.approx(float(torch.logsumexp(log_weights, 0)) - math.log(6000))
+    with pytest.raises(ValueError, match="num_particles must lie between"):
+        evidence_bracket(log_weights, num_particles=0)

@@ -6,9 +6,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_hypernet import AutoHypernet, diagnose, infer, khat, loo, metropolis, report, resample
 from pyro_hypernet.evaluation.compare import compare
-from pyro_hypernet.evaluation.diagnostics import elbo, importance_log_weights
-from pyro_hypernet.evaluation.symmetric import symmetric_bound
-from pyro_hypernet.evaluation.weighted import weighted_draws
+from pyro_hypernet.evaluation.importance import elbo, weighted_draws
 from tests.small_models import subsampled
 
 Y = torch.arange(20.0)
@@ -17,13 +15,11 @@ DRAWS = {"mean": torch.zeros(8)}
 WEIGH = {
     "elbo": elbo,
     "khat": khat,
-    "importance_log_weights": importance_log_weights,
     "weighted_draws": weighted_draws,
     "diagnose": diagnose,
     "loo": loo,
     "resample": resample,
     "metropolis": metropolis,
-    "symmetric_bound": symmetric_bound,
     "infer": lambda model, guide, y: infer(model, y, guide=guide, budget=5, progress=False),
     "infer with a guide of its own": lambda model, guide, y: infer(model, y, budget=5, progress=False),
     "compare": lambda model, guide, y: compare({"guide": guide}, DRAWS, model, y, train_args=(y,), num_bootstrap=0),

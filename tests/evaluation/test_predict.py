@@ -9,7 +9,8 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_hypernet.evaluation.predict import count_bytes, log_likelihood, predict
+from pyro_hypernet.evaluation.predict import log_likelihood, predict
+from pyro_hypernet.traces import count_bytes
 from tests.evaluation.conjugate import line
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, subsampled, with_switch
@@ -212,7 +213,7 @@ def test_sampling_under_vmap_does_not_warn():
 
 def test_many_chunks_run_as_a_graph_with_fresh_noise(monkeypatch):
     """Twenty chunks of 50 draws and a rest of 7: the same functions as in one piece, and no noise comes twice."""
-    from pyro_hypernet.evaluation import predict as module
+    from pyro_hypernet import traces as module
 
     calls = []
     run_one = module.trace_one

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, fit
 from pyro_hypernet.density import LogJoint
-from pyro_hypernet.evaluation.diagnostics import elbo
+from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.inference.anneal import Annealing, TemperedModel
 from pyro_hypernet.likelihoods import Gaussian
 from pyro_hypernet.plan import ANNEAL

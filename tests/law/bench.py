@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit
-from pyro_hypernet.evaluation.diagnostics import importance_log_weights
+from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.layout import Layout
 from tests.law.style import Style
 from tests.seeds import seed
@@ -132,7 +132,7 @@ class Bench:
         """log p − log q of 400 draws."""
         with self.store():
             style = self.style
-            return importance_log_weights(style.guided, self._guide, *style.args, num_samples=400, **style.kwargs)
+            return weighted_draws(style.guided, self._guide, *style.args, num_samples=400, **style.kwargs).log_weights
 
     @cached_property
     def _frame(self) -> tuple[Tensor, Tensor]:

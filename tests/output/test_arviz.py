@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from pyro_hypernet.evaluation.diagnostics import importance_log_weights
+from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.evaluation.psis import arviz_is_split
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.nuts import nuts
@@ -204,7 +204,7 @@ def test_densities_of_the_draws_stand_beside_them(double):
         torch.testing.assert_close(stats["lp"][s], trace.log_prob_sum())
     torch.testing.assert_close(stats["log_weight"], stats["lp"] - stats["log_q"])
     pyro.set_rng_seed(seed(3))
-    weights = importance_log_weights(linear, guide, x, y, num_samples=20)
+    weights = weighted_draws(linear, guide, x, y, num_samples=20).log_weights
     pyro.set_rng_seed(seed(3))
     torch.testing.assert_close(
         torch.tensor(to_arviz(linear, guide, x, y, num_samples=20).sample_stats["log_weight"].values[0]), weights

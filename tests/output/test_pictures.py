@@ -81,10 +81,10 @@ def test_the_check_counts_the_bins_that_lie_outside():
 
 
 def test_bins_are_one_for_each_class_or_have_a_margin():
-    assert pictures.bins_of(torch.tensor([0, 2, 2])).tolist() == [-0.5, 0.5, 1.5, 2.5]
-    edges = pictures.bins_of(torch.tensor([0.5, 1.5]))
+    assert pictures._bins_of(torch.tensor([0, 2, 2])).tolist() == [-0.5, 0.5, 1.5, 2.5]
+    edges = pictures._bins_of(torch.tensor([0.5, 1.5]))
     assert (float(edges[0]), float(edges[-1])) == pytest.approx((0.35, 1.65))
-    assert len(pictures.bins_of(torch.full((9,), 0.3))) == 13
+    assert len(pictures._bins_of(torch.full((9,), 0.3))) == 13
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_bins_are_one_for_each_class_or_have_a_margin():
     ],
 )
 def test_what_counts_as_classes(y, count):
-    assert pictures.count_classes(y) == count
+    assert pictures._count_classes(y) == count
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.inference.functions import effective_draws, pooled_rhat, side_by_side
+from pyro_hypernet.inference.rhat import effective_draws, pooled_rhat, side_by_side
 from pyro_hypernet.target import bind
 from tests.seeds import seed
 

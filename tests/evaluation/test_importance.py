@@ -9,18 +9,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 
 from pyro_hypernet.evaluation import psis
-from pyro_hypernet.evaluation.diagnostics import (
+from pyro_hypernet.evaluation.draws import draws_and_log_prob, log_density_of
+from pyro_hypernet.evaluation.importance import (
     effective_sample_size,
     elbo,
-    importance_log_weights,
-    importance_weighted_bound,
+    finite_log_weights,
     khat,
     khat_of,
+    weighted_draws,
 )
 from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width, kl_of_width
 from tests.seeds import seed
 from tests.small_models import linear, linear_data, one_weight
@@ -59,13 +61,13 @@ def test_chunks_change_nothing():
     found = []
     for max_bytes in (1, 2**28):
         pyro.set_rng_seed(seed(0))
-        found.append(importance_log_weights(one_weight, guide, Y, num_samples=20, max_bytes=max_bytes))
+        found.append(weighted_draws(one_weight, guide, Y, num_samples=20, max_bytes=max_bytes).log_weights)
     torch.testing.assert_close(*found)
     assert found[0].dtype == torch.float64
 
 
 def test_log_weights_have_mean_evidence():
-    log_weights = importance_log_weights(one_weight, guide_of_width(1.5), Y, num_samples=20_000)
+    log_weights = weighted_draws(one_weight, guide_of_width(1.5), Y, num_samples=20_000).log_weights
     estimate = torch.logsumexp(log_weights, 0) - math.log(20_000)
     relative_error = float((log_weights - estimate).exp().std()) / 20_000**0.5
     assert abs(float(estimate) - LOG_EVIDENCE) < 5 * relative_error
@@ -120,16 +122,6 @@ def test_effective_sample_size():
     assert float(effective_sample_size(torch.tensor([1000.0, 0.0, 0.0]))) == pytest.approx(1)
 
 
-def test_importance_weighted_bound_lies_between_elbo_and_evidence():
-    log_weights = torch.randn(6000).double()
-    bounds = [float(importance_weighted_bound(log_weights, num_particles=k)) for k in (1, 10, 6000)]
-    assert bounds[0] == pytest.approx(float(log_weights.mean()))
-    assert bounds == sorted(bounds)
-    assert bounds[2] == pytest.approx(float(torch.logsumexp(log_weights, 0)) - math.log(6000))
-    with pytest.raises(ValueError, match="num_particles must lie between"):
-        importance_weighted_bound(log_weights, num_particles=0)
-
-
 def test_arviz_one_gets_log_likelihoods(monkeypatch):
     """ArviZ 1.x turns the sign of what it is given; a stand-in, for ArviZ 1.x needs Python 3.12."""
     given = []
@@ -138,5 +130,43 @@ def test_arviz_one_gets_log_likelihoods(monkeypatch):
     base.array_stats = SimpleNamespace(psislw=lambda values: given.append(values) or (values, 0.25))
     for module in (arviz, base, ModuleType("arviz_stats")):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    assert psis.pareto_shape(torch.tensor([1.0, 2.0])) == 0.25
+    assert psis.smoothed(torch.tensor([1.0, 2.0]))[1] == 0.25
     assert given[0].tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal, AutoHypernet])
+def test_log_q_at_given_draws_is_that_of_drawing(make):
+    x, y = linear_data()
+    guide = make(linear)
+    guide(x, y)
+    samples, log_q = draws_and_log_prob(guide, x, y, num_samples=20)
+    torch.testing.assert_close(log_density_of(guide, samples, x, y), log_q.double(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("double")
+def test_log_p_is_pyros():
+    x, y = linear_data()
+    guide = AutoHypernet(linear).setup(x, y)
+    drawn = weighted_draws(linear, guide, x, y, num_samples=3)
+    for i in range(3):
+        data = {name: value[i] for name, value in drawn.samples.items()}
+        trace = pyro.poutine.trace(pyro.condition(linear, data=data)).get_trace(x, y)
+        assert float(drawn.log_p[i]) == pytest.approx(float(trace.log_prob_sum()), rel=1e-4)
+    target = bind_guide(linear, guide, (x, y), {})
+    torch.testing.assert_close(target.log_density(drawn.samples, max_bytes=1), drawn.log_p)
+    assert drawn.take(torch.tensor([2, 2])).samples["slope"].shape == (2, 2)
+
+
+def test_a_guide_written_by_hand_has_no_density_elsewhere():
+    def guide(x, y):
+        for name, value in (("slope", torch.zeros(2)), ("noise", torch.tensor(1.0))):
+            pyro.sample(name, pyro.distributions.LogNormal(value, 0.1).to_event(value.dim()))
+
+    assert log_density_of(guide, {"slope": torch.ones(1, 2), "noise": torch.ones(1)}) is None
+
+
+def test_bad_weights_count_nothing():
+    weights = finite_log_weights(torch.tensor([0.0, torch.nan, torch.inf]))
+    assert weights.tolist() == [0.0, -torch.inf, -torch.inf]
+    with pytest.raises(ValueError, match="No draw of the guide has a finite density"):
+        finite_log_weights(torch.tensor([torch.nan]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models import PROBLEMS
-from pyro_hypernet.evaluation.restarts import fits_agree
+from pyro_hypernet.evaluation.convergence import fits_agree
 from tests.evaluation.conjugate import Y, guide_of_width, line
 from tests.small_models import one_weight
 

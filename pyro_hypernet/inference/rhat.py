@@ -1,20 +1,29 @@
-"""What a model computes from its draws: where populations and chains are compared, for weights have symmetries."""
+"""R-hat and effective draws of many functions at once: populations and chains compared by what a model computes."""
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
-def side_by_side(values: dict[str, Tensor], batch_dim: int) -> Tensor | None:
+def side_by_side(values: Mapping[str, Tensor], batch_dim: int) -> Tensor | None:
     """All functions in one tensor of shape `(*batch, functions)`.
 
     Args:
-        values: A dict from site to values of shape `(*batch, ...)`, such as `function_values` returns.
+        values: A dict from site to values of shape `(*batch, ...)`, such as `Target.functions` returns.
         batch_dim: Number of axes of `batch`.
 
     Returns:
         None where there are no functions.
     """
     return torch.cat([v.reshape(*v.shape[:batch_dim], -1) for v in values.values()], dim=-1) if values else None
+
+
+def worst(values: Mapping[str, Tensor]) -> float:
+    """The largest finite entry of a dict from site to R-hats; NaN where there is none."""
+    finite = [value[value.isfinite()] for value in values.values()]
+    return max((float(value.max()) for value in finite if value.numel()), default=math.nan)
 
 
 def pooled_rhat(values: Tensor) -> float:

@@ -1,18 +1,23 @@
-"""Whether several fits agree: R-hat in function space over restarts, which finds modes that one fit missed."""
+"""Whether fits and populations agree: R-hat in function space, which finds modes that one fit missed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.evaluation.functions import flat_sites, function_values
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
+from pyro_hypernet.inference.rhat import side_by_side, worst
+from pyro_hypernet.traces import functions_of, map_in_chunks
 from pyro_hypernet.vectorize import Model
 
 AGREED, DISAGREED = 1.05, 1.2
+# So many functions of every draw at most: an even choice of them.
+_MOST_FUNCTIONS = 500
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,9 @@ def fits_agree(
     values, space = [], "function"
     for posterior in posteriors:
         samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
-        functions = function_values(model, samples, *args, **kwargs)
-        if functions is None:
-            functions, space = flat_sites(samples), "weights"
-        values.append(functions)
+        functions = function_values(model, samples, args, kwargs)
+        space = space if functions is not None else "weights"
+        values.append(side_by_side(samples, 1).double() if functions is None else functions)
     size = min(len(value) for value in values)
     chains = torch.stack([value[:size] for value in values])
     folded = (chains - chains.flatten(0, 1).median(0).values).abs()
@@ -91,11 +95,7 @@ def fits_agree(
 
 def _rhat(chains: Tensor) -> Tensor:
     """R-hat of independent draws, shape `(k, S, F)`, without the split that chains need; 1 where all is still."""
-    size = chains.shape[1]
-    within = chains.var(1).mean(0)
-    between = chains.mean(1).var(0)
-    ratio = ((size - 1) / size * within + between) / within
-    return torch.where((within > 0) | (between > 0), ratio.sqrt(), 1.0).nan_to_num(nan=1.0, posinf=torch.inf)
+    return gelman_rubin(chains).nan_to_num(nan=1.0, posinf=math.inf)
 
 
 def _read(rhat: float, num_fits: int, space: str) -> Check:
@@ -107,3 +107,44 @@ def _read(rhat: float, num_fits: int, space: str) -> Check:
     return Check(
         "restarts", rhat, level, reading, "The fits found different posteriors: refine(model, *args) finds all."
     )
+
+
+@torch.no_grad()
+def function_values(model: Model, samples: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Tensor | None:
+    """The model's functions for every draw, flat.
+
+    Args:
+        model: The Pyro model.
+        samples: A dict from every latent site to draws of shape `(S, *shape)`.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Deterministic sites and means of observed sites (probabilities of classes), side by side and at most 500 of
+        them, shape `(S, F)`, double precision; None where the model has neither.
+    """
+    values = map_in_chunks(model, samples, args, kwargs, collect=lambda trace: functions_of(trace, samples))
+    flat = side_by_side(values, 1)
+    if flat is None:
+        return None
+    flat = flat[:, :: -(-flat.shape[1] // _MOST_FUNCTIONS)].double()
+    return flat[:, flat.isfinite().all(0)]
+
+
+def function_rhat(
+    model: Model, samples: Mapping[str, Tensor], args: tuple, num_populations: int, kwargs: dict | None = None
+) -> float:
+    """The worst R-hat of populations that follow each other, in function space, or of the sites where there is none.
+
+    Args:
+        model: The Pyro model.
+        samples: A dict from site to draws of shape `(populations * n, *shape)`.
+        args: The model's arguments.
+        num_populations: How many there are; NaN for one.
+        kwargs: The model's keyword arguments.
+    """
+    if num_populations < 2:
+        return math.nan
+    values = function_values(model, samples, args, kwargs or {})
+    values = side_by_side(samples, 1).double() if values is None else values
+    return worst({"functions": gelman_rubin(values.unflatten(0, (num_populations, -1)))})

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.evaluation.replicates import replicate
+from pyro_hypernet.evaluation.ppc import replicate
 from tests.evaluation.conjugate import line
 
 X = torch.linspace(-1, 1, 40)
