@@ -25,7 +25,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.model_state import ModelState, gather, learnable, restore, warn_of_missing
 from pyro_hypernet.knowledge import Knowledge
 from pyro_hypernet.layout import Layout, Site
-from pyro_hypernet.maps.bounds import drop_bounds, is_bounded
+from pyro_hypernet.maps.bounds import drop_bounds, is_bounded, loosen_bounds, slowness_of
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.maps.structures import STRUCTURES
 from pyro_hypernet.plan import Plan
@@ -33,7 +33,7 @@ from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide"
-# Version 1 had nothing of the model, and no bounds in the map; 2 held the model's arguments in two ways.
+# Version 1 had nothing of the model, and no bounds in the map; 2 held the model's arguments in two ways, and other bounds.
 _VERSION = 3
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."
@@ -76,6 +76,7 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
         "rejected": _describe_rejection(rejection) if rejection else None,
         "is_bounded": is_bounded(guide.bijection),
+        "slowness": slowness_of(guide.bijection),
         "layout": [_describe_site(site) for site in layout.sites],
         "model": _describe_state(state),
     }
@@ -146,6 +147,8 @@ def load(
         guide.build(layout, origin.to(device or "cpu"), knowledge)
     if not header.get("is_bounded", header["version"] > 1):
         drop_bounds(guide.bijection)
+    if header.get("slowness", 1.0) == 1.0:
+        loosen_bounds(guide.bijection)
     try:
         guide.load_state_dict(tensors)
     except RuntimeError as error:

@@ -30,12 +30,12 @@ def test_an_exact_guide_is_always_accepted():
     assert chains.longest_stay <= 2
 
 
-@pytest.mark.parametrize("ratio", [0.6, 1.7])
+@pytest.mark.parametrize("ratio", [0.8, 1.7])
 def test_acceptance_is_what_the_weights_say(ratio):
     guide = guide_of_width(ratio)
     chains = metropolis(one_weight, guide, Y, num_samples=2000)
     expected = expected_acceptance(weighted_draws(one_weight, guide, Y, num_samples=20_000).log_weights)
-    # 16 000 steps: a standard error below .01 with the chains' correlation.
+    # 16 000 steps: over 60 seeds sds below .01 of the difference; narrower guides than that have weights without variance.
     assert chains.acceptance == pytest.approx(expected, abs=0.04)
 
 

@@ -261,6 +261,7 @@ def test_an_unknown_row_is_named():
         compare({"a": reference}, reference, line, X).row("b")
 
 
+@pytest.mark.filterwarnings("ignore:NUTS has not mixed")  # 100 draws; what is asked of them is below
 def test_markov_chains_serve_as_reference_and_as_posterior():
     x, y = X.repeat(4), 0.5 * X.repeat(4)
     chains = nuts(line, x, y, num_samples=100, warmup_steps=50, num_chains=2, num_processes=1)
