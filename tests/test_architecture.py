@@ -46,7 +46,6 @@ ORDER = [
     "budget",
     "forecast",
     "infer",
-    "sheet",
     "tabular",
     "job",
     "job_report",
