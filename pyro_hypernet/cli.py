@@ -88,7 +88,6 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 def _do_job(options: argparse.Namespace) -> int:
     table = options.read(options)
     _check(options)
-    _draw_without_a_screen()
     torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
     print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
     for note in table.notes:
@@ -101,17 +100,14 @@ def _do_job(options: argparse.Namespace) -> int:
 
 
 def _do_report(options: argparse.Namespace) -> int:
-    _draw_without_a_screen()
     print(f"wrote {report_from(options.folder)}")
     return 0
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, value, least in (
-        ("--steps", options.num_steps, 1),
-        ("--hidden", options.hidden, 1),
-        ("--nuts-draws", options.nuts_draws, 10),
-    ):
+    least_of = {"num_steps": ("--steps", 1), "hidden": ("--hidden", 1), "nuts_draws": ("--nuts-draws", 10)}
+    for field, (name, least) in least_of.items():
+        value = getattr(options, field)
         if value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}.")
     if options.budget is not None:
@@ -122,13 +118,6 @@ def _check(options: argparse.Namespace) -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"The command line needs {', '.join(missing)}: pip install 'pyro-hypernet[cli]'.")
-
-
-def _draw_without_a_screen() -> None:
-    if importlib.util.find_spec("matplotlib") is not None:
-        import matplotlib
-
-        matplotlib.use("Agg")
 
 
 if __name__ == "__main__":

@@ -107,17 +107,9 @@ def infer(
 def prepare(task: Task, guide: AutoHypernet, num_steps: int | None) -> tuple[Forecast, str]:
     """Sets the guide up and finds out what things cost.
 
-    Args:
-        task: What is asked for.
-        guide: The guide.
-        num_steps: Most steps of training.
-
     Returns:
         What there is time for, and why the budget is too short for the least of it, or "": that is found out by runs of
         the model before the guide is touched, and again after it is set up.
-
-    Raises:
-        ValueError: If the model draws minibatches or cannot be fitted.
     """
     least_steps = min(LEAST_STEPS, num_steps or LEAST_STEPS)
     forecast = forecast_by_runs(task)
@@ -130,15 +122,7 @@ def prepare(task: Task, guide: AutoHypernet, num_steps: int | None) -> tuple[For
 
 
 def pursue(task: Task, guide: AutoHypernet, forecast: Forecast, engine: str, num_steps: int | None) -> Posterior:
-    """All steps, or those before Ctrl-C; after the first result none that fails takes it away.
-
-    Args:
-        task: What is asked for.
-        guide: The guide, set up.
-        forecast: What there is time for.
-        engine: As in `infer`.
-        num_steps: Most steps of training.
-    """
+    """All steps, or those before Ctrl-C, of a guide that is set up: no step that fails takes away what was reached."""
     reached = Posterior()
     try:
         for reached in stages(task, guide, forecast, engine, num_steps):  # noqa: B007 - the last one counts
@@ -196,9 +180,8 @@ def mend(task: Task, guide: AutoHypernet, forecast: Forecast, found: Examination
     given = (task, guide, forecast, reached)
     if found.diagnosis.khat <= BELIEVABLE_KHAT and bad <= _MENDED_BY_WEIGHTS:
         return task.attempt("resample", _GUIDE_STANDS, steps.resample_draws, *given, otherwise=reached)
-    refined = task.attempt(
-        "refine", _GUIDE_STANDS, steps.refine_instead, task, forecast, found, reached, otherwise=reached
-    )
+    instead = (steps.refine_instead, task, forecast, found, reached)
+    refined = task.attempt("refine", _GUIDE_STANDS, *instead, otherwise=reached)
     if refined.source != "guide":
         return refined
     return task.attempt("move", _GUIDE_STANDS, steps.move_draws, *given, otherwise=reached)

@@ -17,7 +17,7 @@ from pyro_hypernet.evaluation.compare import Comparison, compare
 from pyro_hypernet.evaluation.diagnostics import elbo, khat
 from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
-from pyro_hypernet.forecast import price_of_a_run
+from pyro_hypernet.forecast import NUM_PARTICLES, price_of_a_run
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.infer import prepare, pursue
 from pyro_hypernet.inference.elbo import VectorizedELBO
@@ -52,7 +52,6 @@ class Options:
         num_steps: Steps of every guide's training, fewer where the budget does not allow for so many.
         budget: Time for all of it, of which `infer` takes two fifths; it holds within a factor of about 1.5. None for
             three minutes, and twice or four times as much on a machine that is too slow for that.
-        num_particles: Draws in one estimate of the ELBO, the same for every guide.
         hidden: Hidden units of the network.
         nuts_draws: Draws kept in every chain of NUTS, after as many of warm-up.
         nuts_chains: Number of chains.
@@ -62,7 +61,6 @@ class Options:
 
     num_steps: int = 2000
     budget: str | float | None = None
-    num_particles: int = 32
     hidden: int = 10
     nuts_draws: int = 500
     nuts_chains: int = 2
@@ -103,12 +101,7 @@ class Result:
 
 
 def make_model(table: Table, hidden: int) -> Model:
-    """A tanh network of one hidden layer with weights `N(0, 1.5 / sqrt(fan_in))`, for a table's task.
-
-    Args:
-        table: The data, for the numbers of inputs and of classes.
-        hidden: Number of hidden units.
-    """
+    """A tanh network of one hidden layer with weights `N(0, 1.5 / sqrt(fan_in))`, for a table's task."""
     outputs = len(table.classes) if len(table.classes) > 2 else 1
     net = nn.Sequential(nn.Linear(len(table.features), hidden), nn.Tanh(), nn.Linear(hidden, outputs))
     likelihood = "gaussian" if not table.classes else ("bernoulli" if outputs == 1 else "categorical")
@@ -217,7 +210,7 @@ def _train_by_svi(task: Task, name: str, guide: Any, options: Options) -> tuple[
     pyro.set_rng_seed(options.seed)
     clock = Clock(_GUIDE * task.clock.budget)
     guide(*task.args)
-    loss = VectorizedELBO(options.num_particles)(task.model, guide)
+    loss = VectorizedELBO(NUM_PARTICLES)(task.model, guide)
     optimizer = torch.optim.Adam(guide.parameters(), lr=5e-3)
 
     def differentiate(_: int = 1) -> None:

@@ -10,7 +10,7 @@ from pyro_hypernet.evaluation.metrics import coverage
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.inference.checkpoint import save
 from pyro_hypernet.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
-from pyro_hypernet.output.axes import import_matplotlib, new_axes
+from pyro_hypernet.output.axes import divide, import_matplotlib
 from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band, reliability, spell_entry
 from pyro_hypernet.output.report import Band, report
 from pyro_hypernet.output.report import Table as TableOfText
@@ -21,7 +21,7 @@ _NOTE = (
     "rows. W1/sd: distance of the network's outputs from those of NUTS, in standard deviations; W1 over floor: the "
     "same as a multiple of the distance of one half of the draws of NUTS from the other."
 )
-_LEVELS = [k / 10 for k in range(1, 10)]
+_LEVELS, _DPI = [k / 10 for k in range(1, 10)], 130
 
 
 def write(result: Result, table: Table, out: Path) -> list[Path]:
@@ -103,7 +103,7 @@ def line_through_inputs(data: Split) -> tuple[int, Tensor, Tensor]:
 
 def _draw_predictions(result: Result, table: Table, path: Path) -> None:
     """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
-    along, right = new_axes(2, (11, 4.2))
+    along, right = _axes((11, 4.2), 2)
     column, line, grid = line_through_inputs(result.data)
     for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
         f = predict(result.model, posterior, grid, num_samples=NUM_DRAWS)["f"]
@@ -121,17 +121,18 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
             inside = [coverage(draws["y"], result.data.y_test, level=level) for level in _LEVELS]
             calibration_curve(torch.tensor(_LEVELS), torch.stack(inside), ax=right, label=name)
             right.set(xlabel="level of the predictive interval", ylabel="held-out targets inside")
-    _save(along.figure, path)
+    along.figure.savefig(path, dpi=_DPI)
 
 
 def _draw_posterior(result: Result, path: Path) -> None:
     """Marginals of a few weights under what `infer` returned, and NUTS."""
     draws = {HYPERNET: result.posterior.samples, NUTS: result.posteriors[NUTS].samples}
     sites = result.posteriors[HYPERNET].layout.sites[:8]
-    axes = marginals(draws, [spell_entry(site.name, [0] * len(site.shape)) for site in sites])
-    _save(axes[0].figure, path)
+    axes = _axes((2.6 * min(4, len(sites)), 2.3 * -(-len(sites) // 4)), len(sites))
+    marginals(draws, [spell_entry(site.name, [0] * len(site.shape)) for site in sites], axes=axes)
+    axes[0].figure.savefig(path, dpi=_DPI)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=130)
-    import_matplotlib().pyplot.close(figure)
+def _axes(size: tuple[float, float], count: int) -> Any:
+    """Axes of a figure of so many inches that needs no screen."""
+    return divide(import_matplotlib().figure.Figure(figsize=size, layout="constrained"), count, min(4, count))

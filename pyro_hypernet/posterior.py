@@ -59,15 +59,7 @@ class Posterior:
 class Task:
     """A model with its arguments, how many draws of its posterior are wanted and by when, and a log of the work.
 
-    Attributes:
-        model: The Pyro model.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        clock: The budget.
-        num_samples: Draws wanted.
-        say: Called with every line of the log.
-        progress: Whether to show bars.
-        log: The lines so far.
+    Every line of the log is given to `say` as it is made; `progress` tells whether to show bars.
     """
 
     model: Model

@@ -109,8 +109,7 @@ def read_csv(path: str | Path, target: str, task: str | None = None) -> Table:
     inputs = frame.drop(columns=target).apply(_numbers)
     notes += [_ROW_NUMBER.format(name) for name in inputs if (inputs[name].diff()[1:] == 1).all()]
     y, classes = _target(frame[target], task, notes)
-    x = torch.from_numpy(np.ascontiguousarray(inputs))
-    return Table(x, y, tuple(inputs), target, classes, tuple(notes))
+    return Table(torch.from_numpy(np.array(inputs)), y, tuple(inputs), target, classes, tuple(notes))
 
 
 def split(table: Table, *, test_share: float = 0.25, seed: int = 0) -> Split:
@@ -161,12 +160,12 @@ def _read_text(path: Path) -> Any:
             f"{path} cannot be read as CSV ({error}): look for a quotation mark that is not closed."
         ) from None
     header = [name or f"Unnamed: {i}" for i, name in enumerate(rows.pop(min(rows)))]
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise ValueError(f"Column names must differ; {', '.join(map(repr, doubled))} stands more than once.")
     for line, cells in rows.items():
         if len(cells) != len(header):
             raise ValueError(f"Line {line} has {len(cells)} cells; the header has {len(header)} columns.")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise ValueError(f"Column names must differ; {', '.join(map(repr, doubled))} stands more than once.")
     frame = pandas.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
     frame.attrs["separator"] = separator
     return frame

@@ -15,7 +15,8 @@ import torch
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
 from pyro_hypernet.budget import Clock, Cost
-from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, USE
+from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
+from pyro_hypernet.posterior import Posterior
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y
 from tests.seeds import seed
 from tests.small_models import one_weight
@@ -150,9 +151,6 @@ def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
 
 @pytest.mark.parametrize("step", ["examine", "refine"])
 def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(STEPS, step, interrupt)
     verdict = "do not trust it" if step == "examine" else "(do not trust|refine) it"
     guide = AutoHypernet(TWO.model, "identity", "full")  # a normal on one of two modes: no seed makes it good
@@ -163,6 +161,40 @@ def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
     assert posterior.fit.num_steps == 50
     assert (posterior.diagnosis is None) == (step == "examine")
     assert any("interrupted; what was reached is kept" in line for line in posterior.log)
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_training_keeps_draws_of_an_engine_that_did_not_converge(monkeypatch):
+    draws = Posterior({"mean": torch.zeros(1000)}, "nuts", REFINE, "Chains disagree.")
+    monkeypatch.setattr(STEPS, "draw_exactly", lambda *_: draws)
+    monkeypatch.setattr(STEPS, "fit", interrupt)
+    with pytest.warns(UserWarning, match="'refine it'. Chains disagree."):
+        posterior = quick(one_weight, Y, engine="nuts")
+    assert (posterior.source, posterior.guide) == ("nuts", None)
+    assert posterior.samples["mean"] is draws.samples["mean"]
+    words = ("nuts did not converge", "interrupted; what was reached is kept", "done: refine it, draws from: nuts")
+    assert all(any(word in line for line in posterior.log) for word in words)
+
+
+def test_a_trained_guide_has_no_verdict_of_the_engine_before_it(monkeypatch):
+    draws = Posterior({"mean": torch.zeros(1000)}, "refined", REFINE, "Populations disagree.", log_evidence=1.0)
+    monkeypatch.setattr(STEPS, "draw_exactly", lambda *_: draws)
+    monkeypatch.setattr(STEPS, "examine", interrupt)
+    with pytest.warns(UserWarning, match="'do not trust it'. It was interrupted before it could be judged."):
+        posterior = quick(one_weight, Y, engine="refine", num_steps=1)
+    assert posterior.source == "guide"
+    assert math.isnan(posterior.log_evidence)
+
+
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior")
+def test_ctrl_c_while_gathering_keeps_the_draws(monkeypatch):
+    monkeypatch.setattr(STEPS, "to_arviz", interrupt)
+    posterior = quick(one_weight, Y, num_steps=1)
+    assert (posterior.samples["mean"].shape, posterior.idata) == ((1000,), None)
+    assert any("interrupted before the draws were gathered for ArviZ" in line for line in posterior.log)
 
 
 @pytest.mark.filterwarnings("ignore:The verdict on this posterior")
