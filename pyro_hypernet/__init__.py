@@ -13,7 +13,7 @@ from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.infer import Posterior, infer
+from pyro_hypernet.infer import infer
 from pyro_hypernet.inference.checkpoint import load, save
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import Fit, best_start, fit
@@ -25,6 +25,7 @@ from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.output.forest import forest
 from pyro_hypernet.output.report import report
 from pyro_hypernet.plan import Plan
+from pyro_hypernet.posterior import Posterior
 from pyro_hypernet.priors import fan_in
 
 __all__ = [

@@ -4,18 +4,19 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from pyro_hypernet.budget import read_budget
 from pyro_hypernet.infer import ENGINES
-from pyro_hypernet.job import Options, run, write
-from pyro_hypernet.job_report import write_report
+from pyro_hypernet.job import Options, run
+from pyro_hypernet.job_report import write
 from pyro_hypernet.output.report import report_from
 from pyro_hypernet.tabular import TASKS, Table, read_csv
 
-_NEEDED = {"matplotlib": "plot", "sklearn": "cli", "pandas": "cli"}
+_NEEDED = ("matplotlib", "sklearn", "pandas")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,70 +71,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_options(command: argparse.ArgumentParser) -> None:
+    """Those of a job, named like the fields of its Options."""
+    command.add_argument("--out", type=Path, required=True, help="the folder for the results")
+    command.add_argument(
+        "--steps", type=int, dest="num_steps", metavar="STEPS", help="of training, at most (%(default)s)"
+    )
+    command.add_argument("--budget", help='time for all of it ("3 minutes", and more where the machine is slow)')
+    command.add_argument("--hidden", type=int, help="hidden units (%(default)s)")
+    command.add_argument("--nuts-draws", type=int, help="in every chain (%(default)s)")
+    command.add_argument("--engine", choices=ENGINES, help="of the draws (%(default)s)")
+    command.add_argument("--seed", type=int, help="(%(default)s)")
+    command.set_defaults(**vars(Options()))
+
+
 def _do_job(options: argparse.Namespace) -> int:
     table = options.read(options)
     _check(options)
-    return _run(table, options)
+    torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
+    print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
+    for note in table.notes:
+        print(f"note: {note}", flush=True)
+    amount = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
+    result = run(table, amount, say=lambda line: print(line, flush=True))
+    paths = write(result, table, options.out)
+    print(f"\n{result.to_string()}\n\nwrote {', '.join(str(path) for path in paths)}")
+    return 0
 
 
 def _do_report(options: argparse.Namespace) -> int:
-    _draw_without_a_screen()
     print(f"wrote {report_from(options.folder)}")
     return 0
 
 
-def _draw_without_a_screen() -> None:
-    if importlib.util.find_spec("matplotlib") is not None:
-        import matplotlib
-
-        matplotlib.use("Agg")
-
-
-def _add_options(command: argparse.ArgumentParser) -> None:
-    default = Options()
-    command.add_argument("--out", type=Path, required=True, help="the folder for the results")
-    command.add_argument("--steps", type=int, default=default.num_steps, help="of training, at most (%(default)s)")
-    command.add_argument("--budget", help='time for all of it ("3 minutes", and more where the machine is slow)')
-    command.add_argument("--hidden", type=int, default=default.hidden, help="hidden units (%(default)s)")
-    command.add_argument("--nuts-draws", type=int, default=default.nuts_draws, help="in every chain (%(default)s)")
-    command.add_argument("--engine", choices=ENGINES, default=default.engine, help="of the draws (%(default)s)")
-    command.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
-
-
 def _check(options: argparse.Namespace) -> None:
-    for name in ("steps", "hidden"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be at least 1; got {getattr(options, name)}.")
+    least_of = {"num_steps": ("--steps", 1), "hidden": ("--hidden", 1), "nuts_draws": ("--nuts-draws", 10)}
+    for field, (name, least) in least_of.items():
+        value = getattr(options, field)
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}.")
     if options.budget is not None:
         read_budget(options.budget)
-    if options.nuts_draws < 10:
-        raise ValueError(f"--nuts-draws must be at least 10; got {options.nuts_draws}.")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out must be a folder; {options.out} is a file.")
     options.out.mkdir(parents=True, exist_ok=True)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"The command line needs {', '.join(missing)}: pip install 'pyro-hypernet[cli]'.")
-
-
-def _run(table: Table, options: argparse.Namespace) -> int:
-    _draw_without_a_screen()
-    torch.set_num_threads(1)  # small tensors: a second thread costs more than it gives, and chains run in processes
-    print(f"{table.task} of {table.target!r} on {len(table.y)} rows, {len(table.features)} inputs", flush=True)
-    for note in table.notes:
-        print(f"note: {note}", flush=True)
-    amount = Options(
-        num_steps=options.steps,
-        budget=options.budget,
-        hidden=options.hidden,
-        nuts_draws=options.nuts_draws,
-        seed=options.seed,
-        engine=options.engine,
-    )
-    result = run(table, amount, say=lambda line: print(line, flush=True))
-    paths = [*write(result, table, options.out), write_report(result, table, options.out)]
-    print(f"\n{result.to_string()}\n\nwrote {', '.join(str(path) for path in paths)}")
-    return 0
 
 
 if __name__ == "__main__":

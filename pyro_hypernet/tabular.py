@@ -1,19 +1,19 @@
 """A CSV file as tensors to learn from, or a clear word on why not."""
 
+import csv
+import io
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_hypernet.sheet import Sheet, read_sheet
-
 TASKS = ("regression", "classification")
+SEPARATORS = (",", ";", "\t", "|")
 MIN_ROWS = 20
 # Stand for a missing value; the last two only among numbers, for among words they may name a class.
 _MISSING, _MISSING_NUMBER = {"", "na", "n/a", "nan", "<na>", "#n/a", "?"}, {"null", "none", "-"}
@@ -22,7 +22,7 @@ _MAX_CLASSES = 2
 # Rows in which a number to predict must differ from its most frequent value: with fewer there is nothing to learn.
 _LEAST_DIFFERING = 5
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_COMMA_NUMBER = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_COMMA_NUMBER = re.compile(r"^([+-]?\d*),(\d+(?:e[+-]?\d+)?)$", re.ASCII | re.IGNORECASE)
 _TRUTH = {"true": "1", "false": "0"}
 _UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)*")
 
@@ -91,27 +91,25 @@ def read_csv(path: str | Path, target: str, task: str | None = None) -> Table:
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}.")
-    sheet, notes = read_sheet(Path(path)), []
-    header = list(sheet.columns)
+    frame, notes = _read_text(Path(path)), []
+    header = list(frame.columns)
     if all(_NUMBER.fullmatch(name) or _UNNAMED.fullmatch(name) for name in header):
         raise ValueError(
             f"The first line of {path} holds only numbers ({', '.join(header[:3])}, …); a header is needed."
         )
     if target not in header:
         raise ValueError(f"No column is named {target!r}; the columns are {', '.join(header)}.")
-    if len(sheet.lines) < MIN_ROWS:
-        raise ValueError(f"The file has {len(sheet.lines)} rows; at least {MIN_ROWS} are needed to fit and to test.")
-    columns = _with_decimal_points(sheet, notes)
-    columns = {name: cells for name, cells in columns.items() if name == target or not _is_left_out(name, cells, notes)}
-    if len(columns) < 2:
+    if len(frame) < MIN_ROWS:
+        raise ValueError(f"The file has {len(frame)} rows; at least {MIN_ROWS} are needed to fit and to test.")
+    frame = _with_decimal_points(frame, notes)
+    frame = frame[[name for name in header if name == target or not _is_left_out(frame[name], notes)]]
+    if len(frame.columns) < 2:
         raise ValueError(f"The file has the column {target!r} alone; at least one input column is needed.")
-    for name, cells in columns.items():
-        _refuse_missing(name, cells, sheet.lines)
-    features = tuple(name for name in columns if name != target)
-    x = np.column_stack([_numbers(name, columns[name], sheet.lines) for name in features])
-    notes += [_ROW_NUMBER.format(name) for name, values in zip(features, x.T, strict=True) if _counts_rows(values)]
-    y, classes = _target(target, columns[target], sheet.lines, task, notes)
-    return Table(torch.from_numpy(x), y, features, target, classes, tuple(notes))
+    frame.apply(_refuse_missing)
+    inputs = frame.drop(columns=target).apply(_numbers)
+    notes += [_ROW_NUMBER.format(name) for name in inputs if (inputs[name].diff()[1:] == 1).all()]
+    y, classes = _target(frame[target], task, notes)
+    return Table(torch.from_numpy(np.array(inputs)), y, tuple(inputs), target, classes, tuple(notes))
 
 
 def split(table: Table, *, test_share: float = 0.25, seed: int = 0) -> Split:
@@ -139,104 +137,139 @@ def _standardised(values: Tensor, train: Tensor) -> Tensor:
     return (values - values[train].mean(0)) / torch.where(sd > 0, sd, values.std(0))
 
 
-def _with_decimal_points(sheet: Sheet, notes: list[str]) -> dict[str, list[str]]:
-    """The columns; decimal commas become points where commas do not part the cells and no number has a point."""
-    cells = [cell for column in sheet.columns.values() for cell in column]
-    has_points = any("." in cell and _NUMBER.fullmatch(cell) for cell in cells)
-    if sheet.separator == "," or has_points or not any(_COMMA_NUMBER.fullmatch(cell) for cell in cells):
-        return dict(sheet.columns)
+def _read_text(path: Path) -> Any:
+    """A DataFrame of trimmed text, by the line of the file in which a row begins; the separator is in its `attrs`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("Reading a CSV file needs pandas: pip install 'pyro-hypernet[cli]'.") from error
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file in UTF-8; save it as CSV with that encoding.") from None
+    first = next((line for line in text.splitlines() if line.strip()), None)
+    if first is None:
+        raise ValueError(f"{path} is empty; a line that names the columns, and rows, are needed.")
+    separator = max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
+    try:
+        rows = _read_rows(text, separator)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} cannot be read as CSV ({error}): look for a quotation mark that is not closed."
+        ) from None
+    header = [name or f"Unnamed: {i}" for i, name in enumerate(rows.pop(min(rows)))]
+    for line, cells in rows.items():
+        if len(cells) != len(header):
+            raise ValueError(f"Line {line} has {len(cells)} cells; the header has {len(header)} columns.")
+    doubled = sorted({name for name in header if header.count(name) > 1})
+    if doubled:
+        raise ValueError(f"Column names must differ; {', '.join(map(repr, doubled))} stands more than once.")
+    frame = pandas.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
+    frame.attrs["separator"] = separator
+    return frame
+
+
+def _read_rows(text: str, separator: str) -> dict[int, list[str]]:
+    """From the line in which a row begins to its cells, blank lines left out: pandas tells neither lines nor cells."""
+    reader, rows, line = csv.reader(io.StringIO(text), delimiter=separator, strict=True), {}, 1
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            rows[line] = [cell.strip() for cell in cells]
+        line = reader.line_num + 1
+    return rows
+
+
+def _with_decimal_points(frame: Any, notes: list[str]) -> Any:
+    """The same; decimal commas become points where commas do not part the cells and no number has a point."""
+    has_points = any("." in cell and _NUMBER.fullmatch(cell) for cell in frame.to_numpy().flat)
+    changed = frame.replace(_COMMA_NUMBER, r"\1.\2", regex=True)
+    if frame.attrs["separator"] == "," or has_points or changed.equals(frame):
+        return frame
     notes.append("Commas in numbers were read as decimal commas.")
-    return {
-        name: [cell.replace(",", ".") if _COMMA_NUMBER.fullmatch(cell) else cell for cell in column]
-        for name, column in sheet.columns.items()
-    }
+    return changed
 
 
-def _is_left_out(name: str, cells: Sequence[str], notes: list[str]) -> bool:
+def _is_left_out(column: Any, notes: list[str]) -> bool:
     """Whether a column without a name is empty or numbers the rows; if it is neither, it is refused."""
-    if not _UNNAMED.fullmatch(name):
+    if not _UNNAMED.fullmatch(column.name):
         return False
-    if not any(cells):
+    if (column == "").all():
         return True
-    if all(re.fullmatch(r"\d+(\.0)?", cell, re.ASCII) for cell in cells) and len(set(cells)) == len(cells):
-        notes.append(f"The column without a name ({name!r}) numbers the rows and was left out.")
+    if column.str.fullmatch(r"[0-9]+(\.0)?").all() and column.is_unique:
+        notes.append(f"The column without a name ({column.name!r}) numbers the rows and was left out.")
         return True
-    raise ValueError(f"A column has no name ({name!r}, first cell {cells[0]!r}): name it in the header, or remove it.")
+    raise ValueError(
+        f"A column has no name ({column.name!r}, first cell {column.iloc[0]!r}): name it in the header, or remove it."
+    )
 
 
 _ROW_NUMBER = "Column {!r} counts the rows from first to last: remove it, if it is no more than a row number."
 
 
-def _counts_rows(values: np.ndarray) -> bool:
-    return bool((np.diff(values) == 1).all())
-
-
-def _refuse_missing(name: str, cells: Sequence[str], lines: Sequence[int]) -> None:
-    among_numbers = sum(map(_is_number, cells)) > len(cells) // 2
-    words = _MISSING | _MISSING_NUMBER if among_numbers else _MISSING
-    missing = [line for line, cell in zip(lines, cells, strict=True) if cell.lower() in words]
-    if missing:
+def _refuse_missing(column: Any) -> None:
+    among_numbers = column.map(_is_number).mean() > 0.5
+    missing = column[column.str.lower().isin(_MISSING | _MISSING_NUMBER if among_numbers else _MISSING)]
+    if len(missing):
         raise ValueError(
-            f"Column {name!r} has {len(missing)} missing values, the first in line {missing[0]}: drop those rows or "
-            "fill them in."
+            f"Column {column.name!r} has {len(missing)} missing values, the first in line {missing.index[0]}: drop "
+            "those rows or fill them in."
         )
 
 
-def _numbers(name: str, cells: Sequence[str], lines: Sequence[int]) -> np.ndarray:
-    if {cell.lower() for cell in cells} <= set(_TRUTH):
-        cells = [_TRUTH[cell.lower()] for cell in cells]
-    for line, cell in zip(lines, cells, strict=True):
-        if not _is_number(cell):
-            hint = " (decimal commas are read in files that part their cells by semicolons or tabs)"
-            raise ValueError(
-                f"Column {name!r} holds text, {cell!r} in line {line}, where a number is expected: encode it as "
-                f"numbers or remove it{hint if _COMMA_NUMBER.fullmatch(cell) else ''}."
-            )
-    values = np.array([float(cell) for cell in cells])
-    if np.ptp(values) == 0:
-        raise ValueError(f"Column {name!r} has the same value, {cells[0]}, in all rows: remove it.")
+def _numbers(column: Any) -> Any:
+    if column.str.lower().isin(_TRUTH).all():
+        column = column.str.lower().map(_TRUTH)
+    text = column[~column.map(_is_number)]
+    if len(text):
+        hint = " (decimal commas are read in files that part their cells by semicolons or tabs)"
+        raise ValueError(
+            f"Column {column.name!r} holds text, {text.iloc[0]!r} in line {text.index[0]}, where a number is expected: "
+            f"encode it as numbers or remove it{hint if _COMMA_NUMBER.fullmatch(text.iloc[0]) else ''}."
+        )
+    values = column.astype(float)
+    if values.nunique() == 1:
+        raise ValueError(f"Column {column.name!r} has the same value, {column.iloc[0]}, in all rows: remove it.")
     return values
 
 
-def _target(
-    name: str, cells: Sequence[str], lines: Sequence[int], task: str | None, notes: list[str]
-) -> tuple[Tensor, tuple[str, ...]]:
+def _target(column: Any, task: str | None, notes: list[str]) -> tuple[Tensor, tuple[str, ...]]:
     """The target and its classes, none for a regression."""
-    spelt = _spellings(cells)
-    numeric = all(_is_number(cell) for cell in cells)
-    if task is None:
-        task = "regression" if numeric and len(spelt) > _MAX_CLASSES else "classification"
-    if task == "regression":
-        values = _numbers(name, cells, lines)
-        most = max(Counter(values.tolist()).values())
-        if len(values) - most < _LEAST_DIFFERING:
-            raise ValueError(
-                f"Target {name!r} has one and the same value in {most} of {len(values)} rows; at least "
-                f"{_LEAST_DIFFERING} must differ from it for a regression to learn anything."
-            )
-        return torch.from_numpy(values), ()
-    for variants in spelt.values():
-        if len(variants) > 1:
-            notes.append(f"{', '.join(map(repr, sorted(variants)))} were taken for one class of {name!r}.")
-    names = {key: variants.most_common(1)[0][0] for key, variants in spelt.items()}
-    order = sorted(names, key=lambda key: (isinstance(key, str), key if isinstance(key, float) else 0, names[key]))
-    if len(order) < 2:
-        raise ValueError(f"Target {name!r} has the one class {cells[0]!r}; a classification needs at least two.")
-    if len(order) > len(cells) // 4:
+    keys = column.map(_key)
+    is_regression = column.map(_is_number).all() and keys.nunique() > _MAX_CLASSES if task is None else task == TASKS[0]
+    if not is_regression:
+        return _classes(column, keys, notes)
+    values = _numbers(column)
+    most = values.value_counts().max()
+    if len(values) - most < _LEAST_DIFFERING:
         raise ValueError(
-            f"Target {name!r} has {len(order)} classes in {len(cells)} rows, too many to learn: for a number to "
-            "predict use --task regression."
+            f"Target {column.name!r} has one and the same value in {most} of {len(values)} rows; at least "
+            f"{_LEAST_DIFFERING} must differ from it for a regression to learn anything."
+        )
+    return torch.tensor(values.to_numpy()), ()
+
+
+def _classes(column: Any, keys: Any, notes: list[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers of classes and their names: of the spellings of a class the one that is most frequent."""
+    spelt = dict(iter(column.groupby(keys, sort=False)))
+    for cells in spelt.values():
+        if cells.nunique() > 1:
+            variants = ", ".join(map(repr, sorted(cells.unique())))
+            notes.append(f"{variants} were taken for one class of {column.name!r}.")
+    names = {key: cells.mode()[0] for key, cells in spelt.items()}
+    order = sorted(names, key=lambda key: (isinstance(key, str), names[key] if isinstance(key, str) else key))
+    if len(order) < 2:
+        raise ValueError(
+            f"Target {column.name!r} has the one class {column.iloc[0]!r}; a classification needs at least two."
+        )
+    if len(order) > len(column) // 4:
+        raise ValueError(
+            f"Target {column.name!r} has {len(order)} classes in {len(column)} rows, too many to learn: for a number "
+            "to predict use --task regression."
         )
     place = {key: number for number, key in enumerate(order)}
-    return torch.tensor([place[_key(cell)] for cell in cells]), tuple(names[key] for key in order)
-
-
-def _spellings(cells: Sequence[str]) -> Mapping[float | str, Counter]:
-    """From a class to how often each of its spellings occurs."""
-    found: dict[float | str, Counter] = {}
-    for cell in cells:
-        found.setdefault(_key(cell), Counter())[cell] += 1
-    return found
+    return torch.tensor([place[key] for key in keys]), tuple(names[key] for key in order)
 
 
 def _key(cell: str) -> float | str:

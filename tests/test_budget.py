@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_hypernet.budget import Clock, Cost, measure, read_budget
+from pyro_hypernet.budget import PRICING_SHARE, Clock, Cost, read_budget
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_affordable_is_paid_and_one_more_is_not(cost, seconds):
 @pytest.mark.parametrize("true", [Cost(0.01, 0.001), Cost(0.0, 0.2), Cost(0.5, 0.0)])
 def test_measuring_finds_the_cost(true):
     now = Fake()
-    found = measure(lambda n: now.spend(true.of(n)), (1, 16, 256), seconds=1e6, now=now)
+    found = Clock(1e8, now=now).measure(lambda n: now.spend(true.of(n)), (1, 16, 256))
     assert found.fixed == pytest.approx(true.fixed, abs=1e-9)
     assert found.each == pytest.approx(true.each, abs=1e-12)
 
@@ -75,7 +75,8 @@ def test_measuring_finds_the_cost(true):
 @pytest.mark.parametrize("each", [1e-4, 0.01, 1.0, 100.0])
 def test_measuring_keeps_to_its_time_but_for_the_second_number(each):
     now, sizes = Fake(), []
-    found = measure(lambda n: (sizes.append(n), now.spend(n * each)), (1, 16, 256), seconds=2.0, now=now)
+    clock = Clock(2.0 / PRICING_SHARE, now=now)
+    found = clock.measure(lambda n: (sizes.append(n), now.spend(n * each)), (1, 16, 256))
     assert now.time <= max(2.0, 2 * each) + (20.0 if 16 in sizes and 256 not in sizes else 0.0)
     assert found.each == pytest.approx(each)
     assert sizes[0] == 1
@@ -84,5 +85,5 @@ def test_measuring_keeps_to_its_time_but_for_the_second_number(each):
 def test_what_all_cost_is_not_taken_for_what_each_costs():
     """A model whose run is nearly all overhead, and a time that one run fills."""
     now = Fake()
-    found = measure(lambda n: now.spend(0.05 + 1e-4 * n), (1, 8, 32), seconds=0.1, now=now)
+    found = Clock(0.1 / PRICING_SHARE, now=now).measure(lambda n: now.spend(0.05 + 1e-4 * n), (1, 8, 32))
     assert found.each == pytest.approx(1e-4)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hypernet.budget import Cost
+from pyro_hypernet.budget import Clock, Cost
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
 from pyro_hypernet.forecast import Forecast
+from pyro_hypernet.posterior import Task
 from pyro_hypernet.tabular import Table
 from tests.seeds import seed
 from tests.test_tabular import CSV
 
-WORK = sys.modules["pyro_hypernet.infer"]._Work
 QUICK = ["--budget", "20 minutes", "--steps", "40", "--hidden", "2", "--nuts-draws", "12"]
 QUICK += ["--seed", str(seed()), "--engine", "guide"]  # which engine is cheaper depends on the machine
 
@@ -39,7 +39,7 @@ def no_mending(monkeypatch):
     monkeypatch.setattr(Forecast, "looking_seconds", lambda self: 0.0)
     monkeypatch.setattr(Forecast, "can_choose", lambda self, number: False)
     monkeypatch.setattr(Forecast, "weights", lambda self, most=0: 1000)
-    monkeypatch.setattr(WORK, "mend", lambda self: None)
+    monkeypatch.setattr(sys.modules["pyro_hypernet.infer"], "_mend", lambda *given: given[-1])
 
 
 # Names that are formulas to matplotlib and markup to browsers.
@@ -191,17 +191,18 @@ def test_a_budget_that_nobody_asked_for_grows_on_a_slow_machine(monkeypatch):
     """588 s are needed: the default of 180 becomes 360, then 720."""
     job = sys.modules["pyro_hypernet.job"]
     monkeypatch.setattr(job, "price_of_a_run", lambda *_: Cost(0.0, 0.005))
-    monkeypatch.setattr(job, "_infer", lambda model, args, options, seconds, *_: seconds)
+    monkeypatch.setattr(job, "_infer", lambda task, options: (task.clock.budget, ""))
     lines, args = [], (torch.zeros(45, 2), torch.zeros(45))
-    seconds, clock = job._begin(None, args, job.Options(), lines.append, False)
-    assert seconds == clock.budget == 720
+    task = Task(None, args, {}, Clock(job.DEFAULT_BUDGET), 1000, lines.append)
+    grown, seconds = job._begin(task, job.Options())
+    assert seconds == grown.clock.budget == 720
     assert lines[-1] == "This machine is too slow for 360 s; the budget is 720 s"
     with pytest.raises(ValueError, match="The budget of 180 s is too short"):
-        job._begin(None, args, job.Options(budget=180), lines.append, False)
+        job._begin(task, job.Options(budget=180))
 
 
 def test_what_infer_refuses_is_said_of_the_whole(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(WORK, "_price_of_a_step", lambda self: Cost(0.0, 100.0))
+    monkeypatch.setattr("pyro_hypernet.forecast._price_of_a_step", lambda *_: Cost(0.0, 100.0))
     path = write_csv(tmp_path / "data.csv", None)
     assert main(["fit", str(path), "--target", "y", "--out", str(tmp_path / "out"), "--budget", "100 seconds"]) == 2
     error = capsys.readouterr().err

@@ -15,12 +15,14 @@ import torch
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
 from pyro_hypernet.budget import Clock, Cost
-from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, USE
+from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
+from pyro_hypernet.posterior import Posterior
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y
 from tests.seeds import seed
 from tests.small_models import one_weight
 
-MODULE = sys.modules["pyro_hypernet.infer"]
+MODULE, STEPS = sys.modules["pyro_hypernet.infer"], sys.modules["pyro_hypernet.steps"]
+FORECAST = sys.modules["pyro_hypernet.forecast"]
 TWO = PROBLEMS["two-modes"]()
 
 
@@ -66,8 +68,8 @@ def test_an_exact_engine_needs_no_guide(engine):
 @pytest.mark.parametrize(("step", "engine"), [(1e-4, "guide"), (0.2, "refine")])
 def test_the_cheaper_engine_is_chosen_and_said(monkeypatch, step, engine):
     """The clock stands still; the pilot is made to say that 1 000 draws take ten seconds."""
-    monkeypatch.setattr(MODULE._Work, "_price_of_a_step", lambda self: Cost(0.0, step))
-    monkeypatch.setattr(MODULE._Work, "fly_a_pilot", lambda self: Cost(2.0, 0.008))
+    monkeypatch.setattr(FORECAST, "_price_of_a_step", lambda *_: Cost(0.0, step))
+    monkeypatch.setattr(STEPS, "_fly_a_pilot", lambda _: Cost(2.0, 0.008))
     posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=100, budget=1000)
     assert any(f"plan: {engine}: exact draws by refine would take" in line for line in posterior.log), str(posterior)
     assert (posterior.guide is None) == (engine == "refine")
@@ -78,10 +80,10 @@ def test_what_refine_refuses_or_cannot_end_gets_a_guide(monkeypatch):
     def refuse(*_, **__):
         raise ValueError("The model's prior cannot be sampled.")
 
-    ways = ((refuse, "The model's prior cannot be sampled"), (MODULE.refine, "came to beta 0 of 1"))
+    ways = ((refuse, "The model's prior cannot be sampled"), (STEPS.refine, "came to beta 0 of 1"))
     for pilot, reason in ways:
-        monkeypatch.setattr(MODULE, "refine", pilot)
-        monkeypatch.setattr(MODULE, "_PILOT_SHARE", 1e-9)
+        monkeypatch.setattr(STEPS, "refine", pilot)
+        monkeypatch.setattr(STEPS, "_PILOT_SHARE", 1e-9)
         posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=10)
         assert posterior.guide is not None
         assert any("a guide, for exact draws are out of reach: " in line and reason in line for line in posterior.log)
@@ -97,7 +99,7 @@ def test_a_guide_follows_an_engine_that_fails(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no chain moved")
 
-    monkeypatch.setattr(MODULE, "nuts", fail)
+    monkeypatch.setattr(STEPS, "nuts", fail)
     posterior = quick(one_weight, Y, engine="nuts")
     assert (posterior.source, posterior.verdict) == ("guide", USE)
     assert any("nuts: failed and was left out (RuntimeError: no chain moved)" in line for line in posterior.log)
@@ -134,7 +136,7 @@ def test_weights_mend_what_is_slightly_off():
 
 
 def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
-    monkeypatch.setattr(MODULE.Forecast, "refined", lambda *_: 10)
+    monkeypatch.setattr(FORECAST.Forecast, "refined", lambda *_: 10)
     guide = AutoHypernet(one_weight, "identity", "full", init_scale=0.02).setup(Y)
     with pytest.warns(UserWarning, match="Its draws were moved 16 times"):
         posterior = quick(one_weight, Y, guide=guide, num_steps=1, budget=60)
@@ -149,10 +151,7 @@ def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
 
 @pytest.mark.parametrize("step", ["examine", "refine"])
 def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(MODULE, step, interrupt)
+    monkeypatch.setattr(STEPS, step, interrupt)
     verdict = "do not trust it" if step == "examine" else "(do not trust|refine) it"
     guide = AutoHypernet(TWO.model, "identity", "full")  # a normal on one of two modes: no seed makes it good
     with pytest.warns(UserWarning, match=f"The verdict on this posterior is '{verdict}'"):
@@ -162,6 +161,40 @@ def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
     assert posterior.fit.num_steps == 50
     assert (posterior.diagnosis is None) == (step == "examine")
     assert any("interrupted; what was reached is kept" in line for line in posterior.log)
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_training_keeps_draws_of_an_engine_that_did_not_converge(monkeypatch):
+    draws = Posterior({"mean": torch.zeros(1000)}, "nuts", REFINE, "Chains disagree.")
+    monkeypatch.setattr(STEPS, "draw_exactly", lambda *_: draws)
+    monkeypatch.setattr(STEPS, "fit", interrupt)
+    with pytest.warns(UserWarning, match="'refine it'. Chains disagree."):
+        posterior = quick(one_weight, Y, engine="nuts")
+    assert (posterior.source, posterior.guide) == ("nuts", None)
+    assert posterior.samples["mean"] is draws.samples["mean"]
+    words = ("nuts did not converge", "interrupted; what was reached is kept", "done: refine it, draws from: nuts")
+    assert all(any(word in line for line in posterior.log) for word in words)
+
+
+def test_a_trained_guide_has_no_verdict_of_the_engine_before_it(monkeypatch):
+    draws = Posterior({"mean": torch.zeros(1000)}, "refined", REFINE, "Populations disagree.", log_evidence=1.0)
+    monkeypatch.setattr(STEPS, "draw_exactly", lambda *_: draws)
+    monkeypatch.setattr(STEPS, "examine", interrupt)
+    with pytest.warns(UserWarning, match="'do not trust it'. It was interrupted before it could be judged."):
+        posterior = quick(one_weight, Y, engine="refine", num_steps=1)
+    assert posterior.source == "guide"
+    assert math.isnan(posterior.log_evidence)
+
+
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior")
+def test_ctrl_c_while_gathering_keeps_the_draws(monkeypatch):
+    monkeypatch.setattr(STEPS, "to_arviz", interrupt)
+    posterior = quick(one_weight, Y, num_steps=1)
+    assert (posterior.samples["mean"].shape, posterior.idata) == ((1000,), None)
+    assert any("interrupted before the draws were gathered for ArviZ" in line for line in posterior.log)
 
 
 @pytest.mark.filterwarnings("ignore:The verdict on this posterior")
@@ -196,9 +229,9 @@ NARROW = 0.02  # so that every way of mending is tried
 def test_no_step_that_fails_takes_away_what_was_reached(monkeypatch, broken):
     """The law for every step after training: draws come back, and the log has the reason and a remedy."""
     for name in broken:
-        monkeypatch.setattr(MODULE, name, fail)
+        monkeypatch.setattr(STEPS, name, fail)
     # What a run of refine costs is measured by a clock of its own.
-    monkeypatch.setattr(MODULE.Forecast, "refined", lambda self, wanted, *_: 10 if "move" in broken else wanted)
+    monkeypatch.setattr(FORECAST.Forecast, "refined", lambda self, wanted, *_: 10 if "move" in broken else wanted)
     if "resample" in broken:
         beside = {"k-hat", "mass elsewhere", "range"}
         monkeypatch.setattr(MODULE, "_MENDED_BY_WEIGHTS", MODULE._MENDED_BY_WEIGHTS | beside)
@@ -246,7 +279,7 @@ def test_a_plate_called_chain_gets_another_name():
 def test_what_cannot_end_is_refused_before_any_work(monkeypatch):
     times = iter(range(10**6))
     monkeypatch.setattr(MODULE, "Clock", partial(Clock, now=lambda: float(next(times))))
-    monkeypatch.setattr(MODULE, "measure", lambda *_, **__: Cost(0.0, 0.05))
+    monkeypatch.setattr(Clock, "measure", lambda *_: Cost(0.0, 0.05))
     guide = AutoHypernet(one_weight)
     with pytest.raises(ValueError, match=r"The budget of 30 s is too short.* Give budget=\d+ or more"):
         infer(one_weight, Y, guide=guide, budget=30, progress=False)
@@ -255,7 +288,7 @@ def test_what_cannot_end_is_refused_before_any_work(monkeypatch):
 
 
 def test_steps_are_planned_by_the_clock(monkeypatch):
-    monkeypatch.setattr(MODULE._Work, "_price_of_a_step", lambda self: Cost(0.0, 0.1))
+    monkeypatch.setattr(FORECAST, "_price_of_a_step", lambda *_: Cost(0.0, 0.1))
     posterior = infer(one_weight, Y, budget=20, engine="guide", progress=False)
     assert posterior.fit.num_steps == 100
     assert any("plan: 100 steps of training at 1e+02 ms" in line for line in posterior.log)
@@ -264,8 +297,8 @@ def test_steps_are_planned_by_the_clock(monkeypatch):
 
 
 def test_fewer_weights_and_draws_are_taken_and_said_where_they_are_dear(monkeypatch):
-    monkeypatch.setattr(MODULE.Forecast, "weights", lambda self, most=10_000: min(most, 2500))
-    monkeypatch.setattr(MODULE.Forecast, "gathered", lambda *_: 250)
+    monkeypatch.setattr(FORECAST.Forecast, "weights", lambda self, most=10_000: min(most, 2500))
+    monkeypatch.setattr(FORECAST.Forecast, "gathered", lambda *_: 250)
     posterior = quick(one_weight, Y)
     assert posterior.diagnosis.num_draws == 2500
     assert posterior.idata.posterior.sizes["draw"] == 250

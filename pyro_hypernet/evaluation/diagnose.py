@@ -52,13 +52,13 @@ class Examination:
         diagnosis: The verdict and its figures.
         proposals: Draws of the guide with their weights.
         bracket: Figures around the log evidence.
-        elsewhere: Points that owe nothing to the guide.
+        independent: Points that owe nothing to the guide.
     """
 
     diagnosis: Diagnosis
     proposals: WeightedDraws = field(repr=False)
     bracket: Bracket
-    elsewhere: IndependentDraws = field(repr=False)
+    independent: IndependentDraws = field(repr=False)
 
 
 def diagnose(

@@ -33,7 +33,7 @@ from pyro_hypernet.rejection import Rejection
 from pyro_hypernet.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide"
-# Version 1 had nothing of the model, and no bounds in the map; 2 held the model's arguments in two ways, and other bounds.
+# Version 1 had nothing of the model, and no bounds in the map; 2 had other bounds, and the arguments in two ways.
 _VERSION = 3
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."

@@ -7,15 +7,15 @@ from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection, Chain
 
 # Within so much of the centre nothing changes. e^±16 are positive values of 1e7 and 1e-7, and logits at which a float32
-# can no longer tell a probability from one. Beyond, a coordinate that is a thousand away adds 2, for densities divide by
-# the fourth power of a scale on their way to a gradient, and e^-22 to the fourth is the end of float32.
+# can no longer tell a probability from one. Beyond, one that is a thousand away adds 2: densities divide by the
+# fourth power of a scale on their way to a gradient, and e^-22 to the fourth is the end of float32.
 RANGE, SLOWNESS = 16.0, 0.25
 # No centre is further out: e^±56 and its inverse are numbers.
 _FURTHEST = 40.0
 
 
 class Bounded(Bijection):
-    """`y = x` near the centre, and beyond the range `y = centre ± (range + s log(1 + excess / s))`, in some coordinates.
+    """`y = x` near the centre, beyond the range `y = centre ± (range + s log(1 + excess / s))`, in some coordinates.
 
     A bijection of R^D with a continuous derivative. Weights that run away, as they do now and then under a step size
     that is too great, then reach the ends of their support slowly: exp does not overflow, and no scale becomes zero.

@@ -35,7 +35,7 @@ def test_acceptance_is_what_the_weights_say(ratio):
     guide = guide_of_width(ratio)
     chains = metropolis(one_weight, guide, Y, num_samples=2000)
     expected = expected_acceptance(weighted_draws(one_weight, guide, Y, num_samples=20_000).log_weights)
-    # 16 000 steps: over 60 seeds sds below .01 of the difference; narrower guides than that have weights without variance.
+    # 16 000 steps: over 60 seeds sds below .01. The weights of guides that are much narrower have no variance.
     assert chains.acceptance == pytest.approx(expected, abs=0.04)
 
 
