@@ -83,9 +83,8 @@ def test_khat_of_a_wide_guide_is_low():
 
 
 def test_khat_of_a_narrow_guide_is_high():
-    # Weights of q = N(0, s²) against p = N(0, 1) have tail index k = 1 − s²: 0.96 here. Over 40 seeds k-hat lay between
-    # 0.70 and 1.12.
-    assert khat(one_weight, guide_of_width(0.2), Y) > 0.65
+    # Weights of q = N(0, s²) against p = N(0, 1) have tail index k = 1 − s²: 0.96 here.
+    assert khat(one_weight, guide_of_width(0.2), Y, num_samples=100_000) > 0.6
 
 
 def test_khat_follows_the_tail():

@@ -84,7 +84,8 @@ def test_the_posterior_stays_what_it_is(anneal):
         guide = AutoHypernet(regression, "linear", "full")
         fit(regression, guide, (X, Y), num_steps=2000, num_particles=16, anneal=value, progress=False)
         bounds.append(float(elbo(regression, guide, X, Y, num_samples=4000)[0]))
-    assert abs(bounds[0] - bounds[1]) < 0.05
+    # Over 20 seeds up to .055, of training; a term that counts twice is a nat and more.
+    assert abs(bounds[0] - bounds[1]) < 0.2
 
 
 def test_an_annealed_window_is_never_the_best():

@@ -299,7 +299,7 @@ HIERARCHIES = {
     "masked": lambda: Style(masked, (Y,)),
     "masked latent": lambda: Style(masked_latent, (Y,)),
     "scaled": lambda: Style(scaled, (Y,)),
-    "obs_mask": lambda: Style(partly_observed, (Y, SEEN)),
+    "obs_mask": lambda: Style(partly_observed, (Y, SEEN), has_pyros_density=False),
     "subsampled": lambda: Style(subsampled, (Y,), is_function=False),
     "subsampled latent": lambda: Style(subsampled_latent, (Y,)),
     "sequential plate": lambda: Style(sequential, (Y,)),

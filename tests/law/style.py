@@ -24,6 +24,8 @@ class Style:
         is_function: Whether its density is the same at every run; else there is no rejection.
         warns: Beginnings of warnings of ours that are due.
         broadcasts: Whether it broadcasts over an axis of draws to the left, as Pyro's vectorised particles ask.
+        has_pyros_density: Whether its density is Pyro's. With `obs_mask` ours has the prior of what stands for unseen
+            data at all places, Pyro's at the unseen ones.
         served: The model that guides serve, where it is not `model` itself.
     """
 
@@ -35,6 +37,7 @@ class Style:
     is_function: bool = True
     warns: tuple[str, ...] = ()
     broadcasts: bool = True
+    has_pyros_density: bool = True
 
     @property
     def guided(self) -> Callable[..., Any]:

@@ -221,7 +221,7 @@ def test_two_factors_have_unit_mass():
     guide = AutoHypernet(factors, "coupling").setup(x, 1.5 * x)
     for _ in range(2):
         whole = mass(guide.unconstrained_log_prob, guide.knowledge.symmetries, [True, False], lambda w: w)
-        assert abs(whole - 1) < 0.01
+        assert abs(whole - 1) < 0.06  # of the grid, over 20 seeds up to .017; a copy more or less is a half
         shaken(guide, 0.05)
 
 

@@ -265,6 +265,7 @@ def test_arguments_that_nobody_observes_are_constants():
     )
 
 
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # 40 draws; nothing is asked of their mixing
 def test_refined_draws_and_point_estimates():
     x, y = linear_data()
     refined = refine(linear, x, y, num_samples=40, num_populations=2, progress=False)
