@@ -1,6 +1,7 @@
 """The symmetries of a model bound to its arguments."""
 
 import math
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -30,4 +31,4 @@ def test_canonical_units_are_sorted_and_positive():
 
 def test_a_model_that_cannot_be_tried_is_named():
     with pytest.raises(ValueError, match="symmetries cannot be tried"):
-        symmetries_of(bind_guide(lambda data: NET(*data), None, (list(ARGS),), {}))
+        symmetries_of(bind_guide(lambda data: NET(*data.parts), None, (SimpleNamespace(parts=ARGS),), {}))
