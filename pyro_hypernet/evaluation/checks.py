@@ -114,7 +114,7 @@ def check_elsewhere(found: IndependentDraws, log_evidence: float, *, is_one_copy
     missed = float((found.log_weights - log_evidence > MISSED_NATS).double().mean())
     what = "modes climbed from the prior" if found.how == "modes" else "draws carried from the prior to the posterior"
     reading = f"{missed:.0%} of {len(found.log_weights)} {what} lie where the guide has almost no density."
-    remedy = "Use num_components= or num_restarts=, or refine(model, *args)."
+    remedy = "Use num_components= or best_start, or refine(model, *args)."
     if found.how == "modes":
         return Check(name, missed, DOUBTFUL if missed else GOOD, reading, remedy if missed else "")
     if missed <= MOST_MISSED:
