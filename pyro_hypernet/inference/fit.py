@@ -135,7 +135,7 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check(guide, num_steps)
+    _check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)
     _check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
@@ -178,7 +178,7 @@ def best_start(
         TypeError: As `fit`.
         ValueError: As `fit`.
     """
-    _check(guide, num_steps)
+    _check(guide, num_steps, elbo)
     _check_restarts(num_restarts, most=math.inf)
     batches, kwargs = Batches(args), dict(kwargs or {})
     # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
@@ -363,7 +363,7 @@ def _choose_draws(
         return None, None
 
 
-def _check(guide: Any, num_steps: int) -> None:
+def _check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
     if not isinstance(guide, AutoHypernet):
         raise TypeError(
             f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
@@ -371,6 +371,10 @@ def _check(guide: Any, num_steps: int) -> None:
         )
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
+    if elbo is not None and not isinstance(elbo, VectorizedELBO):
+        raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
     _refuse_groups()
 
 

@@ -113,6 +113,18 @@ def test_particles_are_those_of_the_plan_unless_the_bound_names_them(monkeypatch
         assert set(seen) == {due}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"elbo": pyro.infer.Trace_ELBO()}, "^elbo must be a VectorizedELBO; got Trace_ELBO: pyro.infer.SVI trains by"),
+        ({"plan": {"rejection": None}}, r"^plan must be a Plan, such as Plan\(rejection=None\)"),
+    ],
+)
+def test_other_kinds_of_values_are_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        fit(regression, AutoHypernet(regression), (X, Y), **options)
+
+
 def test_a_plan_for_another_guide_is_refused():
     guide = AutoHypernet(regression, SMALL, "full").setup(X, Y)
     with pytest.raises(ValueError, match=r"^The guide was built with structure full; the plan asks for layerwise"):
