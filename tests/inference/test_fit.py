@@ -13,7 +13,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference import fit as fit_module
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import fit
-from pyro_hypernet.inference.optimiser import Optimiser, Schedule
+from pyro_hypernet.inference.optimiser import Optim, Optimiser
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 from tests import small_models as m
 from tests.inference.conjugate import affine_of, exact_evidence, exact_guide, exact_posterior, make_data, regression
@@ -315,7 +315,7 @@ def test_clip_bounds_the_step_of_a_steep_start(is_fused):
     elbo._prepare(regression, guide, (X, Y), {})
     step = Stepper(regression, guide, elbo, parameters, compile="off", num_steps=1, is_fixed=True)((X, Y))
     assert step.norm > 1
-    run = Optimiser(parameters.vectors, 10, 0.01, 0.0, True, 0.5, "last")
+    run = Optimiser(parameters.vectors, 10, Optim(0.01, warmup=0.0, clip=0.5, keep="last"))
     run.is_fused = is_fused
     run.step(step)
     assert float(torch.cat(run.moments[0]).norm()) == pytest.approx(0.05, rel=1e-4)
