@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.references import ReferenceNet, read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO
-from pyro_hypernet.inference.optimiser import Optimiser
+from pyro_hypernet.inference.optimiser import Optim, Optimiser
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 from pyro_hypernet.maps.hypernets import coupling
 
@@ -80,7 +80,7 @@ def stepper(model: Any, args: tuple, particles: int, compile: str) -> tuple[Any,
     elbo._prepare(model, guide, args, {})
     parameters = FlatParameters(list(guide.parameters()))
     step = Stepper(model, guide, elbo, parameters, compile=compile, num_steps=10**6, is_fixed=True)
-    run = Optimiser(parameters.vectors, 10**6, 1e-3, 0.02, True, 100.0, "best")
+    run = Optimiser(parameters.vectors, 10**6, Optim(1e-3, keep="best"))
 
     def once() -> None:
         run.step(step(args))

@@ -25,7 +25,7 @@ from timing import RESULTS, in_turn, keep, median, spell_ratio, table
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
-from pyro_hypernet.inference.optimiser import Optimiser
+from pyro_hypernet.inference.optimiser import Optim, Optimiser
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 
 STRUCTURES = {"low_rank": "auto", "weight_norm": "auto", "layerwise": "linear"}
@@ -53,7 +53,7 @@ def one_cell(structure: str, dim: float, repeats: int) -> dict[str, Any]:
     elbo._prepare(model, guide, (x, y), {})
     parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
     stepper = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10**6, is_fixed=False)
-    run = Optimiser(parameters.vectors, 10**6, 1e-4, 0.02, True, 100.0, "last")
+    run = Optimiser(parameters.vectors, 10**6, Optim(1e-4, keep="last"))
 
     def step() -> None:
         run.step(stepper((x, y)))

@@ -33,7 +33,7 @@ from models.references import NAMES, Reference, read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, predict
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.importance import elbo as measure_elbo
-from pyro_hypernet.inference.optimiser import Optimiser
+from pyro_hypernet.inference.optimiser import Optim, Optimiser
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 from pyro_hypernet.maps.hypernets import iaf
 
@@ -93,7 +93,7 @@ def steady(
         elbo._prepare(reference.model, mine, reference.args, {})
         parameters = FlatParameters(list(mine.parameters()))
         stepper = Stepper(reference.model, mine, elbo, parameters, compile=compile, num_steps=10**6, is_fixed=True)
-        run = Optimiser(parameters.vectors, 10**6, 1e-3, 0.02, True, 100.0, "last")
+        run = Optimiser(parameters.vectors, 10**6, Optim(1e-3, keep="last"))
         made[f"fit, {compile}"] = partial(_steps, run, stepper, reference.args)
     for function in made.values():
         function()

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from models.references import read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, predict
-from pyro_hypernet.inference.optimiser import Optimiser
+from pyro_hypernet.inference.optimiser import Optim, Optimiser
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 
 PARTS = ("ceilings", "step", "particles", "mlp", "resnet", "draws")
@@ -222,7 +222,7 @@ class Bench:
         elbo._prepare(model, guide, args, {})
         parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
         step = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10**6, is_fixed=is_fixed)
-        run = Optimiser(parameters.vectors, 10**6, 1e-4, 0.02, True, 100.0, "last")
+        run = Optimiser(parameters.vectors, 10**6, Optim(1e-4, keep="last"))
 
         def once() -> None:
             run.step(step(args))

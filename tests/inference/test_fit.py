@@ -13,7 +13,7 @@ from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference import fit as fit_module
 from pyro_hypernet.inference.elbo import VectorizedELBO
 from pyro_hypernet.inference.fit import fit
-from pyro_hypernet.inference.optimiser import Optim, Optimiser
+from pyro_hypernet.inference.optimiser import Optim, Optimiser, Schedule
 from pyro_hypernet.inference.step import FlatParameters, Stepper
 from tests import small_models as m
 from tests.inference.conjugate import affine_of, exact_evidence, exact_guide, exact_posterior, make_data, regression
