@@ -1,6 +1,8 @@
 """From figures to words: every check that a verdict rests on, with its thresholds and its remedy."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,17 +28,51 @@ UNMIXED_RHAT = 1.3
 _ERRORS = 4.0
 
 
-def check_khat(khat: float, num_draws: int, acceptance: float, *, is_alone: bool) -> Check:
+@dataclass(frozen=True)
+class Facts:
+    """All that a diagnosis found out, for checks to read.
+
+    Attributes:
+        khat: The Pareto shape of the tail of the importance weights.
+        num_draws: Number of weights.
+        acceptance: Of a Metropolis–Hastings chain that the guide proposes to.
+        gap: What the ELBO lacks to the importance-weighted evidence, in nats.
+        gap_error: The standard error of the ELBO.
+        w: Draws of the guide in unconstrained space, shape `(S, D)`.
+        shares: Their importance weights, summing to one, shape `(S,)`.
+        prior: Draws of the prior there, shape `(R, D)`; None where it cannot be sampled.
+        found: Points that owe nothing to the guide.
+        log_evidence: By the guide's weights, in nats.
+        is_one_copy: Whether the model has symmetric copies of which the guide holds only some.
+        functions: What the model computes from draws of the guide, shape `(S', F)`, and from independent ones, in
+            their populations, shape `(R', F)`; None where either is not known.
+        fit: How training went; None where that is not known.
+    """
+
+    found: IndependentDraws
+    khat: float = math.nan
+    num_draws: int = 0
+    acceptance: float = math.nan
+    gap: float = math.nan
+    gap_error: float = math.nan
+    w: Tensor | None = None
+    shares: Tensor | None = None
+    prior: Tensor | None = None
+    log_evidence: float = math.nan
+    is_one_copy: bool = False
+    functions: tuple[Tensor, Tensor] | None = None
+    fit: Any = None
+
+
+def check_khat(facts: Facts) -> Check:
     """The tail of the importance weights.
 
-    Args:
-        khat: Its Pareto shape.
-        num_draws: Number of weights.
-        acceptance: Of a chain that the guide proposes to. k-hat speaks of tails alone: where nearly all draws would be
-            accepted, the guide is close to the posterior though its tails are too thin to weigh it by.
-        is_alone: Whether nothing is known from beyond the guide; then acceptance, blind there, excuses nothing.
+    k-hat speaks of tails alone: where a chain would accept nearly all draws, the guide is close to the posterior
+    though its tails are too thin to weigh it by. Acceptance, blind beyond the guide, excuses nothing where nothing is
+    known from there.
     """
-    reading = f"k-hat of {num_draws} importance weights is {khat:.2f}: "
+    khat, acceptance, is_alone = facts.khat, facts.acceptance, not facts.found.has_draws
+    reading = f"k-hat of {facts.num_draws} importance weights is {khat:.2f}: "
     if khat <= 0.5:
         return Check("k-hat", khat, GOOD, reading + "below 0.5, the draws cover the posterior's tails where they are.")
     if khat <= BELIEVABLE_KHAT:
@@ -51,33 +87,29 @@ def check_khat(khat: float, num_draws: int, acceptance: float, *, is_alone: bool
     return Check("k-hat", khat, BAD, reading + text, RETRAIN)
 
 
-def check_acceptance(acceptance: float) -> Check:
+def check_acceptance(facts: Facts) -> Check:
     """How often a Metropolis–Hastings chain would take the guide's proposals."""
+    acceptance = facts.acceptance
     reading = f"A Metropolis–Hastings chain would accept {acceptance:.0%} of its draws."
     if acceptance >= LEAST_ACCEPTANCE:
         return Check("acceptance", acceptance, GOOD, reading)
     return Check("acceptance", acceptance, DOUBTFUL, reading, "metropolis(model, guide, *args) corrects it; " + RETRAIN)
 
 
-def check_gap(gap: float, error: float) -> Check:
+def check_gap(facts: Facts) -> Check:
     """What the ELBO lacks to the importance-weighted evidence, an estimate of KL(q || p) from below."""
+    gap = facts.gap
     reading = f"The ELBO lies {gap:.2f} nats below the importance-weighted evidence."
-    if not gap - _ERRORS * error > MOST_GAP:
+    if not gap - _ERRORS * facts.gap_error > MOST_GAP:
         return Check("gap", gap, GOOD, reading)
     return Check("gap", gap, DOUBTFUL, reading, "resample(model, guide, *args) uses the weights; " + RETRAIN)
 
 
-def check_moments(w: Tensor, shares: Tensor, khat: float) -> Check:
-    """Means and spreads of single weights under the guide, against those under its importance weights.
-
-    Args:
-        w: Draws of the guide in unconstrained space, shape `(S, D)`.
-        shares: Their importance weights, summing to one, shape `(S,)`.
-        khat: Of these weights; above 0.7 they say nothing.
-    """
-    if not khat <= BELIEVABLE_KHAT:
+def check_moments(facts: Facts) -> Check:
+    """Means and spreads of single weights under the guide, against those under its importance weights."""
+    if not facts.khat <= BELIEVABLE_KHAT:
         return Check("moments", math.nan, GOOD, "Means and spreads cannot be checked by weights whose k-hat is high.")
-    w = w.double()
+    w, shares = facts.w.double(), facts.shares
     mean, sd = w.mean(0), w.std(0)
     right_mean = shares @ w
     right_sd = (shares @ (w - right_mean) ** 2).sqrt().clamp(min=1e-300)
@@ -96,22 +128,17 @@ def check_moments(w: Tensor, shares: Tensor, khat: float) -> Check:
     return Check("moments", max(0.0, shift), GOOD, "Means and spreads agree with those under the importance weights.")
 
 
-def check_elsewhere(found: IndependentDraws, log_evidence: float, *, is_one_copy: bool) -> Check:
-    """Whether points of the posterior that owe nothing to the guide are where the guide is.
-
-    Args:
-        found: What `find_independently` found.
-        log_evidence: By the guide's weights, in nats.
-        is_one_copy: Whether the model has symmetric copies of which the guide holds only some.
-    """
+def check_elsewhere(facts: Facts) -> Check:
+    """Whether points of the posterior that owe nothing to the guide are where the guide is."""
+    found = facts.found
     name = "mass elsewhere"
     if found.how == "nothing" or found.log_weights is None:
         why = found.note or "the guide's density at given points is not known"
         return Check(name, math.nan, GOOD, f"Not looked for mass that the guide misses: {why}.")
-    if is_one_copy:
+    if facts.is_one_copy:
         text = "Judged in function space alone: the guide holds some of the model's symmetric copies."
         return Check(name, math.nan, GOOD, text)
-    missed = float((found.log_weights - log_evidence > MISSED_NATS).double().mean())
+    missed = float((found.log_weights - facts.log_evidence > MISSED_NATS).double().mean())
     what = "modes climbed from the prior" if found.how == "modes" else "draws carried from the prior to the posterior"
     reading = f"{missed:.0%} of {len(found.log_weights)} {what} lie where the guide has almost no density."
     remedy = "Use num_components= or best_start, or refine(model, *args)."
@@ -123,14 +150,11 @@ def check_elsewhere(found: IndependentDraws, log_evidence: float, *, is_one_copy
     return Check(name, missed, DOUBTFUL if unsure else BAD, reading, remedy)
 
 
-def check_functions(values: Tensor, reference: Tensor, found: IndependentDraws) -> Check:
-    """What the guide predicts, against draws that owe nothing to it.
-
-    Args:
-        values: The functions under the guide, shape `(S, F)`.
-        reference: Under the other draws, in their populations, shape `(R, F)`.
-        found: Where these come from.
-    """
+def check_functions(facts: Facts) -> Check | None:
+    """What the guide predicts, against draws that owe nothing to it."""
+    if facts.functions is None:
+        return None
+    (values, reference), found = facts.functions, facts.found
     name = "functions"
     distance = float(wasserstein_over_sd(values, reference))
     floor = _noise_floor(reference, found.num_populations)
@@ -146,8 +170,11 @@ def check_functions(values: Tensor, reference: Tensor, found: IndependentDraws) 
     return Check(name, distance, BAD if distance > 3 * max(MOST_DISTANCE, floor) else DOUBTFUL, reading, RETRAIN)
 
 
-def check_training(fit: Any) -> Check:
+def check_training(facts: Facts) -> Check | None:
     """Whether the ELBO was still rising when training ended."""
+    fit = facts.fit
+    if fit is None:
+        return None
     rise, error = rise_at_the_end(fit.losses)
     reading = f"The ELBO rose by {rise:.2f} nats over the last fifth of the {fit.num_steps} steps."
     if not rise - _ERRORS * error > MOST_RISE:
@@ -155,13 +182,11 @@ def check_training(fit: Any) -> Check:
     return Check("training", rise, DOUBTFUL, reading, f"Train longer: num_steps={4 * fit.num_steps}.")
 
 
-def check_range(w: Tensor, prior: Tensor) -> Check:
-    """Whether draws of the guide lie where the prior has next to none.
-
-    Args:
-        w: Draws of the guide in unconstrained space, shape `(S, D)`.
-        prior: Draws of the prior there, shape `(R, D)`.
-    """
+def check_range(facts: Facts) -> Check | None:
+    """Whether draws of the guide lie where the prior has next to none; an improper prior has no range."""
+    w, prior = facts.w, facts.prior
+    if prior is None:
+        return None
     low, high = prior.min(0).values, prior.max(0).values
     middle, half = (low + high) / 2, (high - low).clamp(min=1e-12) / 2
     outside = float(((w - middle).abs() > 1.5 * half).to(w).mean(0).max())
@@ -170,6 +195,19 @@ def check_range(w: Tensor, prior: Tensor) -> Check:
         return Check("range", outside, GOOD, reading)
     remedy = "Check the prior's scale against the data's units: prior and data contradict each other."
     return Check("range", outside, DOUBTFUL, reading, remedy)
+
+
+# In the order in which a diagnosis names them.
+CHECKS: list[Callable[[Facts], Check | None]] = [
+    check_khat,
+    check_moments,
+    check_acceptance,
+    check_gap,
+    check_range,
+    check_elsewhere,
+    check_functions,
+    check_training,
+]
 
 
 def _noise_floor(reference: Tensor, num_populations: int) -> float:

@@ -8,16 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.checks import (
-    check_acceptance,
-    check_elsewhere,
-    check_functions,
-    check_gap,
-    check_khat,
-    check_moments,
-    check_range,
-    check_training,
-)
+from pyro_hypernet.evaluation.checks import CHECKS, Facts
 from pyro_hypernet.evaluation.convergence import function_values
 from pyro_hypernet.evaluation.evidence import Bracket, evidence_bracket
 from pyro_hypernet.evaluation.importance import (
@@ -32,7 +23,7 @@ from pyro_hypernet.evaluation.importance import (
 from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.symmetric import symmetries_of
-from pyro_hypernet.evaluation.verdict import USE, Check, Diagnosis, diagnosis_of
+from pyro_hypernet.evaluation.verdict import USE, Diagnosis, diagnosis_of
 from pyro_hypernet.guide import AutoHypernet
 from pyro_hypernet.inference.caution import remember
 from pyro_hypernet.target import Target
@@ -137,12 +128,22 @@ def examine(
     usable = found.has_draws and found.log_weights is not None and not is_one_copy
     bracket = evidence_bracket(log_weights, found.log_weights if usable else None)
     figures = _figures(log_weights, bracket)
-    checks = [
-        *_inner_checks(target, proposals.samples, log_weights, figures, is_alone=not found.has_draws),
-        check_elsewhere(found, bracket.lower, is_one_copy=is_one_copy),
-        *_function_checks(target, proposals, found, num_functions),
-        *([] if fit is None else [check_training(fit)]),
-    ]
+    facts = Facts(
+        found,
+        khat=figures["khat"],
+        num_draws=len(log_weights),
+        acceptance=figures["acceptance"],
+        gap=bracket.lower - figures["elbo"],
+        gap_error=figures["elbo_error"],
+        w=target.layout.unconstrain(proposals.samples)[0],
+        shares=_shares(log_weights, figures["khat"]),
+        prior=_prior_draws(target),
+        log_evidence=bracket.lower,
+        is_one_copy=is_one_copy,
+        functions=_functions(target, proposals, found, num_functions),
+        fit=fit,
+    )
+    checks = [check for check in (judge(facts) for judge in CHECKS) if check is not None]
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
     remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
     return Examination(diagnosis, proposals, bracket, found)
@@ -172,36 +173,30 @@ def _figures(log_weights: Tensor, bracket: Bracket) -> dict[str, Any]:
     }
 
 
-def _inner_checks(
-    target: Target, samples: dict[str, Tensor], log_weights: Tensor, figures: dict, *, is_alone: bool
-) -> list[Check]:
-    """What the guide's own draws say."""
-    w = target.layout.unconstrain(samples)[0]
-    khat = figures["khat"]
-    shares = log_weights.softmax(0) if khat == 0 else smoothed(log_weights)[0].exp().to(w.device)
-    checks = [
-        check_khat(khat, len(log_weights), figures["acceptance"], is_alone=is_alone),
-        check_moments(w, shares, khat),
-        check_acceptance(figures["acceptance"]),
-        check_gap(figures["evidence_lower"] - figures["elbo"], figures["elbo_error"]),
-    ]
+def _shares(log_weights: Tensor, khat: float) -> Tensor:
+    """Importance weights that sum to one, smoothed where they have a tail."""
+    return log_weights.softmax(0) if khat == 0 else smoothed(log_weights)[0].exp().to(log_weights.device)
+
+
+def _prior_draws(target: Target) -> Tensor | None:
     try:
-        prior = target.sample_prior(_at_most(_PRIOR_DRAWS, target.layout.dim))
-    except (NotImplementedError, RuntimeError):  # an improper prior has no range
-        return checks
-    return [*checks, check_range(w, prior)]
+        return target.sample_prior(_at_most(_PRIOR_DRAWS, target.layout.dim))
+    except (NotImplementedError, RuntimeError):  # it is improper
+        return None
 
 
-def _function_checks(target: Target, proposals: WeightedDraws, found: IndependentDraws, num_draws: int) -> list[Check]:
+def _functions(
+    target: Target, proposals: WeightedDraws, found: IndependentDraws, num_draws: int
+) -> tuple[Tensor, Tensor] | None:
+    """What the model computes from draws of the guide and from independent ones, where both are known."""
     if not found.has_draws:
-        return []
+        return None
     ours = {name: value[:num_draws] for name, value in proposals.samples.items()}
     values, reference = (
         function_values(target.model, samples, target.args, target.kwargs) for samples in (ours, found.samples)
     )
-    if values is None or reference is None or values.shape[1] != reference.shape[1]:
-        return []
-    return [check_functions(values, reference, found)]
+    is_known = values is not None and reference is not None and values.shape[1] == reference.shape[1]
+    return (values, reference) if is_known else None
 
 
 def _holds_some_copies(target: Target, guide: Any) -> bool:

@@ -1,6 +1,7 @@
 """Guides that are right are told from guides that are wrong."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pyro
@@ -11,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, init_to_valu
 
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, diagnose, predict
-from pyro_hypernet.evaluation.checks import check_functions, check_training
+from pyro_hypernet.evaluation.checks import Facts, check_functions, check_training
 from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
 from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width
@@ -117,20 +118,24 @@ def test_predicting_from_a_bad_guide_warns_once():
     predict(one_weight, guide, Y)  # warnings are errors
 
 
+NOTHING = IndependentDraws("nothing")
+
+
 def test_training_that_was_not_done():
     rising, flat = (
         SimpleNamespace(losses=losses + torch.randn(500), num_steps=500)
         for losses in (torch.linspace(100, 0, 500), torch.cat([torch.linspace(100, 0, 100), torch.zeros(400)]))
     )
-    assert check_training(rising).level == "doubtful"
-    assert check_training(rising).value == pytest.approx(20, abs=1)
-    assert check_training(flat).level == "good"
+    assert check_training(Facts(NOTHING, fit=rising)).level == "doubtful"
+    assert check_training(Facts(NOTHING, fit=rising)).value == pytest.approx(20, abs=1)
+    assert check_training(Facts(NOTHING, fit=flat)).level == "good"
 
 
 def test_functions_of_draws_that_have_not_mixed_prove_nothing():
+    draws = partial(IndependentDraws, "refine", num_populations=4)
     values, reference = torch.randn(500, 3).double(), torch.randn(500, 3).double() + 5
-    mixed = check_functions(values, reference, IndependentDraws("refine", rhat=1.0, num_populations=4))
-    unmixed = check_functions(values, reference, IndependentDraws("refine", rhat=2.0, num_populations=4))
+    mixed = check_functions(Facts(draws(rhat=1.0), functions=(values, reference)))
+    unmixed = check_functions(Facts(draws(rhat=2.0), functions=(values, reference)))
     assert (mixed.level, unmixed.level) == ("bad", "good")
     assert "Inconclusive" in unmixed.reading
     assert math.isfinite(unmixed.value)
