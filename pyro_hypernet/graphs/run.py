@@ -36,7 +36,8 @@ def as_script(
     except torch.linalg.LinAlgError:
         raise
     except RuntimeError:
-        module(*tensors)  # what is wrong with the graph itself is raised here
+        with torch.no_grad(), same_random_numbers(tensors):
+            module(*tensors)  # what is wrong with the graph itself is raised here
         return module
 
 
