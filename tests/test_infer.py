@@ -257,7 +257,7 @@ def test_no_step_that_fails_takes_away_what_was_reached(monkeypatch, broken):
 @pytest.mark.filterwarnings("ignore:The verdict on this posterior")
 def test_a_rejection_that_fails_is_dropped(monkeypatch):
     monkeypatch.setattr(AutoHypernet, "reject", lambda self, args, **_: fail() if args is not None else None)
-    posterior = quick(one_weight, Y, num_steps=1)
+    posterior = quick(one_weight, Y, guide=AutoHypernet(one_weight, structure="full"), num_steps=1)
     assert posterior.samples["mean"].shape == (1000,)
     assert any("reject: failed and was left out" in line for line in posterior.log)
 
