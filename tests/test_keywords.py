@@ -35,6 +35,13 @@ def trained(args, kwargs):
     return ph.fit(model, guide, args, kwargs=kwargs, num_steps=20, num_particles=4, **QUIET).losses
 
 
+def started(args, kwargs):
+    guide = ph.AutoHypernet(model, "linear", "full")
+    bound = ph.VectorizedELBO(4)
+    ph.best_start(model, guide, args, kwargs=kwargs, num_restarts=2, num_steps=10, elbo=bound)
+    return guide.sample_posterior(5)["slope"]
+
+
 def prior_instead(model, *args):
     return {"slope": torch.randn(20), "noise": torch.randn(20).exp()}
 
@@ -47,6 +54,7 @@ VERBS = {
             model, ph.AutoHypernet(model), a, kwargs=k, num_steps=30, num_particles=4, num_restarts=2, **QUIET
         ).losses
     ),
+    "best_start": started,
     "infer": lambda a, k: (
         ph.infer(
             model,

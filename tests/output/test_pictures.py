@@ -10,6 +10,7 @@ import torch
 from pyro_hypernet.evaluation.metrics import ece
 from pyro_hypernet.output import pictures
 from tests.output.records import COLORS, COMPARISON, KHAT, NASTY
+from tests.seeds import seed
 
 matplotlib.use("Agg")
 
@@ -39,9 +40,9 @@ def draw(name):
 @pytest.mark.parametrize("name", DRAW)
 def test_a_picture_is_svg_and_the_same_every_time(name):
     """Also where the user has set a style of their own; pyplot does not hear of it."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed())
     first = draw(name)
-    torch.manual_seed(0)
+    torch.manual_seed(seed())
     with plt.style.context("dark_background"):
         assert draw(name) == first
     assert ElementTree.fromstring(first["svg"]).tag.endswith("svg")
