@@ -55,7 +55,7 @@ def predict(
         ValueError: If the samples do not fit the model, or a name in `return_sites` is not one of its sites.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(x, y=None):
         ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
         ...     f = pyro.deterministic("f", slope * x)
