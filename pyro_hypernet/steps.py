@@ -1,7 +1,8 @@
 """The steps of `infer`, as far as there is time: they take what was reached and return what is reached then."""
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,8 +39,8 @@ from pyro_hypernet.plan import Plan
 from pyro_hypernet.posterior import Posterior, Task
 
 _POPULATIONS = _CHAINS = 4
-# Of the budget: for a pilot of the exact engine at most.
-_PILOT_SHARE, _PILOT_DRAWS, _PILOT_MOVES = 0.08, 128, 2
+# Of the budget: for a pilot of the exact engine at most; and how far it has to come to foretell the rest.
+_PILOT_SHARE, _PILOT_DRAWS, _PILOT_MOVES, _LEAST_SHARE = 0.08, 128, 2, 0.5
 # Of every chain of NUTS; and the R-hat above which chains are not to be trusted.
 _WARMUP, _LEAST_CHAIN, UNMIXED_CHAINS = 500, 100, 1.3
 # Populations and chains agree below this.
@@ -63,12 +64,23 @@ def _fly_a_pilot(task: Task) -> Cost:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few draws are to say nothing but their cost
         pilot = task.call(refine, **sizes, max_seconds=seconds, progress=False)
-    if pilot.betas[-1] < 1:
+    share = _share_of_the_way(pilot.betas)
+    if share < _LEAST_SHARE:
         raise RuntimeError(
             f"a pilot of {_PILOT_DRAWS} draws came to beta {pilot.betas[-1]:.2g} of 1 in {pilot.seconds:.1f} s"
         )
     moving = pilot.num_gradients * pilot.seconds_per_gradient
-    return Cost(max(0.0, pilot.seconds - moving), moving / _PILOT_DRAWS)
+    return Cost(max(0.0, pilot.seconds - moving), moving / share / _PILOT_DRAWS)
+
+
+def _share_of_the_way(betas: Sequence[float]) -> float:
+    """Of the powers of the likelihood from 0 to 1, those that were reached: they go on growing by the last factor."""
+    if betas[-1] == 1:
+        return 1.0
+    if len(betas) < 3 or betas[-2] <= 0:
+        return 0.0
+    done, growth = len(betas) - 1, betas[-1] / betas[-2]
+    return done / (done + math.log(1 / betas[-1]) / math.log(growth))
 
 
 def choose_engine(

@@ -75,6 +75,15 @@ def test_the_cheaper_engine_is_chosen_and_said(monkeypatch, step, engine):
     assert (posterior.guide is None) == (engine == "refine")
 
 
+@pytest.mark.parametrize(
+    ("betas", "share"),
+    [([0.0, 0.1, 1.0], 1.0), ([0.0, 0.1, 0.2, 0.4], 0.69), ([0.0, 0.01, 0.02], 0.26), ([0.0, 0.5], 0.0), ([0.0], 0.0)],
+)
+def test_a_pilot_that_ends_early_foretells_the_rest(betas, share):
+    """0.2, 0.4, 0.8, 1: of 4.3 powers three were taken."""
+    assert STEPS._share_of_the_way(betas) == pytest.approx(share, abs=0.01)
+
+
 @pytest.mark.filterwarnings("ignore:The verdict on this posterior")
 def test_what_refine_refuses_or_cannot_end_gets_a_guide(monkeypatch):
     def refuse(*_, **__):
