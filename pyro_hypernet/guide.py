@@ -19,7 +19,7 @@ from pyro_hypernet.density import NUM_LOOKS, LogJoint, zero_density
 from pyro_hypernet.knowledge import Knowledge, learn, prior_width
 from pyro_hypernet.layout import Layout, is_periodic, within_period
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, identity, linear, resolve_hypernet
+from pyro_hypernet.maps.hypernets import resolve_hypernet
 from pyro_hypernet.maps.structures import informed, resolve_structure
 from pyro_hypernet.mixture import Mixture
 from pyro_hypernet.modes import find_modes
@@ -500,9 +500,7 @@ class AutoHypernet(AutoContinuous):
         refuse_dependent_supports(model, layout, loc, args, kwargs)
         with torch.no_grad(), pyro.validation_enabled(False):
             knowledge = self._learn(layout, loc, args, kwargs)
-            if (
-                self._asked.num_components > 1 and self._asked.init_scale is None
-            ):  # several modes may lie anywhere in the prior
+            if self._asked.num_components > 1 and self._asked.init_scale is None:  # modes may be anywhere in the prior
                 self._width = prior_width(model, layout, loc, args, kwargs)
         self.build(layout, loc, knowledge)
         if self._width is not None:
@@ -510,17 +508,8 @@ class AutoHypernet(AutoContinuous):
 
     def _learn(self, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
         """What the structure will build in, if it is one that builds anything in."""
-        asked = self._asked
-        if asked.structure == "auto":
-            # The Gaussians promise to be Gaussian, a mixture has its own modes, and a start that was asked for is kept.
-            hypernet = resolve_hypernet(asked.hypernet)
-            gaussian = getattr(hypernet, "func", hypernet) in (identity, linear)
-            if layout.dim > MAX_TRIANGULAR_DIM or gaussian or asked.num_components > 1 or not self._has_default_start:
-                return None
-        else:
-            structure = resolve_structure(asked.structure)
-            if getattr(structure, "func", structure) is not informed:
-                return None
+        if not self._asked.may_be_informed(layout.dim, has_default_start=self._has_default_start):
+            return None
         return learn(self._its_model(), layout, self.prototype_trace, loc, args, kwargs) or None
 
     @torch.no_grad()

@@ -7,7 +7,15 @@ from functools import partial
 from typing import Any
 
 from pyro_hypernet.knowledge import Knowledge
-from pyro_hypernet.maps.hypernets import HYPERNETS, MAX_TRIANGULAR_DIM, Hypernet, choose_hypernet, resolve_hypernet
+from pyro_hypernet.maps.hypernets import (
+    HYPERNETS,
+    MAX_TRIANGULAR_DIM,
+    Hypernet,
+    choose_hypernet,
+    identity,
+    linear,
+    resolve_hypernet,
+)
 from pyro_hypernet.maps.structures import STRUCTURES, Structure, choose_structure, informed, resolve_structure
 
 # How often the data of a network count at first.
@@ -62,6 +70,21 @@ class Plan:
         if isinstance(self.rejection, (float, list)):
             rates = (self.rejection,) if isinstance(self.rejection, float) else tuple(self.rejection)
             object.__setattr__(self, "rejection", rates)
+
+    def may_be_informed(self, dim: int, *, has_default_start: bool) -> bool:
+        """Whether what is found out about the model may be built in.
+
+        Where that is left to "auto", the Gaussians promise to be Gaussian, a mixture has its own modes, and a start
+        that was asked for is kept.
+
+        Args:
+            dim: Number of weights D.
+            has_default_start: Whether no other start was asked for.
+        """
+        if self.structure != "auto":
+            return _is_informed(self.structure)
+        is_gaussian = _function_of(resolve_hypernet(self.hypernet)) in (identity, linear)
+        return has_default_start and not is_gaussian and dim <= MAX_TRIANGULAR_DIM and self.num_components == 1
 
     def worked_out(self, dim: int, knowledge: Knowledge | None) -> "Plan":
         """The same with nothing left to "auto".
@@ -141,13 +164,21 @@ def spelt(choice: Any) -> str:
 
 def _network(structure: str | Structure, dim: int, knowledge: Knowledge | None) -> str:
     """The nickname of the network that "auto" stands for."""
-    function = resolve_structure(structure)
-    is_informed = getattr(function, "func", function) is informed
+    is_informed = _is_informed(structure)
     if is_informed and knowledge and knowledge.is_whole:  # nothing is left for it to learn
         return "identity"
     if is_informed and knowledge and any(len(units.index) > 1 for units in knowledge.symmetries.groups):
         return "sets"
     return choose_hypernet(dim) if structure in ("informed", "full") else "by_size"
+
+
+def _is_informed(structure: str | Structure) -> bool:
+    return _function_of(resolve_structure(structure)) is informed
+
+
+def _function_of(choice: Any) -> Any:
+    """A function without the options that were given with it."""
+    return choice.func if isinstance(choice, partial) else choice
 
 
 def _nickname(choice: Any, nicknames: Mapping[str, Any]) -> Any:
