@@ -103,7 +103,9 @@ class Bench:
                 self._values = {name: leaf.detach().clone() for name, leaf in self._params["params"].items()}
             with torch.no_grad():  # steps change the leaves themselves, which graphs hold
                 for name, value in self._values.items():
-                    self._params["params"][name].copy_(value)
+                    leaf = self._params["params"][name]
+                    if not torch.equal(leaf, value):  # a guide keeps its rejection as long as nothing is written
+                        leaf.copy_(value)
 
     @property
     def guide(self) -> Any:
