@@ -64,8 +64,14 @@ Idiom = Callable[[Bench], None]
 
 
 # Warnings that are due: of Pyro's where nothing is enumerated, of ours where a guide is as bad as those of a short fit.
-# A traced step cannot hold the rejection that ends with its first step anyway.
-DUE = ("TraceEnum_ELBO found no sample sites", "Resampling cannot correct", ".*k-hat", "torch.jit.trace cannot follow")
+# A traced step cannot hold the rejection that ends with its first step anyway. A diagnosis is remembered by its guide.
+DUE = (
+    "TraceEnum_ELBO found no sample sites",
+    "Resampling cannot correct",
+    ".*k-hat",
+    "torch.jit.trace cannot follow",
+    "The verdict on this guide is",
+)
 
 
 @contextmanager
@@ -165,7 +171,7 @@ def many_particles(bench: Bench, *, make: Callable[[int], Any]) -> None:
     """The mean of many particles lies where the guide's log weights put it."""
     style = bench.style
     steps(bench, make=partial(make, 3))
-    if not style.is_function:
+    if not style.has_known_loss:
         return
     weights = bench.log_weights
     loss = float(make(100).loss(style.model, bench.guide, *style.args, **style.kwargs))
@@ -304,7 +310,7 @@ def neutra(bench: Bench) -> None:
     shared = next(name for name in trace_of(model, style).nodes if name.endswith("_shared_latent"))
     draws = [reparam.transform_sample(one) for one in eps]
     bench.expect_draws({name: torch.stack([draw[name] for draw in draws]) for name in bench.names}, FEW)
-    if not style.is_function:
+    if not style.has_known_loss:
         return
     trace = trace_of(poutine.condition(model, data={shared: eps[0]}), style)
     log_p = sum(node["log_prob"].sum() for node in trace.nodes.values() if "log_prob" in node)

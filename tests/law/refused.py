@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_hypernet.layout import Layout
+from pyro_hypernet.traces import observed_nodes
 from tests.law.bench import GUIDES
 from tests.law.idioms import IDIOMS, NotApplicable
 from tests.law.style import Style
@@ -77,6 +78,14 @@ def _count(style: Style, *, weights: bool) -> int:
     except (ValueError, NotImplementedError):  # no guide can serve it
         return 0
     return layout.dim if weights else len(layout.sites)
+
+
+def observes_several_sites(style: Style) -> bool:
+    try:
+        trace = poutine.trace(style.guided).get_trace(*style.args, **style.kwargs)
+    except (ValueError, NotImplementedError):  # no guide can serve it
+        return False
+    return len(observed_nodes(trace, {})) > 1
 
 
 def has_fixed_rows(style: Style) -> bool:
@@ -185,6 +194,14 @@ REFUSED: list[Refusal] = [
         "a discrete site beside has to be summed out by TraceEnum_ELBO",
         ValueError,
         "sum it out with TraceEnum_ELBO",
+    ),
+    Refusal(
+        observes_several_sites,
+        "loo",
+        "*",
+        "which site is left out is to be said: loo(..., site=)",
+        ValueError,
+        "name one by site=",
     ),
     Refusal(
         "closure",

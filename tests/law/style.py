@@ -44,6 +44,11 @@ class Style:
         """The model that guides are made for."""
         return self.served or self.model
 
+    @property
+    def has_known_loss(self) -> bool:
+        """Whether losses of Pyro's are minus the log weights of ours."""
+        return self.is_function and self.has_pyros_density
+
 
 def normal(*shape: int, stream: int = 1) -> Tensor:
     """Standard normal numbers, the same at every call."""
