@@ -19,7 +19,7 @@ from models.references import NAMES, read_reference
 from pyro_hypernet import AutoHypernet, Plan, fit, predict
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.importance import elbo
-from pyro_hypernet.inference.fit import _ANNEALED_SHARE
+from pyro_hypernet.train.fit import _ANNEALED_SHARE
 
 RATE, DRAWS = 0.05, 4000
 

@@ -15,7 +15,7 @@ from models import PROBLEMS
 from models.targets import gaussian
 from models.two_modes import two_modes
 from pyro_hypernet import AutoHypernet, Optim, Plan, bayesianize, fan_in, fit
-from pyro_hypernet.likelihoods import Gaussian
+from pyro_hypernet.bnn.likelihoods import Gaussian
 from pyro_hypernet.maps.hypernets import identity
 
 

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from models.references import Reference
 from pyro_hypernet import predict
-from pyro_hypernet.density import LogJoint
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.importance import khat_of, weighted_draws
 from pyro_hypernet.evaluation.metrics import nll
 from pyro_hypernet.evaluation.predict import log_likelihood
-from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.train.elbo import VectorizedELBO
 
 NUM_DRAWS = 1000
 NUM_WEIGHTS = 10_000

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from models.references import ReferenceNet, read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO
-from pyro_hypernet.inference.optimiser import Optim, Optimiser
-from pyro_hypernet.inference.step import FlatParameters, Stepper
 from pyro_hypernet.maps.hypernets import coupling
+from pyro_hypernet.train.optimiser import Optim, Optimiser
+from pyro_hypernet.train.step import FlatParameters, Stepper
 
 TASKS = ("toy-gap", "penguins", "moons")
 HIDDEN, LAYERS = 64, 4

@@ -25,8 +25,8 @@ from timing import RESULTS, in_turn, keep, median, spell_ratio, table
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
-from pyro_hypernet.inference.optimiser import Optim, Optimiser
-from pyro_hypernet.inference.step import FlatParameters, Stepper
+from pyro_hypernet.train.optimiser import Optim, Optimiser
+from pyro_hypernet.train.step import FlatParameters, Stepper
 
 STRUCTURES = {"low_rank": "auto", "weight_norm": "auto", "layerwise": "linear"}
 INPUTS, BATCH, DATA = 20, 128, 10_000

@@ -33,9 +33,9 @@ from models.references import NAMES, Reference, read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, predict
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.importance import elbo as measure_elbo
-from pyro_hypernet.inference.optimiser import Optim, Optimiser
-from pyro_hypernet.inference.step import FlatParameters, Stepper
 from pyro_hypernet.maps.hypernets import iaf
+from pyro_hypernet.train.optimiser import Optim, Optimiser
+from pyro_hypernet.train.step import FlatParameters, Stepper
 
 STEPS, PARTICLES, SEEDS = 5000, 8, 3
 # The step size of the best median in results/closer.md.

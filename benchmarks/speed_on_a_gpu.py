@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from models.references import read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, predict
-from pyro_hypernet.inference.optimiser import Optim, Optimiser
-from pyro_hypernet.inference.step import FlatParameters, Stepper
+from pyro_hypernet.train.optimiser import Optim, Optimiser
+from pyro_hypernet.train.step import FlatParameters, Stepper
 
 PARTS = ("ceilings", "step", "particles", "mlp", "resnet", "draws")
 TASKS = ("toy-gap", "penguins", "moons")

@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, metavar=("SEED", "CAPABILITY"), help=argparse.SUPPRESS)
     options, selection = parser.parse_known_args()
     journal, seeds = options.journal.absolute(), [0, 1] if options.quick else options.seeds
-    selection = ["tests/test_density.py"] if options.quick else selection
+    selection = ["tests/model/test_density.py"] if options.quick else selection
     journal.parent.mkdir(exist_ok=True, parents=True)
     if options.only:
         one_run(journal, int(options.only[0]), options.only[1], selection)

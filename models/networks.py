@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from models.problem import Problem
-from pyro_hypernet.bnn import bayesianize
-from pyro_hypernet.likelihoods import Gaussian
-from pyro_hypernet.priors import fan_in
+from pyro_hypernet.bnn.bayesianize import bayesianize
+from pyro_hypernet.bnn.likelihoods import Gaussian
+from pyro_hypernet.bnn.priors import fan_in
 
 
 def tanh_network(*widths: int) -> nn.Sequential:

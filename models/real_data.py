@@ -6,8 +6,8 @@ import torch
 
 from models.networks import tanh_network
 from models.problem import Problem
-from pyro_hypernet.bnn import bayesianize
-from pyro_hypernet.priors import fan_in
+from pyro_hypernet.bnn.bayesianize import bayesianize
+from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.tabular import Table, split
 
 

@@ -1,6 +1,7 @@
 """Bayesian hypernetworks for Pyro."""
 
-from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.bnn.bayesianize import bayesianize
+from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.calibration.sbc import sbc
 from pyro_hypernet.correction.metropolis import metropolis
 from pyro_hypernet.correction.move import Moved, move
@@ -12,21 +13,20 @@ from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.checkpoint import load, save
+from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.infer import infer
-from pyro_hypernet.inference.checkpoint import load, save
-from pyro_hypernet.inference.elbo import VectorizedELBO
-from pyro_hypernet.inference.fit import Fit, best_start, fit
-from pyro_hypernet.inference.nuts import Nuts, nuts
-from pyro_hypernet.inference.optimiser import Optim
-from pyro_hypernet.inference.refine import Refined, refine
-from pyro_hypernet.modes import init_to_map
+from pyro_hypernet.model.modes import init_to_map
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.output.forest import forest
 from pyro_hypernet.output.report import report
-from pyro_hypernet.plan import Plan
-from pyro_hypernet.posterior import Posterior
-from pyro_hypernet.priors import fan_in
+from pyro_hypernet.pipeline.posterior import Posterior
+from pyro_hypernet.sample.nuts import Nuts, nuts
+from pyro_hypernet.sample.refine import Refined, refine
+from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.fit import Fit, best_start, fit
+from pyro_hypernet.train.optimiser import Optim
 
 __all__ = [
     "AutoHypernet",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from pyro_hypernet.budget import read_budget
 from pyro_hypernet.infer import ENGINES
-from pyro_hypernet.job import Options, run
-from pyro_hypernet.job_report import write
+from pyro_hypernet.jobs.job import Options, run
+from pyro_hypernet.jobs.job_report import write
 from pyro_hypernet.output.report import report_from
+from pyro_hypernet.pipeline.budget import read_budget
 from pyro_hypernet.tabular import TASKS, Table, read_csv
 
 _NEEDED = ("matplotlib", "sklearn", "pandas")

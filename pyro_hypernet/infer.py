@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_hypernet import steps
-from pyro_hypernet.budget import Clock, read_budget
 from pyro_hypernet.evaluation.diagnose import Examination
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.verdict import USE
-from pyro_hypernet.forecast import LEAST_STEPS, Forecast, forecast_by_runs, forecast_by_steps
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.posterior import Posterior, Task
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.pipeline import steps
+from pyro_hypernet.pipeline.budget import Clock, read_budget
+from pyro_hypernet.pipeline.forecast import LEAST_STEPS, Forecast, forecast_by_runs, forecast_by_steps
+from pyro_hypernet.pipeline.posterior import Posterior, Task
 
 ENGINES = ("auto", "guide", "refine", "nuts")
 # Of the budget: what a guide needs to be begun after an exact engine.

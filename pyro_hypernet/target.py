@@ -12,18 +12,26 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.density import NUM_LOOKS, LogJoint, map_model, sample_prior, split_density, trace_prior, zero_density
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import (
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.density import (
+    NUM_LOOKS,
+    LogJoint,
+    map_model,
+    sample_prior,
+    split_density,
+    trace_prior,
+    zero_density,
+)
+from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.traces import MAX_BYTES, count_bytes, functions_of
+from pyro_hypernet.model.validate import (
     name_arguments,
     raise_for_nan,
     refuse_local_latents,
     refuse_minibatches,
     refuse_random_density,
 )
-from pyro_hypernet.traces import MAX_BYTES, count_bytes, functions_of
-from pyro_hypernet.vectorize import Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
+from pyro_hypernet.model.vectorize import Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
 
 # Rows are evaluated in chunks, so that intermediate results stay in the processor's caches and fit into memory:
 # at most so many rows, and about so many numbers of the largest argument for all rows together.

@@ -15,44 +15,23 @@ PACKAGE = ROOT / "pyro_hypernet"
 
 # Imports point up this list only.
 ORDER = [
-    "arguments",
-    "supports",
-    "layout",
     "graphs",
-    "vectorize",
-    "density",
-    "traces",
-    "symmetries",
-    "responses",
-    "modes",
-    "knowledge",
+    "model",
     "maps",
-    "likelihoods",
-    "priors",
-    "announce",
-    "last_layer",
+    "informed",
     "bnn",
-    "safeguards",
-    "plan",
-    "base",
-    "mixture",
-    "rejection",
-    "copies",
     "guide",
     "target",
-    "inference",
+    "train",
+    "sample",
     "evaluation",
     "correction",
     "calibration",
     "output",
-    "budget",
-    "posterior",
-    "forecast",
-    "steps",
+    "pipeline",
     "infer",
     "tabular",
-    "job",
-    "job_report",
+    "jobs",
     "cli",
 ]
 FOLDER_ORDER = ["pyro_hypernet", "models", "tests"]
@@ -150,7 +129,10 @@ def test_readme_shows_the_folders_as_they_are():
 
 # Every exception class of the package, and where it ends: (module, class) to the function that catches it.
 CAUGHT = {
-    ("pyro_hypernet.density", "_Enough"): "sample_prior, around the one run that the handler that raises it watches"
+    (
+        "pyro_hypernet.model.density",
+        "_Enough",
+    ): "sample_prior, around the one run that the handler that raises it watches"
 }
 
 
@@ -174,7 +156,7 @@ def test_no_internal_exception_reaches_a_user():
 
 
 # Where a model runs within its caller's handlers, because the caller is Pyro.
-RUNS_INSIDE = {"pyro_hypernet.vectorize": {"trace_one"}}
+RUNS_INSIDE = {"pyro_hypernet.model.vectorize": {"trace_one"}}
 
 
 def runs_of_models(tree: ast.AST) -> list[tuple[str, bool]]:
@@ -212,27 +194,27 @@ def test_a_run_within_handlers_is_found():
 
 # Public definitions that no other module uses and nobody can import from the package: its dotted name to why it stands.
 TO_BE_MENDED = {
-    "pyro_hypernet.announce.is_announced": "to be mended",
+    "pyro_hypernet.model.announce.is_announced": "to be mended",
     "pyro_hypernet.cli.main": "the entry point of the command",
     "pyro_hypernet.cli.read_diabetes": "to be mended",
-    "pyro_hypernet.copies.needs_its_model": "to be mended",
+    "pyro_hypernet.guide.copies.needs_its_model": "to be mended",
     "pyro_hypernet.graphs.agreement.tolerance": "to be mended",
-    "pyro_hypernet.inference.collapsed.Collapsed": "to be mended",
-    "pyro_hypernet.inference.elbo.Estimate": "to be mended",
-    "pyro_hypernet.inference.optimiser.Schedule": "to be mended",
-    "pyro_hypernet.inference.tempering.effective_number": "to be mended",
-    "pyro_hypernet.job.make_model": "to be mended",
+    "pyro_hypernet.sample.collapsed.Collapsed": "to be mended",
+    "pyro_hypernet.train.elbo.Estimate": "to be mended",
+    "pyro_hypernet.train.optimiser.Schedule": "to be mended",
+    "pyro_hypernet.sample.tempering.effective_number": "to be mended",
+    "pyro_hypernet.jobs.job.make_model": "to be mended",
     "pyro_hypernet.maps.bijection.Inverse": "to be mended",
     "pyro_hypernet.maps.coordinates.Coordinates": "to be mended",
     "pyro_hypernet.maps.coupling.conditioner": "to be mended",
     "pyro_hypernet.maps.foreign.Foreign": "to be mended",
     "pyro_hypernet.maps.foreign.foreign": "for users: a hypernet made of their own flow",
-    "pyro_hypernet.maps.structures.set_couplings": "to be mended",
+    "pyro_hypernet.informed.structures.set_couplings": "to be mended",
     "pyro_hypernet.output.page.render": "the tests look at pages by it",
     "pyro_hypernet.output.plots.plot_sbc": "for users: the ranks of sbc, drawn",
-    "pyro_hypernet.responses.Answer": "to be mended",
-    "pyro_hypernet.symmetries.Units": "to be mended",
-    "pyro_hypernet.symmetries.Move": "to be mended",
+    "pyro_hypernet.informed.linear_block.Answer": "to be mended",
+    "pyro_hypernet.informed.symmetries.Units": "to be mended",
+    "pyro_hypernet.informed.symmetries.Move": "to be mended",
 }
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hypernet.budget import Clock, Cost
 from pyro_hypernet.cli import main, read_diabetes
 from pyro_hypernet.evaluation.psis import import_module_quietly
-from pyro_hypernet.forecast import Forecast
-from pyro_hypernet.posterior import Task
+from pyro_hypernet.pipeline.budget import Clock, Cost
+from pyro_hypernet.pipeline.forecast import Forecast
+from pyro_hypernet.pipeline.posterior import Task
 from pyro_hypernet.tabular import Table
 from tests.seeds import seed
 from tests.test_tabular import CSV
@@ -178,7 +178,7 @@ def test_out_must_be_a_folder(tmp_path, capsys):
 
 @pytest.mark.parametrize("budget", ["5 seconds", "1 minute"])
 def test_a_budget_that_cannot_hold_is_refused_before_any_work(tmp_path, monkeypatch, budget, capsys):
-    monkeypatch.setattr("pyro_hypernet.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
+    monkeypatch.setattr("pyro_hypernet.jobs.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
     path = write_csv(tmp_path / "data.csv", None)
     options = ["--target", "y", "--out", str(tmp_path / "out"), "--budget", budget]
     assert main(["fit", str(path), *options]) == 2
@@ -189,7 +189,7 @@ def test_a_budget_that_cannot_hold_is_refused_before_any_work(tmp_path, monkeypa
 
 def test_a_budget_that_nobody_asked_for_grows_on_a_slow_machine(monkeypatch):
     """588 s are needed: the default of 180 becomes 360, then 720."""
-    job = sys.modules["pyro_hypernet.job"]
+    job = sys.modules["pyro_hypernet.jobs.job"]
     monkeypatch.setattr(job, "price_of_a_run", lambda *_: Cost(0.0, 0.005))
     monkeypatch.setattr(job, "_infer", lambda task, options: (task.clock.budget, ""))
     lines, args = [], (torch.zeros(45, 2), torch.zeros(45))
@@ -202,7 +202,7 @@ def test_a_budget_that_nobody_asked_for_grows_on_a_slow_machine(monkeypatch):
 
 
 def test_what_infer_refuses_is_said_of_the_whole(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pyro_hypernet.forecast._price_of_a_step", lambda *_: Cost(0.0, 100.0))
+    monkeypatch.setattr("pyro_hypernet.pipeline.forecast._price_of_a_step", lambda *_: Cost(0.0, 100.0))
     path = write_csv(tmp_path / "data.csv", None)
     assert main(["fit", str(path), "--target", "y", "--out", str(tmp_path / "out"), "--budget", "100 seconds"]) == 2
     error = capsys.readouterr().err
@@ -212,7 +212,7 @@ def test_what_infer_refuses_is_said_of_the_whole(tmp_path, monkeypatch, capsys):
 
 def test_little_time_gives_fewer_steps_and_draws_and_says_so(monkeypatch):
     """Without time each of Pyro's guides takes four steps, and NUTS four draws of every chain."""
-    job = sys.modules["pyro_hypernet.job"]
+    job = sys.modules["pyro_hypernet.jobs.job"]
     monkeypatch.setattr(job, "_GUIDE", 1e-9)
     monkeypatch.setattr(job, "_NUTS", 1e-9)
     lines, table = [], read_diabetes()
@@ -226,7 +226,7 @@ def test_little_time_gives_fewer_steps_and_draws_and_says_so(monkeypatch):
 
 
 def test_notes_on_the_table_are_printed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pyro_hypernet.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
+    monkeypatch.setattr("pyro_hypernet.jobs.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
     (tmp_path / "t.csv").write_text(CSV["a row number without a name"][0])
     main(["fit", str(tmp_path / "t.csv"), "--target", "y", "--out", str(tmp_path / "out"), "--budget", "1 s"])
     assert "note: The column without a name ('Unnamed: 0') numbers the rows" in capsys.readouterr().out

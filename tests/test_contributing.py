@@ -14,10 +14,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from pyro_hypernet import AutoHypernet, bayesianize, diagnose, fit
-from pyro_hypernet import likelihoods as likelihoods_module
+from pyro_hypernet.bnn import likelihoods as likelihoods_module
 from pyro_hypernet.evaluation import checks as checks_module
+from pyro_hypernet.informed import structures as structures_module
 from pyro_hypernet.maps import bijection as bijection_module
-from pyro_hypernet.maps import structures as structures_module
 from pyro_hypernet.output import plots as plots_module
 from tests import small_models as m
 from tests.evaluation.conjugate import Y, guide_of_width

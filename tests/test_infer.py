@@ -14,15 +14,15 @@ import torch
 
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
-from pyro_hypernet.budget import Clock, Cost
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
-from pyro_hypernet.posterior import Posterior
+from pyro_hypernet.pipeline.budget import Clock, Cost
+from pyro_hypernet.pipeline.posterior import Posterior
 from tests.evaluation.conjugate import LOG_EVIDENCE, POSTERIOR_MEAN, POSTERIOR_SD, Y
 from tests.seeds import seed
 from tests.small_models import one_weight
 
-MODULE, STEPS = sys.modules["pyro_hypernet.infer"], sys.modules["pyro_hypernet.steps"]
-FORECAST = sys.modules["pyro_hypernet.forecast"]
+MODULE, STEPS = sys.modules["pyro_hypernet.infer"], sys.modules["pyro_hypernet.pipeline.steps"]
+FORECAST = sys.modules["pyro_hypernet.pipeline.forecast"]
 TWO = PROBLEMS["two-modes"]()
 
 

@@ -10,8 +10,8 @@ from torch.distributions import biject_to
 
 from models import PROBLEMS
 from models.networks import tanh_network
-from pyro_hypernet.density import LogJoint, map_model
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.model.density import LogJoint, map_model
+from pyro_hypernet.model.layout import Layout
 from tests.seeds import seed
 
 CACHE = {}

@@ -9,8 +9,8 @@ from pyro import poutine
 from scipy import stats
 
 from models.posteriordb import FLAT, POSTERIORS, read_posteriordb
-from pyro_hypernet.density import LogJoint
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.layout import Layout
 from tests.seeds import seed
 
 RNG = np.random.default_rng(seed(0))

@@ -20,11 +20,11 @@ from torch import Tensor
 from pyro_hypernet.calibration.ecdf import uniform_p_value
 from pyro_hypernet.calibration.journal import Journal
 from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.fit import fit
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.traces import predictive_nodes
+from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.target import Target, Whole, bind_guide
-from pyro_hypernet.traces import predictive_nodes
-from pyro_hypernet.vectorize import Model, outside_of_pyro
+from pyro_hypernet.train.fit import fit
 
 LIKELIHOOD = "log likelihood"
 Train = Callable[..., Any]

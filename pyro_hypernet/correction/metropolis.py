@@ -9,8 +9,8 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_hypernet.evaluation.importance import finite_log_weights, weighted_draws
-from pyro_hypernet.inference.rhat import worst
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.sample.rhat import worst
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def metropolis(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_hypernet.guide import AutoHypernet
+        >>> from pyro_hypernet.guide.auto_hypernet import AutoHypernet
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):

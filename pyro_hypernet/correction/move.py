@@ -12,18 +12,18 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.density import NUM_LOOKS
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.graphs.culprits import is_numerical
-from pyro_hypernet.inference.collapsed import collapse as collapsed
-from pyro_hypernet.inference.moves import Trajectories
-from pyro_hypernet.inference.rhat import side_by_side
-from pyro_hypernet.inference.tempering import mean_and_spread
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.model.density import NUM_LOOKS
+from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.validate import refuse_minibatches
+from pyro_hypernet.model.vectorize import Model, outside_of_pyro
+from pyro_hypernet.sample.collapsed import collapse as collapsed
+from pyro_hypernet.sample.moves import Trajectories
+from pyro_hypernet.sample.rhat import side_by_side
+from pyro_hypernet.sample.tempering import mean_and_spread
 from pyro_hypernet.target import State, Target, Whole, bind_guide
-from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
 _NUM_PILOTS, _PILOT_MOVES = 64, 20
@@ -100,7 +100,7 @@ def move(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_hypernet.guide import AutoHypernet
+        >>> from pyro_hypernet.guide.auto_hypernet import AutoHypernet
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):

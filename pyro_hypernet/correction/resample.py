@@ -16,7 +16,7 @@ from pyro_hypernet.evaluation.importance import (
     weighted_draws,
 )
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.model.vectorize import Model
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def resample(
 
     Example:
         >>> import pyro, pyro.distributions as dist
-        >>> from pyro_hypernet.guide import AutoHypernet
+        >>> from pyro_hypernet.guide.auto_hypernet import AutoHypernet
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):

@@ -12,7 +12,7 @@ from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.independent_check import IndependentDraws
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
-from pyro_hypernet.inference.caution import MOST_RISE, rise_at_the_end
+from pyro_hypernet.train.notices import MOST_RISE, rise_at_the_end
 
 RETRAIN = "Train longer, or use a richer guide; or refine(model, *args)."
 # Thresholds, chosen on the cases of benchmarks/thresholds_of_the_verdict.py.

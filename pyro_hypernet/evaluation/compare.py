@@ -30,11 +30,11 @@ from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
 from pyro_hypernet.evaluation.symmetric import symmetries_of
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.symmetries import Symmetries
+from pyro_hypernet.informed.symmetries import Symmetries
+from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.traces import class_probabilities, deterministic_nodes, map_in_chunks, predictive_nodes
+from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.target import bind_guide
-from pyro_hypernet.traces import class_probabilities, deterministic_nodes, map_in_chunks, predictive_nodes
-from pyro_hypernet.vectorize import Model
 
 _NUM_SPLITS = 40
 _LEVEL = 0.95

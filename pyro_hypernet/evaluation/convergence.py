@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
-from pyro_hypernet.inference.rhat import side_by_side, worst
-from pyro_hypernet.traces import functions_of, map_in_chunks
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.model.traces import functions_of, map_in_chunks
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.sample.rhat import side_by_side, worst
 
 AGREED, DISAGREED = 1.05, 1.2
 # So many functions of every draw at most: an even choice of them.

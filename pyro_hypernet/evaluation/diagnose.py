@@ -24,10 +24,10 @@ from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_in
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.evaluation.verdict import USE, Diagnosis, diagnosis_of
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.caution import remember
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.target import Target
-from pyro_hypernet.vectorize import Model, outside_of_pyro
+from pyro_hypernet.train.notices import remember
 
 _PRIOR_DRAWS = 1000
 _FUNCTION_DRAWS = 2000

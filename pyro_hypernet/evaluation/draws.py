@@ -13,9 +13,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.vectorize import outside_of_pyro
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.vectorize import outside_of_pyro
 
 # Draws in one pass of a guide's density at given points.
 _CHUNK = 2048

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.density import NUM_LOOKS
 from pyro_hypernet.evaluation.draws import check_has_density, draws, draws_and_log_prob
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.safeguards import refuse_minibatches
+from pyro_hypernet.model.density import NUM_LOOKS
+from pyro_hypernet.model.traces import MAX_BYTES
+from pyro_hypernet.model.validate import refuse_minibatches
+from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.target import Target, bind_guide
-from pyro_hypernet.traces import MAX_BYTES
-from pyro_hypernet.vectorize import Model, outside_of_pyro
 
 # Weights within one per cent of each other: no tail to fit.
 EQUAL_WEIGHTS = 0.01

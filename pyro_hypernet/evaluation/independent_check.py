@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.convergence import function_rhat
 from pyro_hypernet.evaluation.draws import log_density_of
-from pyro_hypernet.inference.refine import refine
-from pyro_hypernet.modes import find_modes
+from pyro_hypernet.model.modes import find_modes
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.sample.refine import refine
 from pyro_hypernet.target import Target
-from pyro_hypernet.vectorize import Model
 
 _NUM_POPULATIONS = 4
 # With more weights nothing started at the prior arrives in a few seconds.

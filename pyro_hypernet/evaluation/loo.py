@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, EQUAL_WEIGHTS, finite_log_weights, weighted_draws
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.model.vectorize import Model
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import DOUBTFUL, GOOD, Check
-from pyro_hypernet.traces import map_in_chunks, predictive_nodes
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.model.traces import map_in_chunks, predictive_nodes
+from pyro_hypernet.model.vectorize import Model
 
 Statistic = Callable[[Tensor], Tensor]
 STATISTICS: dict[str, Statistic] = {

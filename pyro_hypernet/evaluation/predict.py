@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.inference.caution import recall, warn_of_bad_numbers
-from pyro_hypernet.traces import (
+from pyro_hypernet.model.traces import (
     MAX_BYTES,
     deterministic_nodes,
     map_in_chunks,
@@ -18,7 +17,8 @@ from pyro_hypernet.traces import (
     pointwise_log_prob,
     predictive_nodes,
 )
-from pyro_hypernet.vectorize import Model
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.train.notices import recall, warn_of_bad_numbers
 
 
 @torch.no_grad()

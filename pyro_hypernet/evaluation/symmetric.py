@@ -2,8 +2,8 @@
 
 import torch
 
-from pyro_hypernet.knowledge import learn
-from pyro_hypernet.symmetries import Symmetries
+from pyro_hypernet.informed.detect import learn
+from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.target import Target
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.layout import Layout
 from pyro_hypernet.maps.bijection import Bijection, Chain
+from pyro_hypernet.model.layout import Layout
 
 # Within so much of the centre nothing changes. e^±16 are positive values of 1e7 and 1e-7, and logits at which a float32
 # can no longer tell a probability from one. Beyond, one that is a thousand away adds 2: densities divide by the

@@ -14,11 +14,11 @@ from torch import Tensor
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.layout import minibatch_plates, plate_names
-from pyro_hypernet.safeguards import name_arguments
-from pyro_hypernet.traces import map_in_chunks, observed_nodes
-from pyro_hypernet.vectorize import Model, Vectorized, outside_of_pyro, trace_one
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.layout import minibatch_plates, plate_names
+from pyro_hypernet.model.traces import map_in_chunks, observed_nodes
+from pyro_hypernet.model.validate import name_arguments
+from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 Groups = dict[str, dict[str, np.ndarray]]
 _OWN_AXES = {"chain", "draw"}

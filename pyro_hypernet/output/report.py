@@ -21,13 +21,13 @@ from pyro_hypernet.evaluation.importance import WeightedDraws, finite_log_weight
 from pyro_hypernet.evaluation.loo import leave_out
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.verdict import Diagnosis
-from pyro_hypernet.inference.fit import Fit
+from pyro_hypernet.model.traces import map_in_chunks, observed_nodes, pointwise_log_prob, predictive_nodes
+from pyro_hypernet.model.validate import name_arguments
+from pyro_hypernet.model.vectorize import Model, trace_one
 from pyro_hypernet.output import pictures
 from pyro_hypernet.output.page import Table, report_from, write_report
 from pyro_hypernet.output.pictures import Band, Picture
-from pyro_hypernet.safeguards import name_arguments
-from pyro_hypernet.traces import map_in_chunks, observed_nodes, pointwise_log_prob, predictive_nodes
-from pyro_hypernet.vectorize import Model, trace_one
+from pyro_hypernet.train.fit import Fit
 
 __all__ = ["Band", "Table", "report", "report_from"]
 

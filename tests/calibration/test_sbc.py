@@ -5,14 +5,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.calibration import sbc as module
 from pyro_hypernet.calibration.sbc import LIKELIHOOD, sbc
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from tests.evaluation.conjugate import Y
-from tests.inference.conjugate import exact_posterior, make_data, regression
 from tests.seeds import seed
 from tests.small_models import one_weight
+from tests.train.conjugate import exact_posterior, make_data, regression
 
 ARGS = make_data()
 

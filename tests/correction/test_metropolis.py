@@ -9,7 +9,7 @@ import torch
 
 from pyro_hypernet.correction.metropolis import _walk, metropolis
 from pyro_hypernet.evaluation.importance import expected_acceptance, weighted_draws
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width
 from tests.small_models import linear, linear_data, one_weight
 

@@ -9,8 +9,8 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal, init_to_value
 
 from pyro_hypernet.correction.move import move
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.moves import Trajectories
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.sample.moves import Trajectories
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width, line
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, one_weight, subsampled, supports

@@ -11,10 +11,10 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.evaluation.compare import NOISE_FLOOR, compare
 from pyro_hypernet.evaluation.psis import import_module_quietly
-from pyro_hypernet.inference.nuts import nuts
+from pyro_hypernet.sample.nuts import nuts
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width, line
 from tests.small_models import one_weight
 

@@ -19,7 +19,7 @@ from pyro.infer.autoguide import (
 from torch.distributions import biject_to
 
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from tests.evaluation.conjugate import POSTERIOR_MEAN, POSTERIOR_SD, Y, guide_of_width
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, nested_plates, one_weight, supports

@@ -21,7 +21,7 @@ from pyro_hypernet.evaluation.importance import (
     khat_of,
     weighted_draws,
 )
-from pyro_hypernet.guide import AutoHypernet
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width, kl_of_width
 from tests.seeds import seed

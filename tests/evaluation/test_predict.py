@@ -10,7 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
-from pyro_hypernet.traces import count_bytes
+from pyro_hypernet.model.traces import count_bytes
 from tests.evaluation.conjugate import line
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, subsampled, with_switch

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit
 from pyro_hypernet.evaluation.importance import weighted_draws
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.model.layout import Layout
 from tests.law.style import Style
 from tests.seeds import seed
 

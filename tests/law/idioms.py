@@ -53,7 +53,7 @@ from pyro_hypernet import (
     save,
     to_arviz,
 )
-from pyro_hypernet.density import LogJoint
+from pyro_hypernet.model.density import LogJoint
 from tests.law.bench import Bench, trace_of
 from tests.law.style import Style
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyro_hypernet import bayesianize
-from pyro_hypernet.likelihoods import Gaussian
+from pyro_hypernet.bnn.likelihoods import Gaussian
 from tests.law.style import Style, normal, uniform
 from tests.seeds import seed
 

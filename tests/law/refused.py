@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_hypernet.layout import Layout
-from pyro_hypernet.traces import observed_nodes
+from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.traces import observed_nodes
 from tests.law.bench import GUIDES
 from tests.law.idioms import IDIOMS, NotApplicable
 from tests.law.style import Style

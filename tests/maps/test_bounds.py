@@ -9,9 +9,9 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 
 from pyro_hypernet import AutoHypernet
-from pyro_hypernet.layout import Layout
+from pyro_hypernet.informed.conditional import _factor
 from pyro_hypernet.maps.bounds import RANGE, Bounded, bounds
-from pyro_hypernet.maps.conditional import _factor
+from pyro_hypernet.model.layout import Layout
 from tests.seeds import seed
 
 

@@ -11,7 +11,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 
-from pyro_hypernet.layout import Layout, Site
+from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots
+from pyro_hypernet.informed.structures import STRUCTURES, last_layer, low_rank, multiplicative, weight_norm
 from pyro_hypernet.maps.autoregressive import InverseAutoregressive
 from pyro_hypernet.maps.bijection import Blocks, Chain, Inverse
 from pyro_hypernet.maps.bounds import Bounded
@@ -20,8 +21,7 @@ from pyro_hypernet.maps.coupling import Additive, Coupling, Elementwise, Scaling
 from pyro_hypernet.maps.foreign import foreign
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, iaf, linear
 from pyro_hypernet.maps.linear import Affine, Identity, LowRank, Permute, UnitTriangular
-from pyro_hypernet.maps.sets import SetCoupling, SharedAffine, Slots
-from pyro_hypernet.maps.structures import STRUCTURES, last_layer, low_rank, multiplicative, weight_norm
+from pyro_hypernet.model.layout import Layout, Site
 from tests.seeds import seed
 from tests.small_models import Network, linear_data
 

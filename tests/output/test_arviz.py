@@ -19,10 +19,10 @@ import matplotlib.pyplot as plt
 
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.evaluation.psis import arviz_is_split
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.nuts import nuts
-from pyro_hypernet.inference.refine import refine
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.output.arviz import to_arviz
+from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.refine import refine
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, nested_plates, subsampled
 

@@ -18,14 +18,14 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from pyro_hypernet.bnn import bayesianize
+from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.evaluation.compare import compare
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
-from pyro_hypernet.guide import AutoHypernet
-from pyro_hypernet.inference.fit import fit
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.output.page import FILE_NAME, render
 from pyro_hypernet.output.report import Band, Table, report, report_from
+from pyro_hypernet.train.fit import fit
 from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
 from tests.output.records import COMPARISON, CONTENT, NASTY

@@ -1,0 +1,1 @@
+"""The guide: its plan, its noise, its files."""

@@ -1,0 +1,422 @@
+"""A trained guide as one safetensors file: parameters, constructor arguments, the layout, and the model's own state."""
+
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions.constraints as pyro_constraints
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.model_state import ModelState, gather, learnable, restore, warn_of_missing
+from pyro_hypernet.guide.plan import Plan
+from pyro_hypernet.guide.rejection import Rejection
+from pyro_hypernet.informed.detect import Knowledge
+from pyro_hypernet.informed.structures import STRUCTURES
+from pyro_hypernet.maps.bounds import drop_bounds, is_bounded, loosen_bounds, slowness_of
+from pyro_hypernet.maps.hypernets import HYPERNETS
+from pyro_hypernet.model.arguments import Arguments, recall
+from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.layout import Layout, Site
+from pyro_hypernet.model.vectorize import Model
+
+_FORMAT = "pyro_hypernet.guide.auto_hypernet"
+# Version 1 had nothing of the model, and no bounds in the map; 2 had other bounds, and the arguments in two ways.
+_VERSION = 3
+# Before the names of a rejection's tensors, which are no part of the guide's own state.
+_REJECTION = "rejection."
+_THE_MAPS = "those of the map"
+# Of a guide's plan.
+_NUMBERS = ("init_scale", "num_components", "num_particles", "anneal", "rejection")
+# Likewise of the model's parameters in Pyro's store, and of the tensors of its modules.
+_PARAM, _TENSOR = "model.param.", "model.tensor."
+
+
+def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
+    """Writes a guide to a file, whole or not at all.
+
+    The file holds no code and no pickle: parameters, the names of hypernet and structure with their options, the layout
+    and the versions of torch and Pyro. Of the model it holds what predictions need: the values of its `pyro.param`s,
+    and the parameters and buffers of the modules that it is, or that it uses as variables or attributes; not those
+    that draws take the place of.
+
+    Args:
+        guide: A guide after `setup` or `fit`.
+        path: The file; its folder is made if need be, an old file is replaced.
+
+    Raises:
+        TypeError: If `guide` is no AutoHypernet.
+        RuntimeError: If the guide has no parameters yet.
+        ValueError: If hypernet or structure is a function of the user's own with options that JSON cannot hold, or a
+            parameter of the model cannot be kept.
+    """
+    if not isinstance(guide, AutoHypernet):
+        raise TypeError(f"save writes an AutoHypernet; got {type(guide).__name__}.")
+    layout, rejection, state = guide.layout, guide.rejection, _gather(guide)
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "hypernet": _describe(guide.plan.hypernet, HYPERNETS, "hypernet"),
+        "structure": _describe(guide.plan.structure, STRUCTURES, "structure"),
+        **{name: getattr(guide.plan, name) for name in _NUMBERS},
+        "knowledge": guide.knowledge.describe() if guide.knowledge else None,
+        "rejected": _describe_rejection(rejection) if rejection else None,
+        "is_bounded": is_bounded(guide.bijection),
+        "slowness": slowness_of(guide.bijection),
+        "layout": [_describe_site(site) for site in layout.sites],
+        "model": _describe_state(state),
+    }
+    tensors = dict(guide.state_dict())
+    for prefix, named in ((_PARAM, state.params), (_TENSOR, state.tensors)):
+        tensors |= {prefix + name: tensor for name, tensor in named.items()}
+    if rejection:
+        tensors |= {_REJECTION + name.removeprefix("own."): tensor for name, tensor in rejection.named_buffers()}
+    # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    data = save_tensors(tensors, metadata={"pyro_hypernet": _as_json(header)})
+    _write(Path(path), data)
+
+
+def load(
+    path: str | os.PathLike[str],
+    model: Model,
+    *args: Any,
+    hypernet: Callable[..., Any] | None = None,
+    structure: Callable[..., Any] | None = None,
+    device: torch.device | str | None = None,
+    overwrite: bool = False,
+    **kwargs: Any,
+) -> AutoHypernet:
+    """Reads a guide back; it samples and scores without data and without a training step.
+
+    The model's own learnt parameters come back too, into its modules and into Pyro's parameter store, so that it
+    predicts as it did.
+
+    Args:
+        path: A file written by `save`.
+        model: The model that the guide was made for.
+        args: The model's arguments, if they are at hand: the sites are then compared now, else at the first use.
+        hypernet: The user's own function, where the guide was made with one.
+        structure: Likewise.
+        device: Where the parameters go; the CPU by default, and for those of the model's modules where these are.
+        overwrite: Whether parameters of the model may take the place of others in Pyro's parameter store that have
+            their names and other values.
+        kwargs: The model's keyword arguments, if they are at hand.
+
+    Returns:
+        The guide.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is cut short, not ours, needs a function that is not given, or belongs to a model with
+            other sites or parameters; or the parameter store holds others.
+    """
+    header, tensors = _read(Path(path))
+    of_rejection, params, of_modules = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR))
+    layout = _read_layout(header["layout"])
+    guide = AutoHypernet(
+        model,
+        plan=Plan(
+            _recall(header["structure"], STRUCTURES, structure, "structure"),
+            _recall(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
+            **{name: header[name] for name in _NUMBERS if name in header},
+        ),
+    )
+    origin = tensors["_origin"]
+    with torch.random.fork_rng(devices=[]):  # parameters drawn here are overwritten at once
+        knowledge = None
+        if header.get("knowledge"):
+            named = {name.rpartition(".")[2]: tensor for name, tensor in tensors.items()}
+            knowledge = Knowledge.from_description(model, layout, header["knowledge"], named)
+        guide.build(layout, origin.to(device or "cpu"), knowledge)
+    if not header.get("is_bounded", header["version"] > 1):
+        drop_bounds(guide.bijection)
+    if header.get("slowness", 1.0) == 1.0:
+        loosen_bounds(guide.bijection)
+    try:
+        guide.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the guide that its header describes: {error}") from None
+    if header.get("rejected"):
+        _install_rejection(guide, header["rejected"], of_rejection, args, kwargs)
+    _restore(guide, model, header, params, of_modules, args, kwargs, overwrite, path)
+    return guide
+
+
+def _gather(guide: AutoHypernet) -> ModelState:
+    model = guide._uninitialised_model
+    if model is None:
+        warnings.warn(
+            "The guide came out of a pickle without its model, so the file holds nothing of the model: its own learnt "
+            "parameters, if it has any, have to be kept otherwise.",
+            stacklevel=3,
+        )
+        return ModelState()
+    return gather(model[0], guide._stored_names)
+
+
+def _restore(
+    guide: AutoHypernet,
+    model: Model,
+    header: dict[str, Any],
+    params: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    args: tuple,
+    kwargs: dict[str, Any],
+    overwrite: bool,
+    path: Any,
+) -> None:
+    """Puts the model's own parameters back, and warns of those that the file does not hold."""
+    own = _set_up(guide, model, args, kwargs) if args or kwargs else None
+    described = header.get("model")
+    if described is None:
+        missing = learnable(model) + [name for name, leaf in (own or {}).items() if not isinstance(leaf, nn.Parameter)]
+        if missing:
+            warn_of_missing(missing, path)
+        return
+    device = guide._origin.device
+    state = ModelState(
+        params={name: value.to(device) for name, value in params.items()},
+        constraints={name: _recall_constraint(entry) for name, entry in described["constraints"].items()},
+        tensors=tensors,
+        statements=described["statements"],
+        hidden=tuple(described["hidden"]),
+    )
+    restore(model, state, own=own, overwrite=overwrite, path=path)
+    guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
+
+
+def _set_up(guide: AutoHypernet, model: Model, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Compares the sites; the leaves that the model makes for its `pyro.param`s where the parameter store is empty."""
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        guide.setup(*args, **kwargs)
+        return LogJoint(model, guide.layout).params(guide._origin, *args, **kwargs)
+
+
+def _describe_rejection(rejection: Rejection) -> dict[str, Any]:
+    """Plain values; the arguments, where they are not the map's own, or None where a file cannot hold them."""
+    arguments = _THE_MAPS if rejection.is_shared else rejection.arguments.describe()
+    others = sorted({type(leaf).__name__ for leaf in rejection.arguments.others})
+    return {"rate_error": rejection.rate_error, "arguments": arguments, "others": others}
+
+
+def _install_rejection(
+    guide: AutoHypernet, described: dict[str, Any], tensors: dict[str, Tensor], args: tuple, kwargs: dict
+) -> None:
+    arguments = described["arguments"]
+    if arguments == _THE_MAPS:
+        kept = next(part for part in guide.modules() if isinstance(part, Arguments)).values()
+    elif arguments is not None:
+        kept = recall(arguments, tensors)
+    elif args or kwargs:
+        kept = args, kwargs
+    else:
+        raise ValueError(
+            "The guide chooses among its draws by the model's density at its arguments, and the file could not hold "
+            f"these, for there is a {' and a '.join(described['others'])} among them: pass them, load(path, model, "
+            "*args, **kwargs), or save the guide after guide.reject(None), which keeps every draw."
+        )
+    guide._install(tensors["log_threshold"], tensors["log_rate"], described["rate_error"], kept)
+
+
+def _update(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Turns what version 2 says of the model's arguments into what is said now."""
+    if header["version"] < _VERSION:
+        header["rejected"] = header.pop("rejection", None)
+    knowledge, rejection = header.get("knowledge"), header["rejected"]
+    if knowledge and "arguments" not in knowledge:
+        path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
+        arguments = _arguments_of_version_2(knowledge, tensors, path + "argument_")
+        knowledge["arguments"] = arguments.describe()
+        tensors |= {f"{path}arguments.{name}": tensor for name, tensor in arguments.named_buffers()}
+    if rejection and "arguments" not in rejection:
+        arguments = _arguments_of_version_2(rejection, tensors, _REJECTION + "data_")
+        rejection["arguments"] = arguments.describe()
+        tensors |= {_REJECTION + name: tensor for name, tensor in arguments.named_buffers()}
+
+
+def _arguments_of_version_2(described: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Arguments:
+    args = tuple(tensors.pop(f"{prefix}{i}", value) for i, value in enumerate(described.pop("args")))
+    return Arguments(args, {key: tensors.pop(prefix + key, v) for key, v in described.pop("kwargs").items()})
+
+
+def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def _as_json(header: dict[str, Any]) -> str:
+    try:
+        return json.dumps(header)
+    except TypeError as error:
+        raise ValueError(
+            f"A constraint of the model's sites or parameters cannot be written to a file ({error}): use one of "
+            "torch.distributions.constraints, or keep the guide by torch.save."
+        ) from None
+
+
+def _describe_state(state: ModelState) -> dict[str, Any]:
+    return {
+        "constraints": {name: _describe_constraint(constraint) for name, constraint in state.constraints.items()},
+        "statements": state.statements,
+        "hidden": state.hidden,
+    }
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    data = path.read_bytes()
+    try:
+        tensors = load_tensors(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no readable checkpoint; it is cut short or not a safetensors file: {error}"
+        ) from None
+    header = json.loads(metadata.get("pyro_hypernet", "{}"))
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} was not written by pyro_hypernet.save: its header names {sorted(metadata) or 'nothing'}."
+        )
+    if header["version"] > _VERSION:
+        raise ValueError(
+            f"{path} has format version {header['version']}; this release reads up to {_VERSION}: upgrade it."
+        )
+    _update(header, tensors)
+    return header, tensors
+
+
+def _describe(choice: Any, nicknames: dict[str, Callable], what: str) -> dict[str, Any]:
+    """A nickname, one of our functions with options, or the name of a user's function."""
+    if isinstance(choice, str):
+        return {"name": choice, "options": None}
+    function, options = (
+        (choice.func, choice.keywords) if isinstance(choice, partial) and not choice.args else (choice, {})
+    )
+    for name, known in nicknames.items():
+        if known is function:
+            try:
+                return {"name": name, "options": json.loads(json.dumps(options))}
+            except TypeError:
+                raise ValueError(
+                    f"The options of {what} {name!r} must be numbers, strings or lists to be saved; got {options!r}."
+                ) from None
+    return {"name": None, "options": None, "function": getattr(function, "__qualname__", repr(function))}
+
+
+def _recall(description: dict[str, Any], nicknames: dict[str, Callable], given: Any, what: str) -> Any:
+    if given is not None:
+        return given
+    name, options = description["name"], description["options"]
+    if name is None:
+        raise ValueError(
+            f"The guide was made with {what}={description['function']}, your own function: pass it to load as {what}=."
+        )
+    if options is None:
+        return name
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return partial(nicknames[name], **options) if options else nicknames[name]
+
+
+def _describe_site(site: Site) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "shape": list(site.shape),
+        "unconstrained_shape": list(site.unconstrained_shape),
+        "event_dim": site.event_dim,
+        "plates": list(site.plates),
+        "support": _describe_constraint(site.support),
+    }
+
+
+def _read_layout(described: list[dict[str, Any]]) -> Layout:
+    sites, start = [], 0
+    for entry in described:
+        site = Site(
+            name=entry["name"],
+            shape=torch.Size(entry["shape"]),
+            unconstrained_shape=torch.Size(entry["unconstrained_shape"]),
+            event_dim=entry["event_dim"],
+            support=_recall_constraint(entry["support"]),
+            start=start,
+            plates=tuple(entry["plates"]),
+        )
+        sites.append(site)
+        start += site.size
+    return Layout(tuple(sites))
+
+
+def _describe_constraint(constraint: constraints.Constraint) -> dict[str, Any]:
+    fields = {name: _describe_value(value) for name, value in vars(constraint).items()}
+    return {"type": type(constraint).__name__, "fields": fields}
+
+
+def _describe_value(value: Any) -> Any:
+    if isinstance(value, constraints.Constraint):
+        return {"constraint": _describe_constraint(value)}
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_describe_value(part) for part in value]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": repr(value)}
+    return {"value": value}
+
+
+def _recall_constraint(described: dict[str, Any]) -> constraints.Constraint:
+    known = {
+        cls.__name__: cls
+        for module in (constraints, pyro_constraints)
+        for value in vars(module).values()
+        for cls in [value if isinstance(value, type) else type(value)]
+        if issubclass(cls, constraints.Constraint)
+    }
+    if described["type"] not in known:
+        raise ValueError(
+            f"The checkpoint has a site with support {described['type']}, which torch and Pyro do not know here: "
+            "import the module that defines it before load, or upgrade Pyro."
+        )
+    cls = known[described["type"]]
+    constraint = cls.__new__(cls)
+    vars(constraint).update({name: _recall_value(value) for name, value in described["fields"].items()})
+    return constraint
+
+
+def _recall_value(described: dict[str, Any]) -> Any:
+    if "constraint" in described:
+        return _recall_constraint(described["constraint"])
+    if "tensor" in described:
+        return torch.tensor(described["tensor"], dtype=getattr(torch, described["dtype"]))
+    if "list" in described:
+        return [_recall_value(part) for part in described["list"]]
+    return float(described["number"]) if "number" in described else described["value"]

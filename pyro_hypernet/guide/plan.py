@@ -1,0 +1,190 @@
+"""What "auto" stands for in one guide, worked out once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from pyro_hypernet.informed.detect import Knowledge
+from pyro_hypernet.informed.structures import STRUCTURES, Structure, choose_structure, informed, resolve_structure
+from pyro_hypernet.maps.hypernets import (
+    HYPERNETS,
+    MAX_TRIANGULAR_DIM,
+    Hypernet,
+    choose_hypernet,
+    identity,
+    linear,
+    resolve_hypernet,
+)
+
+# How often the data of a network count at first.
+ANNEAL = 5.0
+# Shares of proposals to keep, of which `reject` chooses.
+REJECTION_RATES = (0.5, 0.2, 0.1, 0.05)
+_NUM_PARTICLES = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a guide is built, and how `fit` trains it where it is not told otherwise.
+
+    `AutoHypernet(model, plan=Plan(...))` takes one in which anything may be "auto"; in `guide.plan`, after `setup`,
+    nothing is. A guide with another guide's plan, or that names what "auto" chose there, is the same guide.
+
+    Args:
+        structure: The coordinates that the network moves, see `AutoHypernet`.
+        hypernet: The network, see `AutoHypernet`.
+        init_scale: Standard deviations at the start, positive; None for what the structure starts with.
+        num_components: Number of Gaussians in the base.
+        num_particles: Draws in one estimate of the bound.
+        anneal: How often the data count at first, positive. "auto": 5 where hidden units are moved as sets, else 1.
+        rejection: Shares of proposals to keep, in (0, 1), of which the greatest that suffices is taken once the guide
+            is trained, see `AutoHypernet.reject`; one share; or None, where every draw is kept. "auto": a half to a
+            twentieth for the networks and structures that "auto" stands for, up to 2 000 weights, else None.
+
+    Raises:
+        TypeError: If structure or hypernet is neither a nickname nor a function.
+        ValueError: If a nickname is unknown or a number out of its range.
+    """
+
+    structure: str | Structure = "auto"
+    hypernet: str | Hypernet = "auto"
+    init_scale: float | None = None
+    num_components: int = 1
+    num_particles: str | int = "auto"
+    anneal: str | float = "auto"
+    rejection: str | float | tuple[float, ...] | None = "auto"
+
+    def __post_init__(self) -> None:
+        resolve_hypernet(self.hypernet), resolve_structure(self.structure)
+        if self.init_scale is not None and not _is_positive(self.init_scale):
+            raise ValueError(f"init_scale must be a positive number or None; got {self.init_scale!r}.")
+        if not isinstance(self.num_components, int) or self.num_components < 1:
+            raise ValueError(f"num_components must be a positive integer; got {self.num_components!r}.")
+        particles = self.num_particles
+        if particles != "auto" and (not isinstance(particles, int) or particles < 1):
+            raise ValueError(f'num_particles must be "auto" or a positive integer; got {particles!r}.')
+        _check_anneal(self.anneal)
+        _check_rejection(self.rejection)
+        if isinstance(self.rejection, (float, list)):
+            rates = (self.rejection,) if isinstance(self.rejection, float) else tuple(self.rejection)
+            object.__setattr__(self, "rejection", rates)
+
+    def may_be_informed(self, dim: int, *, has_default_start: bool) -> bool:
+        """Whether what is found out about the model may be built in.
+
+        Where that is left to "auto", the Gaussians promise to be Gaussian, a mixture has its own modes, and a start
+        that was asked for is kept.
+
+        Args:
+            dim: Number of weights D.
+            has_default_start: Whether no other start was asked for.
+        """
+        if self.structure != "auto":
+            return _is_informed(self.structure)
+        is_gaussian = _function_of(resolve_hypernet(self.hypernet)) in (identity, linear)
+        return has_default_start and not is_gaussian and dim <= MAX_TRIANGULAR_DIM and self.num_components == 1
+
+    def worked_out(self, dim: int, knowledge: Knowledge | None) -> "Plan":
+        """The same with nothing left to "auto".
+
+        Args:
+            dim: Number of weights D.
+            knowledge: What is known of the model, if the structure may build it in.
+        """
+        structure, hypernet = _nickname(self.structure, STRUCTURES), _nickname(self.hypernet, HYPERNETS)
+        if structure == "auto":
+            structure = choose_structure(dim, is_informed=bool(knowledge))
+        if structure == "informed" and not knowledge:
+            structure = "full"
+        if hypernet == "auto":
+            hypernet = _network(structure, dim, knowledge)
+        is_default = structure in ("informed", "full") and hypernet in ("sets", "coupling", "spline")
+        keeps_all = not is_default or dim > MAX_TRIANGULAR_DIM or self.num_components > 1
+        usual = {
+            "num_particles": _NUM_PARTICLES,
+            "anneal": ANNEAL if hypernet == "sets" and self.num_components == 1 else 1.0,
+            "rejection": None if keeps_all else REJECTION_RATES,
+        }
+        chosen = {name: value for name, value in usual.items() if getattr(self, name) == "auto"}
+        return replace(self, structure=structure, hypernet=hypernet, **chosen)
+
+    def beside(self, built: "Plan") -> "Plan":
+        """A guide's plan, with what is asked for here in its place.
+
+        Args:
+            built: What the guide is built of.
+
+        Raises:
+            ValueError: If the guide is built of anything else than this asks for.
+        """
+        usual = Plan()
+        for name in ("structure", "hypernet", "init_scale", "num_components"):
+            if getattr(self, name) not in (getattr(usual, name), getattr(built, name)):
+                raise ValueError(
+                    f"The guide was built with {name} {spelt(getattr(built, name))}; the plan asks for "
+                    f"{spelt(getattr(self, name))}: make a guide by AutoHypernet(model, plan=...)."
+                )
+        asked = {name: getattr(self, name) for name in ("num_particles", "anneal", "rejection")}
+        return replace(built, **{name: value for name, value in asked.items() if value != "auto"})
+
+    def __str__(self) -> str:
+        rates = self.rejection
+        parts = [f"{self.num_particles} particles"]
+        if self.anneal != 1:
+            parts.append(f"the data count {self.anneal:g} times at first")
+        if isinstance(rates, tuple):
+            shares = f"{min(rates):.0%}" if len(rates) == 1 else f"{min(rates):.0%} to {max(rates):.0%}"
+            parts.append(f"draws may be rejected until {shares} are kept")
+        return f"fit: {', '.join(parts)}"
+
+
+def _check_anneal(anneal: Any) -> None:
+    """Raises a ValueError where this cannot say how often data count at first."""
+    if anneal != "auto" and not _is_positive(anneal):
+        raise ValueError(f'anneal must be "auto" or a positive number, how often the data count; got {anneal!r}.')
+
+
+def _check_rejection(rejection: Any) -> None:
+    """Raises a ValueError where this is no share of draws to keep, and none to choose from."""
+    rates = rejection if isinstance(rejection, (tuple, list)) else (rejection,)
+    are_shares = bool(rates) and all(isinstance(rate, float) and 0 < rate < 1 for rate in rates)
+    if rejection not in ("auto", None) and not are_shares:
+        raise ValueError(f'rejection must be "auto", None or a share of draws to keep, in (0, 1); got {rejection!r}.')
+
+
+def spelt(choice: Any) -> str:
+    """A nickname, or a function with its options, in words."""
+    if isinstance(choice, partial):
+        options = ", ".join(f"{key}={value!r}" for key, value in choice.keywords.items())
+        return f"{choice.func.__name__}({options})"
+    return choice if isinstance(choice, str) else getattr(choice, "__name__", repr(choice))
+
+
+def _network(structure: str | Structure, dim: int, knowledge: Knowledge | None) -> str:
+    """The nickname of the network that "auto" stands for."""
+    is_informed = _is_informed(structure)
+    if is_informed and knowledge and knowledge.is_whole:  # nothing is left for it to learn
+        return "identity"
+    if is_informed and knowledge and any(len(units.index) > 1 for units in knowledge.symmetries.groups):
+        return "sets"
+    return choose_hypernet(dim) if structure in ("informed", "full") else "by_size"
+
+
+def _is_informed(structure: str | Structure) -> bool:
+    return _function_of(resolve_structure(structure)) is informed
+
+
+def _function_of(choice: Any) -> Any:
+    """A function without the options that were given with it."""
+    return choice.func if isinstance(choice, partial) else choice
+
+
+def _nickname(choice: Any, nicknames: Mapping[str, Any]) -> Any:
+    """The name of a function that has one, for both are the same choice."""
+    return next((name for name, known in nicknames.items() if known is choice and name != "auto"), choice)
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf

@@ -1,1 +1,0 @@
-"""Objectives, training, checkpoints and Markov chains."""

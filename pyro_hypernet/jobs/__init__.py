@@ -1,0 +1,1 @@
+"""Tables of numbers, from a file to a report."""

@@ -1,0 +1,138 @@
+"""What the job writes: its draws, table and pictures, and the page on what `infer` found."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_hypernet.evaluation.metrics import coverage
+from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.guide.checkpoint import save
+from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
+from pyro_hypernet.output.axes import divide, import_matplotlib
+from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band, reliability, spell_entry
+from pyro_hypernet.output.report import Band, report
+from pyro_hypernet.output.report import Table as TableOfText
+from pyro_hypernet.tabular import Split, Table
+
+_NOTE = (
+    "ELBO in nats, on the rows of training; k-hat above 0.7 says that a guide misses something; the rest on held-out "
+    "rows. W1/sd: distance of the network's outputs from those of NUTS, in standard deviations; W1 over floor: the "
+    "same as a multiple of the distance of one half of the draws of NUTS from the other."
+)
+_LEVELS, _DPI = [k / 10 for k in range(1, 10)], 130
+
+
+def write(result: Result, table: Table, out: Path) -> list[Path]:
+    """Writes draws, guide, table, log and two pictures, and the page, `report.html` with `report.json`.
+
+    Args:
+        result: What `run` returned.
+        table: The data.
+        out: The folder; made if need be.
+
+    Returns:
+        The files; without `posterior.nc` where there was no time for it, which the log says.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    names = ("posterior.nc", "guide.safetensors", "table.txt", "log.txt", "predictive.png", "posterior.png")
+    paths = [out / name for name in names]
+    if result.posterior.idata is not None:
+        result.posterior.idata.to_netcdf(str(paths[0]))
+    save(result.posteriors[HYPERNET], paths[1])
+    paths[2].write_text(result.to_string() + "\n\n" + result.comparison.to_string() + "\n")
+    paths[3].write_text("\n\n".join(map(str, filter(None, [result.posterior, result.posterior.diagnosis]))) + "\n")
+    _draw_predictions(result, table, paths[4])
+    _draw_posterior(result, paths[5])
+    return [*filter(Path.exists, paths), _write_page(result, table, out)]
+
+
+def _write_page(result: Result, table: Table, out: Path) -> Path:
+    data = result.data
+    cells = [tuple(line) for line in result.cells()]
+    source = result.posterior.source
+    return report(
+        result.model,
+        result.posterior,
+        data.x_train,
+        data.y_train,
+        out=out,
+        title=f"{table.target}: a Bayesian network and how far to trust it",
+        comparison=result.comparison,
+        name=HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
+        beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
+        held_out=(data.x_test, data.y_test),
+        band=_band(result, table),
+        facts={
+            "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
+            f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
+            "Inputs": ", ".join(table.features),
+            **({"Notes": " ".join(table.notes)} if table.notes else {}),
+        },
+        tables=[TableOfText("Guides and NUTS on this table", cells[0], tuple(cells[1:]), _NOTE)],
+    )
+
+
+def _band(result: Result, table: Table) -> Band:
+    column, line, grid = _line_through_inputs(result.data)
+    label = f"{table.features[column]} (standardised), the others at their means"
+    if not table.classes:
+        data = (result.data.x_train[:, column], result.data.y_train)
+        return Band(label, line, (grid,), output=f"{table.target} (standardised)", data=data)
+    kind = "sigmoid" if len(table.classes) == 2 else "softmax"
+    return Band(label, line, (grid,), output=f"probability of {table.classes[-1]}", column=-1, kind=kind)
+
+
+def _line_through_inputs(data: Split) -> tuple[int, Tensor, Tensor]:
+    """The input that tells most of the target by itself, 80 places along it, and the inputs there.
+
+    Args:
+        data: The standardised data.
+
+    Returns:
+        The column, positions of shape `(80,)`, and inputs of shape `(80, d)`, the others at their means.
+    """
+    slopes = [abs(float(torch.corrcoef(torch.stack([x, data.y_train.to(x.dtype)]))[0, 1])) for x in data.x_train.T]
+    column = max(range(len(slopes)), key=slopes.__getitem__)
+    line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
+    grid = line.new_zeros(80, data.x_train.shape[1])
+    grid[:, column] = line
+    return column, line, grid
+
+
+def _draw_predictions(result: Result, table: Table, path: Path) -> None:
+    """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
+    along, right = _axes((11, 4.2), 2)
+    column, line, grid = _line_through_inputs(result.data)
+    for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
+        f = predict(result.model, posterior, grid, num_samples=NUM_DRAWS)["f"]
+        output = f[..., 0] if f.shape[-1] == 1 else f.softmax(-1)[..., -1]
+        predictive_band(line, output, ax=along, levels=(LEVEL,), label=f"{name}, 90 %")
+    label = f"network output for {table.target}" if not table.classes else f"score of {table.classes[-1]!r}"
+    along.set_xlabel(f"{table.features[column]} (standardised), the others at their means", parse_math=False)
+    along.set_ylabel(label, parse_math=False)
+    for name in (HYPERNET, NORMAL, NUTS):
+        posterior = result.posterior if name == HYPERNET else result.posteriors[name]
+        draws = predict(result.model, posterior, result.data.x_test, num_samples=NUM_DRAWS)
+        if table.classes:
+            reliability(class_probabilities(draws["f"]), result.data.y_test, ax=right, num_bins=8, label=name)
+        else:
+            inside = [coverage(draws["y"], result.data.y_test, level=level) for level in _LEVELS]
+            calibration_curve(torch.tensor(_LEVELS), torch.stack(inside), ax=right, label=name)
+            right.set(xlabel="level of the predictive interval", ylabel="held-out targets inside")
+    along.figure.savefig(path, dpi=_DPI)
+
+
+def _draw_posterior(result: Result, path: Path) -> None:
+    """Marginals of a few weights under what `infer` returned, and NUTS."""
+    draws = {HYPERNET: result.posterior.samples, NUTS: result.posteriors[NUTS].samples}
+    sites = result.posteriors[HYPERNET].layout.sites[:8]
+    axes = _axes((2.6 * min(4, len(sites)), 2.3 * -(-len(sites) // 4)), len(sites))
+    marginals(draws, [spell_entry(site.name, [0] * len(site.shape)) for site in sites], axes=axes)
+    axes[0].figure.savefig(path, dpi=_DPI)
+
+
+def _axes(size: tuple[float, float], count: int) -> Any:
+    """Axes of a figure of so many inches that needs no screen."""
+    return divide(import_matplotlib().figure.Figure(figsize=size, layout="constrained"), count, min(4, count))

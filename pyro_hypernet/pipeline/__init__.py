@@ -1,0 +1,1 @@
+"""What `infer` does, step by step."""

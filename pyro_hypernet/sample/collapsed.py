@@ -1,0 +1,140 @@
+"""The posterior with the weights integrated out to which normal observations answer linearly, such as a last layer."""
+
+import math
+from typing import Any
+
+import torch
+from pyro import validation_enabled
+from torch import Tensor
+
+from pyro_hypernet.informed.conditional import GaussianConditional
+from pyro_hypernet.informed.linear_block import Response, find_response
+from pyro_hypernet.model.density import sample_prior, split_density
+from pyro_hypernet.model.vectorize import trace_one
+from pyro_hypernet.target import Target, Whole
+
+_NUM_POINTS = 16
+# About so many numbers in the derivatives of one chunk of rows.
+_MAX_NUMBERS = 2**20
+
+
+class Collapsed(Target):
+    """p(data | a) and its prior, where the weights are a and a block b that is integrated out.
+
+    Given a, observations and prior are jointly normal in b, with conditional mean m(a) and precision P(a), so that
+    `log p(data | a) = log p(data, m(a) | a) + B/2 log 2π − 1/2 log |P(a)|`. Its gradient needs no derivative of m or of
+    a Cholesky factor: m is where the first term is greatest, and `d log |P| = tr(P⁻¹ dP)`.
+
+    Args:
+        whole: The density over all weights.
+        response: How the observations depend on b; its `is_exact` must hold.
+    """
+
+    def __init__(self, whole: Whole, response: Response) -> None:
+        model, layout, args, kwargs = whole.model, whole.layout, whole.args, whole.kwargs
+        point = sample_prior(model, layout, 1, args, kwargs)
+        targets, log_precisions = response.start(point[0], args, kwargs)
+        max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(response.index) + 1))))
+        super().__init__(model, layout, args, kwargs, max_rows=max_rows)
+        self.response = response
+        self.targets = targets
+        self.index = response.index.to(point.device)
+        is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
+        is_free[self.index] = False
+        self.free = is_free.nonzero().flatten()
+        self.conditional = GaussianConditional(response, targets, log_precisions, args, kwargs)
+
+    @property
+    def dim(self) -> int:
+        return len(self.free)
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        return self.response.block
+
+    def coordinates(self, w: Tensor) -> Tensor:
+        return w[:, self.free]
+
+    def complete(self, x: Tensor) -> Tensor:
+        noise = torch.randn(len(x), self.layout.dim, dtype=x.dtype, device=x.device)
+        with torch.no_grad(), validation_enabled(False):
+            return self.conditional.forward_and_log_det(noise.index_copy(1, self.free, x))[0]
+
+    def parts_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        w = x.new_zeros(self.layout.dim).index_copy(0, self.free, x)
+        answer = self.response.answer_of_one(w, args, kwargs)
+        mean, factor = self._conditional(*(part.detach() for part in answer))
+        values, log_det = self.layout.constrain(w)
+        sizes = [self.layout[name].size for name in self.response.block]
+        for name, part in zip(self.response.block, mean.to(w).split(sizes), strict=True):
+            values[name] = part.view(self.layout[name].shape)
+        trace = trace_one(self.model, values, args, kwargs)
+        log_prior, log_likelihood = split_density(trace, self.layout, log_det)
+        of_block = sum(trace.nodes[name]["log_prob_sum"] for name in self.response.block)
+        log_prior, at_mean = log_prior - of_block, log_likelihood + of_block
+        log_volume = len(mean) / 2 * math.log(2 * math.pi) - factor.diagonal().log().sum()
+        slope = at_mean - _trace_of_product(torch.cholesky_inverse(factor).to(w), answer) / 2
+        return log_prior + beta * slope, (log_prior.detach(), (at_mean.double() + log_volume).to(w).detach())
+
+    def _conditional(
+        self, offset: Tensor, jacobian: Tensor, log_precision: Tensor, prior_loc: Tensor, prior_scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean, shape `(B,)`, and Cholesky factor of the precision, `(B, B)`, both float64, for one draw."""
+        dtype = torch.float64 if self.response.is_sharp else offset.dtype
+        weighted = jacobian.to(dtype) * log_precision.to(dtype).exp()[:, None]
+        prior = prior_scale.double() ** -2
+        precision = (weighted.mT @ jacobian.to(dtype)).double() + torch.diag_embed(prior)
+        pull = (weighted.mT @ (self.targets - offset).to(dtype)).double() + prior * prior_loc.double()
+        factor, info = torch.linalg.cholesky_ex(precision)
+        factor = torch.where(info == 0, factor, torch.nan)
+        return torch.cholesky_solve(pull[:, None], factor)[:, 0], factor
+
+
+def collapse(whole: Whole) -> Target:
+    """The density with its linear block integrated out where that is exact, else as it is.
+
+    Args:
+        whole: The density over all weights.
+
+    Raises:
+        NotImplementedError: If the prior cannot be sampled.
+    """
+    response = _find_exact_block(whole)
+    if response is not None:
+        target = Collapsed(whole, response)
+        if _is_exact(target):
+            return target
+    return whole
+
+
+def _find_exact_block(whole: Whole) -> Response | None:
+    """The block, or None where there is none, or where the model cannot be vmapped."""
+    with torch.no_grad(), validation_enabled(False):
+        draws = whole.sample_prior(_NUM_POINTS)
+        points = draws[whole.log_prob(draws).isfinite()]
+        if whole.log_joint.mode == "loop" or len(points) < 4:
+            return None
+        response = find_response(whole.model, whole.layout, points, whole.args, whole.kwargs)
+    return response if response is not None and response.is_exact else None
+
+
+def _is_exact(target: Collapsed) -> bool:
+    """Whether p(data, a, b) / p(b | data, a) is the same at two values of b, which is what integrating out assumes."""
+    a = target.sample_prior(_NUM_POINTS)
+    with torch.no_grad(), validation_enabled(False):
+        values = [_log_ratio(target, a) for _ in range(2)]
+    return all(bool(v.isfinite().all()) for v in values) and torch.allclose(*values, rtol=1e-4, atol=1e-2)
+
+
+def _log_ratio(target: Collapsed, a: Tensor) -> Tensor:
+    noise = torch.randn(len(a), target.layout.dim, dtype=a.dtype, device=a.device)
+    w, log_det = target.conditional.forward_and_log_det(noise.index_copy(1, target.free, a))
+    log_q = torch.distributions.Normal(0.0, 1.0).log_prob(noise[:, target.index]).sum(-1) - log_det
+    return target.log_prob(w) - log_q
+
+
+def _trace_of_product(covariance: Tensor, answer: tuple[Any, ...]) -> Tensor:
+    """tr(C P) for the precision P that an answer implies, differentiable by the answer, for one draw."""
+    _, jacobian, log_precision, _, prior_scale = answer
+    leverage = ((jacobian @ covariance.detach()) * jacobian).sum(-1)
+    return (log_precision.exp() * leverage).sum() + (covariance.detach().diagonal() * prior_scale**-2).sum()

@@ -1,0 +1,147 @@
+"""The argument tuples of a fit: one, or those of an iterable gone through again and again, each datum counting once."""
+
+import math
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.train.traits import Traits
+
+_EXPECTED = "args must be a tuple of the model's arguments, such as (x, y), or an iterable of such tuples"
+# Shapes of batches whose traits are remembered.
+_MAX_SHAPES = 1000
+
+
+class Batches:
+    """Argument tuples without end.
+
+    Args:
+        args: One tuple, or an iterable of such.
+
+    Raises:
+        TypeError: If `args` is neither.
+        ValueError: If the iterable is empty.
+
+    Attributes:
+        is_fixed: Whether it is one tuple, given again and again.
+        length: Batches of a pass, as the iterable says or the first pass has shown; None while that is not known.
+        number: The number of the last batch in its pass, from 0.
+        first: The first batch.
+    """
+
+    def __init__(self, args: tuple | Iterable[tuple]) -> None:
+        if isinstance(args, Tensor) or not isinstance(args, Iterable):
+            raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
+        self.args = args
+        self.is_fixed = isinstance(args, tuple)
+        self.length = 1 if self.is_fixed else _length(args)
+        self.number = -1
+        self._tuples = self._go_through()
+        self.first = next(self._tuples)
+        self._is_waiting = True
+
+    def __next__(self) -> tuple:
+        if self._is_waiting:
+            self._is_waiting = False
+            return self.first
+        return next(self._tuples)
+
+    def _go_through(self) -> Iterator[tuple]:
+        if self.is_fixed:
+            self.number = 0
+            while True:
+                yield self.args
+        while True:
+            self.number = -1
+            for batch in self.args:
+                if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
+                    raise TypeError(f"{_EXPECTED}; got {type(self.args).__name__} of {type(batch).__name__}.")
+                self.number += 1
+                yield tuple(batch)
+            if self.number < 0:
+                raise ValueError(
+                    "The iterable of arguments is empty or can be gone through only once: pass a DataLoader or a list."
+                )
+            self.length = self.number + 1
+
+    def spell_size(self) -> str:
+        """The number of data in words, for messages: what the iterable's data set says, or N."""
+        size = _length(getattr(self.args, "dataset", None))
+        return "N" if size is None else str(size)
+
+    def spell(self, batch: tuple) -> str:
+        """Which batch this is, the last, for messages."""
+        shapes = ", ".join(str(tuple(v.shape)) for v in _tensors(batch)) or "no tensors"
+        return f"the arguments (shapes {shapes})" if self.is_fixed else f"batch {self.number} (shapes {shapes})"
+
+
+class Shares:
+    """How often the likelihood of every batch is to count, so that every datum counts equally often in a pass.
+
+    Models scale a batch of B out of N data by N / B; a last batch that is shorter would count as much as all others,
+    its data more often. If s is the scale of a batch, what is due is proportional to 1 / s with a mean of one over a
+    pass: the number of batches times B / N. Before the first pass is over, and where it never is, all other batches
+    are taken to be as long as the first.
+
+    Args:
+        first: Traits of the model on the first batch.
+    """
+
+    def __init__(self, first: Traits) -> None:
+        self._first = first
+        self._known: dict[Any, float] = {}
+        self._pass: list[float] = []
+        self._mean = 1.0
+
+    def knows(self, batch: tuple) -> bool:
+        """Whether a batch of these shapes was met."""
+        return _shapes(batch) in self._known
+
+    def meet(self, batch: tuple, traits: Traits) -> None:
+        """Remembers what the model makes of a batch."""
+        if len(self._known) >= _MAX_SHAPES:
+            self._known.clear()
+        self._known[_shapes(batch)] = _relative_size(self._first.scales, traits.scales)
+
+    def __call__(self, batch: tuple, number: int) -> float:
+        """The share of a batch that was met.
+
+        Args:
+            batch: The arguments.
+            number: Its number in the pass, from 0.
+        """
+        if number == 0 and self._pass:
+            self._mean = sum(self._pass) / len(self._pass)
+            self._pass.clear()
+        size = self._known[_shapes(batch)]
+        self._pass.append(size)
+        share = size / self._mean
+        return 1.0 if math.isclose(share, 1.0, rel_tol=1e-6) else share
+
+
+def _relative_size(first: dict[str, float], scales: dict[str, float]) -> float:
+    """How large a batch is, the first being one, going by the scales; one where they disagree."""
+    pairs = [(first[name], scales[name]) for name in first if scales.get(name)]
+    ratios = [one / other for one, other in pairs if (one, other) != (1, 1)]
+    if not ratios or not all(math.isclose(ratio, ratios[0], rel_tol=1e-6) for ratio in ratios):
+        return 1.0
+    return ratios[0]
+
+
+def _length(iterable: Any) -> int | None:
+    """len(), where there is one: some classes have the method and raise."""
+    try:
+        return len(iterable) if isinstance(iterable, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _tensors(batch: tuple) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _shapes(batch: tuple) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in _tensors(batch))

@@ -1,0 +1,423 @@
+"""Training a guide: schedule, clipping, bad steps skipped, the best parameters kept."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.plan import Plan
+from pyro_hypernet.guide.rejection import Choice
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.train.anneal import Annealing
+from pyro_hypernet.train.asked import Asked, put_in_place
+from pyro_hypernet.train.batches import Batches
+from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.notices import after_fit, keep_going, warn_once
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
+from pyro_hypernet.train.step import Step
+from pyro_hypernet.train.training import REMEDY, Trainer, copies
+from pyro_hypernet.train.traits import Traits, find_traits
+from pyro_hypernet.train.verification import verify
+
+# The share of the steps after which data count once that are annealed.
+_ANNEALED_SHARE = 0.5
+# Every restart takes this share of the steps.
+_RESTART_SHARE = 0.04
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a fit went.
+
+    Attributes:
+        losses: Minus the estimated bound at every step, in nats, shape `(steps,)`; NaN where a step was skipped; of
+            data that count as often as at that step, see `anneal`.
+        elbo: The bound at the parameters that were kept, in nats, of fresh draws, about a hundredth of those of the
+            training; with minibatches the mean over them, of a whole pass where that is short. With rejection the
+            bound of the draws that are kept; of a fit that was interrupted the mean of the last or best window.
+        seconds: Wall time.
+        num_skipped: Steps passed over because loss or gradient were not finite, or the bound beyond what is possible.
+        stopped_because: "all steps done", "no improvement", "out of time" or "interrupted".
+        gradient: "path" or "total"; "total" too where path gradients were given up, see VectorizedELBO.
+        mode: How the model ran: "graph", "eager" or "loop".
+        compile: How the steps ran at the end: "off", "graph" or "inductor".
+        compile_reason: Why so.
+        acceptance: The share of proposals that draws keep from now on, see `AutoHypernet.reject`; 1 where all are kept.
+    """
+
+    losses: Tensor = field(repr=False)
+    elbo: float
+    seconds: float
+    num_skipped: int
+    stopped_because: str
+    gradient: str
+    mode: str
+    compile: str
+    compile_reason: str
+    acceptance: float = 1.0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken, the skipped ones included."""
+        return len(self.losses)
+
+
+def fit(
+    model: Model,
+    guide: AutoHypernet,
+    args: tuple | Iterable[tuple],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_steps: int = 3000,
+    elbo: VectorizedELBO | None = None,
+    optim: Optim | float | Callable[..., torch.optim.Optimizer] | PyroOptim | None = None,
+    plan: Plan | None = None,
+    progress: bool = True,
+    **moved: Any,
+) -> Fit:
+    """Trains the guide in place, and the model's own `pyro.param`s with it, by Adam on the vectorised ELBO.
+
+    The learning rate rises linearly, then falls along a cosine to zero. Steps whose loss or gradient is not finite are
+    skipped and counted; so are those whose bound is above zero although all data are discrete, which proves a fault.
+    Ctrl-C stops the fit and keeps what was reached, and so does an error on the way. The caller's `pyro.set_rng_seed`
+    decides.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide; `setup` is called if need be, else training goes on from its present parameters.
+        args: The model's arguments as a tuple, or an iterable of such tuples (a DataLoader), gone through again and
+            again; the model must then scale the likelihood of a minibatch to all data, by a plate with
+            `subsample_size` or by `bayesianize(..., num_data=N)`. Every datum counts equally often in a pass, shorter
+            batches less than others. In the first pass, and where a pass never ends, all batches are taken to be as
+            long as the first.
+        kwargs: The model's keyword arguments, the same for all batches.
+        num_steps: Number of steps.
+        elbo: The bound: its particles, gradient, and how it runs; None for VectorizedELBO().
+        optim: How parameters are stepped and kept, and when to stop early: an `Optim`; a number, Adam's peak step size;
+            or another optimiser, `torch.optim.AdamW` or `pyro.optim.ClippedAdam({"lr": 1e-3})`, by its own step size.
+        plan: What is to be otherwise than in `guide.plan`, this time: `anneal`, `num_particles` and `rejection`, see
+            `Plan`. Annealing and rejection of `guide.plan` are for a first fit, and for a guide that was trained on all
+            data at once whose model's density is the same at every call; those that are asked for here hold always.
+            Annealing keeps hidden units at work that the bound would rather leave at their prior, a local optimum where
+            the noise is too large and functions too smooth; below 1 it is tempering from the prior. Source: Sønderby et
+            al. 2016, arXiv 1602.02282, who let prior and entropy count less at first; Trippe and Turner 2018, arXiv
+            1801.06230, for the optimum.
+        progress: Whether to show a bar with the bound; quiet where the output is no terminal.
+        moved: Options that are now part of `elbo`, `optim` and `plan`, or of `best_start`, with a warning.
+
+    Returns:
+        Losses, seconds and why it stopped.
+
+    Raises:
+        TypeError: If `args` is neither a tuple nor an iterable of tuples, or the guide is no AutoHypernet.
+        ValueError: If an option is out of its range, several minibatches are not scaled to all data, the model refuses
+            one of them, or whatever `guide.setup` raises.
+        RuntimeError: In several processes of a torch.distributed group, or if the model fails at a later batch.
+        FloatingPointError: After too many skipped steps, naming the site whose density is not finite.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> guide = AutoHypernet(model)
+        >>> result = fit(model, guide, (torch.ones(3),), num_steps=100, progress=False)
+        >>> result.stopped_because
+        'all steps done'
+    """
+    _check(guide, num_steps, elbo, plan)
+    asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
+    asked, num_restarts = put_in_place(asked, moved)
+    _check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
+    batches, kwargs = Batches(args), dict(kwargs or {})
+    guide.reject(None)
+    if num_restarts > 1:
+        num_each = max(1, int(_RESTART_SHARE * num_steps))
+        num_steps = max(1, num_steps - num_restarts * num_each)
+        options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
+        best_start(model, guide, args, kwargs=kwargs, **options)
+    return _fit(model, guide, batches, kwargs, num_steps, asked, progress=progress)
+
+
+def best_start(
+    model: Model,
+    guide: AutoHypernet,
+    args: tuple | Iterable[tuple],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_restarts: int = 4,
+    num_steps: int = 120,
+    elbo: VectorizedELBO | None = None,
+    optim: Optim | float | None = None,
+) -> None:
+    """Trains several starts a little and leaves the guide with the best, for `fit` to go on from.
+
+    What the guide has learnt is discarded.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide.
+        args: As in `fit`.
+        kwargs: The model's keyword arguments.
+        num_restarts: Starts to try.
+        num_steps: Steps of each.
+        elbo: As in `fit`.
+        optim: As in `fit`.
+
+    Raises:
+        TypeError: As `fit`.
+        ValueError: As `fit`.
+    """
+    _check(guide, num_steps, elbo)
+    _check_restarts(num_restarts, most=math.inf)
+    batches, kwargs = Batches(args), dict(kwargs or {})
+    # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
+    asked = Asked(
+        elbo or VectorizedELBO(), replace(as_optim(optim), decay=False, keep="last"), Plan(anneal=1.0, rejection=None)
+    )
+    best, kept = -math.inf, None
+    for _ in range(num_restarts):
+        guide.restart(*batches.first, **kwargs)
+        try:
+            result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, progress=False)
+        except FloatingPointError:
+            continue
+        if result.stopped_because == "interrupted":
+            raise KeyboardInterrupt  # the guide keeps what this start has reached
+        if kept is None or result.elbo > best:
+            best, kept = result.elbo, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
+    if kept is not None:
+        guide.load_state_dict(kept)
+
+
+def _fit(
+    model: Model,
+    guide: AutoHypernet,
+    batches: Batches,
+    kwargs: dict[str, Any],
+    num_steps: int,
+    asked: Asked,
+    *,
+    progress: bool,
+) -> Fit:
+    """Trains from where the guide is, then lets the posterior choose among its draws."""
+    guide.setup(*batches.first, **kwargs)
+    plan = asked.plan.beside(guide.plan)
+    elbo = VectorizedELBO(
+        **{**asked.elbo.options, "num_particles": asked.elbo.options["num_particles"] or plan.num_particles}
+    )
+    optim = asked.optim
+    if kwargs:
+        model = partial(model, **kwargs)
+    traits = find_traits(model, guide, batches.first)
+    _check_traits(traits, batches, asked.plan.rejection)
+    elbo._prepare(model, guide, batches.first, {})
+    start = time.perf_counter()
+    annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
+    trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps)
+    run = Optimiser(trainer.parameters.vectors, num_steps, optim)
+    run.least_loss = trainer.least_loss
+    first = copies(run.parameters) if optim.keep == "best" else None
+    guide._start = None
+    bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
+    try:
+        deadline = start + optim.max_seconds
+        reached, stopped_because, trouble = _train(trainer, run, traits, bar, num_steps=num_steps, deadline=deadline)
+        if stopped_because != "interrupted":
+            reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
+    finally:
+        trainer.parameters.release()
+    after_fit(guide, run.losses, trouble)
+    chosen = None
+    if _rejects(asked.plan.rejection, guide, batches, kwargs, traits, elbo) and stopped_because != "interrupted":
+        chosen, why = _choose_draws(
+            guide, batches.first, kwargs, plan.rejection, is_asked=asked.plan.rejection != "auto"
+        )
+        stopped_because = why or stopped_because
+    return Fit(
+        losses=torch.tensor(run.losses, dtype=torch.float64),
+        elbo=chosen.elbo if chosen else reached,
+        seconds=time.perf_counter() - start,
+        num_skipped=run.num_skipped,
+        stopped_because=stopped_because,
+        gradient="path" if elbo._is_path(guide) and trainer.stepper.elbo._is_path(guide) else "total",
+        mode=elbo._log_joint.mode,
+        compile=trainer.stepper.compile,
+        compile_reason=trainer.stepper.reason,
+        acceptance=guide.rejection.rate if chosen else 1.0,
+    )
+
+
+def _train(
+    trainer: Trainer,
+    run: Optimiser,
+    traits: Traits,
+    bar: tqdm,
+    *,
+    num_steps: int,
+    deadline: float,
+) -> tuple[float, str, str]:
+    """Steps to the end; the parameters to keep are in place whatever happens.
+
+    Returns:
+        The bound of the window that they stand for, why training stopped, and where skipped steps went wrong.
+    """
+    stopped_because, trouble, optim = "all steps done", "", run.optim
+    try:
+        for number in range(num_steps):
+            if number and time.perf_counter() > deadline:
+                stopped_because = "out of time"
+                break
+            run.is_annealed = trainer.is_annealed(number)
+            step, batch = trainer.step(number)
+            run.clips_outliers = trainer.is_ragged
+            if number == 1:
+                _warn_of_scales(trainer, traits)
+            run.step(step)
+            if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
+                trouble = _find_trouble(trainer, step, batch)
+            if run.skipped_in_a_row >= optim.max_skipped:
+                raise FloatingPointError(
+                    f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
+                    f"{_find_trouble(trainer, step, batch)}. {REMEDY} The guide keeps the last finite parameters."
+                )
+            if run.window_is_full():
+                bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
+                bar.update(run.window)
+                if optim.patience is not None and run.windows_since_best >= optim.patience:
+                    stopped_because = "no improvement"
+                    break
+    except KeyboardInterrupt:
+        stopped_because = "interrupted"
+    finally:
+        bar.close()
+        reached = -run.finish()
+    return reached, stopped_because, trouble
+
+
+def _find_trouble(trainer: Trainer, step: Step, batch: tuple) -> str:
+    try:
+        return trainer.find_trouble(step, batch)
+    except Exception:  # the model does not even run there
+        return "the density, which raises an error"
+
+
+def _verify(
+    trainer: Trainer, num_steps: int, first: list[Tensor] | None, reached: float, stopped_because: str
+) -> tuple[float, str]:
+    """The bound of fresh draws, and why training stopped."""
+    try:
+        bound = keep_going(partial(verify, trainer, first, num_steps), None, "Measuring the bound")
+    except KeyboardInterrupt:
+        return reached, "interrupted"
+    return reached if bound is None else bound, stopped_because
+
+
+def _choose_annealing(
+    asked: str | float, planned: float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
+) -> Annealing | None:
+    # Of its own accord only in a first fit, of a model without parameters of its own.
+    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo._params) else planned
+    return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
+
+
+def _rejects(
+    rejection: str | tuple[float, ...] | None,
+    guide: AutoHypernet,
+    batches: Batches,
+    kwargs: dict[str, Any],
+    traits: Traits,
+    elbo: VectorizedELBO,
+) -> bool:
+    """Whether draws are to be chosen after the fit."""
+    if elbo._params or rejection != "auto":
+        return rejection is not None and not elbo._params
+    has_all_data = batches.is_fixed and not traits.noise
+    return has_all_data and elbo._log_joint.mode != "loop" and guide.suits_rejection(batches.first, kwargs)
+
+
+def _choose_draws(
+    guide: AutoHypernet, batch: tuple, kwargs: dict[str, Any], rates: tuple[float, ...], *, is_asked: bool
+) -> tuple[Choice | None, str | None]:
+    """Lets the posterior choose among draws; what was learnt is kept whatever happens."""
+    try:
+        return guide.reject(batch, kwargs, rates=rates), None
+    except KeyboardInterrupt:
+        return None, "interrupted"
+    except ValueError as error:  # no weight is finite
+        if is_asked:
+            warnings.warn(f"Every draw of the guide is kept: {error}", stacklevel=3)
+        return None, None
+    except Exception as error:
+        warnings.warn(f"Every draw of the guide is kept, for choosing failed: {error}", stacklevel=3)
+        return None, None
+
+
+def _check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
+    if not isinstance(guide, AutoHypernet):
+        raise TypeError(
+            f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
+            "takes VectorizedELBO too."
+        )
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
+    if elbo is not None and not isinstance(elbo, VectorizedELBO):
+        raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
+    _refuse_groups()
+
+
+def _check_restarts(num_restarts: int, *, most: float) -> None:
+    if not isinstance(num_restarts, int) or not 1 <= num_restarts <= most:
+        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
+
+
+def _refuse_groups() -> None:
+    """Raises where several processes would each train a guide of its own."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise RuntimeError(
+            f"fit trains in one process, and this is one of a group of {group.get_world_size()}, which would end with "
+            "as many different guides. Fit before torch.distributed.init_process_group, or in a process of its own, "
+            "and hand the guide on by save and load."
+        )
+
+
+def _check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:
+    """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
+    is_several = batches.length is not None and batches.length > 1
+    if traits.is_unscaled and is_several:
+        raise ValueError(_spell_unscaled(traits, batches))
+    if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
+        why, spelt = traits.noise or "args gives minibatches", rejection[0] if len(rejection) == 1 else rejection
+        raise ValueError(
+            f"rejection={spelt} needs the same density of all data at every call, but {why}. Pass all data as "
+            "one tuple, without subsample_size, or leave rejection out."
+        )
+
+
+def _spell_unscaled(traits: Traits, batches: Batches) -> str:
+    count, size = "several" if batches.length is None else batches.length, batches.spell_size()
+    return (
+        f"args gives {count} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
+        "minibatch once (scale 1): the posterior would be that of one minibatch, far too wide. Scale it to all data: "
+        f"bayesianize(..., num_data={size}), or pyro.plate(..., size={size}, subsample_size=len(x))."
+    )
+
+
+def _warn_of_scales(trainer: Trainer, traits: Traits) -> None:
+    """At the second step: says what is not certain before, or not certainly wrong."""
+    batches = trainer.batches
+    if not batches.is_fixed and batches.number > 0 and traits.unscaled:
+        warn_once(trainer.guide, "not scaled", _spell_unscaled(traits, batches), stacklevel=4)

@@ -1,0 +1,242 @@
+"""Adam with its schedule and clipping; bad steps skipped, the best parameters kept."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim.adam import adam
+
+from pyro_hypernet.train.step import Step
+
+KEEP = ("best", "average", "last")
+LEARNING_RATE = 5e-3
+_ASKED = (
+    "optim takes a step size, an Optim, an optimiser of Pyro's, or a function from parameters to one of torch's that "
+    "steps without a closure"
+)
+# The loss is smoothed over this many windows of a run to tell the best step and whether it still falls.
+_WINDOWS = 50
+# Where short batches have a say, clipping to a fixed norm would undo their weights: so many times the usual norm, whose
+# mean forgets at this rate, is an outlier.
+_OUTLIER, _FORGET = 10.0, 0.05
+# The average runs over this last share of the steps.
+_AVERAGED_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How `fit` steps the parameters, which it keeps, and when it stops before `num_steps`.
+
+    Args:
+        learning_rate: Adam's peak step size; with a method of your own a factor of its step sizes.
+        warmup: Share of the steps over which the step size rises, in [0, 1).
+        decay: Whether it then falls to zero along a cosine.
+        clip: Greatest norm of the gradient over all parameters; ten times the usual norm, if that is more, where one of
+            at most 50 minibatches is shorter than others, which else would count too much.
+        keep: "best": the parameters after the window (1/50 of the run) of least mean loss, or those at the start,
+            where fresh draws say that training has made the guide worse, as it can an exact one; "average": their mean
+            over the last fifth; "last".
+        patience: Stop after this many windows without improvement; None for never.
+        max_skipped: Give up after this many skipped steps in a row.
+        max_seconds: After so long no further step is begun.
+        method: Another optimiser than Adam: one of Pyro's, as `pyro.optim.ClippedAdam({"lr": 1e-3})`, or a function
+            from parameters to one of torch's, such as `torch.optim.AdamW` or `partial(torch.optim.SGD, lr=1e-3)`. It
+            steps all parameters as a few long vectors.
+
+    Raises:
+        TypeError: If the method is no optimiser.
+        ValueError: If an option is out of its range.
+    """
+
+    learning_rate: float | None = None
+    warmup: float = 0.02
+    decay: bool = True
+    clip: float = 100.0
+    keep: str = "best"
+    patience: int | None = None
+    max_skipped: int = 100
+    max_seconds: float = math.inf
+    method: Callable[..., torch.optim.Optimizer] | PyroOptim | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATE if self.method is None else 1.0)
+        if self.keep not in KEEP:
+            raise ValueError(f"keep must be one of {', '.join(KEEP)}; got {self.keep!r}.")
+        if not self.learning_rate > 0 or not self.clip > 0:
+            raise ValueError(f"learning_rate and clip must be positive; got {self.learning_rate!r} and {self.clip!r}.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be a share of the steps in [0, 1); got {self.warmup!r}.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be a positive number of windows or None; got {self.patience!r}.")
+        if self.max_skipped < 1:
+            raise ValueError(f"max_skipped must be at least 1; got {self.max_skipped!r}.")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive; got {self.max_seconds!r}.")
+        if self.method is not None:
+            self.make([torch.zeros(1)])
+
+    def make(self, vectors: list[Tensor]) -> torch.optim.Optimizer:
+        """The user's optimiser of these parameters.
+
+        Args:
+            vectors: The parameters.
+        """
+        method, options = self.method, {}
+        if isinstance(method, PyroOptim):
+            method, options = method.pt_optim_constructor, method.pt_optim_args
+            if not isinstance(options, dict):
+                raise TypeError(f"{_ASKED}; the options of this one depend on the parameter's name.")
+        try:
+            made = method(vectors, **options)
+        except Exception as error:
+            raise TypeError(f"{_ASKED}; {method!r} could not make one: {error}.") from error
+        if not isinstance(made, torch.optim.Optimizer) or isinstance(made, torch.optim.LBFGS):
+            raise TypeError(f"{_ASKED}; got {made!r}.")
+        return made
+
+
+def as_optim(optim: Any) -> Optim:
+    """What `fit` takes: a peak step size for Adam, an optimiser as it is, or an `Optim`."""
+    if optim is None or isinstance(optim, Optim):
+        return optim or Optim()
+    if isinstance(optim, (int, float)) and not isinstance(optim, bool):
+        return Optim(float(optim))
+    return Optim(method=optim, warmup=0.0, decay=False)
+
+
+class Optimiser:
+    """Steps the parameters; keeps the losses so far, and the parameters of the best window or their average.
+
+    Args:
+        vectors: The parameters.
+        num_steps: How many steps there will be.
+        optim: How.
+
+    Attributes:
+        least_loss: Steps with a loss below are skipped.
+        clips_outliers: Whether gradients are clipped to ten times their usual norm where that is more than `clip`.
+        losses: Minus the bound at every step, in nats; NaN where skipped.
+    """
+
+    def __init__(self, vectors: list[Tensor], num_steps: int, optim: Optim) -> None:
+        self.parameters = vectors
+        self.optim = optim
+        self.window = max(1, num_steps // _WINDOWS)
+        self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
+        self.counts = [torch.zeros((), device=vector.device) for vector in vectors]
+        self.is_fused = all(vector.device.type in ("cpu", "cuda") for vector in vectors)
+        self.method = None if optim.method is None else optim.make(vectors)
+        self.rates = [] if self.method is None else [group["lr"] for group in self.method.param_groups]
+        self.schedule = Schedule(num_steps, optim.warmup, optim.decay)
+        self.least_loss = -math.inf
+        self.clips_outliers = False
+        self.usual_norm: float | None = None
+        self.averaged_from = num_steps - max(1, int(_AVERAGED_SHARE * num_steps))
+        self.losses: list[float] = []
+        self.num_skipped = self.skipped_in_a_row = self.windows_since_best = self.num_averaged = 0
+        self.best_loss = math.inf
+        self.is_annealed = False
+        self.kept: list[Tensor] | None = None
+
+    def step(self, step: Step) -> None:
+        """Steps the parameters by Adam; does nothing but count where loss or gradient cannot be right."""
+        is_good = step.is_finite and step.loss >= self.least_loss
+        if is_good:
+            self._update(step, self.optim.learning_rate * self.schedule(len(self.losses)))
+            self.skipped_in_a_row = 0
+        else:
+            self.num_skipped += 1
+            self.skipped_in_a_row += 1
+        self.losses.append(step.loss if is_good else math.nan)
+        if self.optim.keep == "average" and len(self.losses) > self.averaged_from:
+            self._average()
+
+    @torch.no_grad()
+    def _update(self, step: Step, rate: float) -> None:
+        clip = max(self.optim.clip, _OUTLIER * (self.usual_norm or 0.0)) if self.clips_outliers else self.optim.clip
+        usual = step.norm if self.usual_norm is None else self.usual_norm
+        self.usual_norm = usual + _FORGET * (min(step.norm, _OUTLIER * usual) - usual)
+        shrink = (step.norm + 1e-6) / clip if step.norm > clip else None
+        if self.method is not None:
+            self._step_method(step, rate, shrink)
+        else:
+            self._step_adam(step, rate, shrink)
+
+    def _step_method(self, step: Step, rate: float, shrink: float | None) -> None:
+        for parameter, gradient in zip(self.parameters, step.gradients, strict=True):
+            parameter.grad = gradient if shrink is None else gradient / shrink
+        for group, own in zip(self.method.param_groups, self.rates, strict=True):
+            group["lr"] = own * rate
+        self.method.step()
+
+    def _step_adam(self, step: Step, rate: float, shrink: float | None) -> None:
+        options = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8, "maximize": False}
+        gradients, how = list(step.gradients), {"fused": True} if self.is_fused else {"foreach": True}
+        if shrink is not None and self.is_fused:  # the kernel divides by it on its way
+            how["grad_scale"] = torch.tensor(shrink, dtype=torch.float32, device=self.parameters[0].device)
+        elif shrink is not None:
+            gradients = [gradient / shrink for gradient in gradients]
+        adam(self.parameters, gradients, *self.moments, [], self.counts, **how, **options, lr=rate)
+
+    def window_is_full(self) -> bool:
+        """Whether stock is to be taken."""
+        return len(self.losses) % self.window == 0
+
+    def close_window(self) -> float:
+        """Takes stock of the last window: its mean loss, and a copy of the parameters if it is the least so far."""
+        finite = [loss for loss in self.losses[-self.window :] if math.isfinite(loss)]
+        mean = sum(finite) / len(finite) if finite else math.inf
+        self.last_loss = mean
+        if self.is_annealed:  # another bound, not to be compared with what comes
+            return mean
+        self.windows_since_best += 1
+        if mean < self.best_loss:
+            self.best_loss, self.windows_since_best = mean, 0
+            if self.optim.keep == "best":
+                self.kept = [parameter.detach().clone() for parameter in self.parameters]
+        return mean
+
+    @torch.no_grad()
+    def finish(self) -> float:
+        """Puts the parameters to keep in place; returns the mean loss of the window that they stand for."""
+        if self.kept is not None:
+            for parameter, kept in zip(self.parameters, self.kept, strict=True):
+                parameter.copy_(kept)
+        if not math.isfinite(self.best_loss) and self.losses:
+            return self.losses[-1]
+        return self.best_loss if self.optim.keep == "best" else getattr(self, "last_loss", math.nan)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.num_averaged += 1
+        if self.kept is None:
+            self.kept = [parameter.detach().clone() for parameter in self.parameters]
+        torch._foreach_lerp_(self.kept, [p.detach() for p in self.parameters], 1 / self.num_averaged)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The share of the peak step size at every step: a linear rise, then a cosine down to zero.
+
+    Attributes:
+        num_steps: How many steps there will be.
+        warmup: Share of them over which it rises.
+        decay: Whether it then falls.
+    """
+
+    num_steps: int
+    warmup: float
+    decay: bool
+
+    def __call__(self, step: int) -> float:
+        rise = max(1, int(self.warmup * self.num_steps))
+        if step < rise:
+            return (step + 1) / rise
+        if not self.decay:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, self.num_steps - rise))))

@@ -1,0 +1,334 @@
+"""One step of a fit: loss and gradient, as they stand, as one captured graph, or compiled."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers, why_no_script
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.vectorize import Model, describe_shapes
+from pyro_hypernet.train.capture import Captured
+from pyro_hypernet.train.elbo import MAX_DISCREPANCY, VectorizedELBO
+
+# Shapes of batches that are captured; others, such as what is left at an epoch's end, run as they are.
+_MAX_GRAPHS = 4
+# Shapes of batches whose number is remembered, to tell what repeats.
+_MAX_COUNTED = 1000
+# Steps timed before anything is decided; the first are slower, for they warm up.
+_WARM_UP, _TIMED = 3, 5
+# What a captured step took of one that is not, and a compiled of a captured one, where Python and launches dominate:
+# see benchmarks/results/speed_step.md. The decision only has to be right by a factor of two or so.
+_GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
+# Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation.
+_CAPTURE_FACTOR, _COMPILE_SECONDS = 3.0, 0.05
+# Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
+_ALONE = 2**15
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step starts from.
+
+    Attributes:
+        loss: Minus the bound in nats.
+        discrepancy: That of the estimate, see `elbo.Estimate`.
+        norm: Of the whole gradient.
+        gradients: The gradient, one vector for every vector of `FlatParameters`.
+        particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`; None where there are
+            none.
+    """
+
+    loss: float
+    discrepancy: float
+    norm: float
+    gradients: Sequence[Tensor]
+    particles: tuple[Tensor, Tensor, Tensor] | None
+
+    @classmethod
+    def failed(cls) -> "Step":
+        """A step that came to nothing."""
+        return cls(math.nan, 0.0, math.nan, (), None)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+class FlatParameters:
+    """Parameters as views of few vectors, the small ones of a dtype and device together, for an optimiser to step.
+
+    Args:
+        leaves: The parameters, no two the same; they keep their identity and their values.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self.leaves = list(leaves)
+        self._groups: dict[tuple, list[int]] = {}
+        for number, leaf in enumerate(self.leaves):
+            alone = number if leaf.numel() > _ALONE else -1
+            self._groups.setdefault((leaf.dtype, leaf.device, alone), []).append(number)
+        with torch.no_grad():
+            self.vectors = [
+                torch.cat([self.leaves[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()
+            ]
+        for vector, numbers in zip(self.vectors, self._groups.values(), strict=True):
+            parts = vector.split([self.leaves[number].numel() for number in numbers])
+            for number, part in zip(numbers, parts, strict=True):
+                self.leaves[number].data = part.view(self.leaves[number].shape)
+
+    def gather(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """Gradients of the parameters as vectors; zeros where there is none."""
+        filled = [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(self.leaves, gradients, strict=True)
+        ]
+        parts = ([filled[number].reshape(-1) for number in numbers] for numbers in self._groups.values())
+        return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
+
+    def release(self) -> None:
+        """Gives every parameter memory of its own again."""
+        for leaf in self.leaves:
+            leaf.data = leaf.data.clone()
+
+
+class Stepper:
+    """Loss and gradient at the guide's present parameters, for one batch after the other.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide, set up.
+        elbo: The bound, prepared for both.
+        parameters: What to differentiate by.
+        compile: "auto", "graph", "inductor" or "off".
+        num_steps: How many steps there will be at most: what "auto" weighs the time of compiling against.
+        is_fixed: Whether every batch is the same, so that what depends on the data alone is worked out once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: AutoHypernet,
+        elbo: VectorizedELBO,
+        parameters: FlatParameters,
+        *,
+        compile: str,
+        num_steps: int,
+        is_fixed: bool,
+    ) -> None:
+        self.model, self.guide, self.elbo = model, guide, elbo
+        self.parameters = parameters
+        self.is_fixed = is_fixed
+        self.reason = "as asked for"
+        self._graphs: dict[Any, Captured] = {}
+        self._counts: Counter[Any] = Counter()
+        self._plan = _Plan(compile, num_steps)
+        if elbo.mode != "graph":
+            self._plan.settle("off")
+            self.reason = f'mode="{elbo.mode}" captures nothing'
+
+    @property
+    def compile(self) -> str:
+        """What is in use: "off", "graph" or "inductor"."""
+        return self._plan.stage
+
+    def __call__(self, batch: tuple) -> Step:
+        """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
+        start = time.perf_counter()
+        captured = None if self._plan.settled and self._plan.stage == "off" else self._captured(batch)
+        outputs = self._run(*batch) if captured is None else captured(batch)
+        step = self._step(outputs)
+        if step.discrepancy > MAX_DISCREPANCY:
+            self.elbo.distrust(self.guide, step.discrepancy)
+            self._start_again()
+            return self(batch)
+        if not self._plan.settled:
+            self._plan.note(time.perf_counter() - start)
+            self._advance(batch)
+        return step
+
+    def look(self, batch: tuple) -> Step:
+        """Evaluates one batch by what there is, and plans nothing."""
+        graphs = list(self._graphs.values())
+        captured = graphs[0] if self.is_fixed and graphs else self._graphs.get(describe_shapes(batch))
+        return self._step(self._run(*batch) if captured is None else captured(batch))
+
+    def _start_again(self) -> None:
+        """Forgets the graphs of another gradient."""
+        self._graphs.clear()
+        if self._plan.stage == "inductor":
+            self._plan.settle("graph")
+            self.reason = "path gradients were given up after compiling"
+
+    def _run(self, *batch: Any) -> tuple[Any, ...]:
+        """As it stands: the density captured, the guide run by Python."""
+        estimate = self.elbo.estimate(self.model, self.guide, *batch)
+        gradients = self.parameters.gather(
+            torch.autograd.grad(estimate.surrogate, self.parameters.leaves, allow_unused=True)
+        )
+        norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
+        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        stats = torch.stack([estimate.loss.double(), estimate.discrepancy.double(), norm])
+        return stats, *gradients, estimate.w, estimate.log_p, estimate.log_q
+
+    @staticmethod
+    def _step(outputs: tuple[Any, ...]) -> Step:
+        stats, *gradients, w, log_p, log_q = outputs
+        return Step(*stats.tolist(), gradients, (w, log_p, log_q))
+
+    def _captured(self, batch: tuple) -> Captured | None:
+        """The graph for a batch, where there is one, or is to be one: what comes once is not captured."""
+        if self.is_fixed and self._graphs:
+            return next(iter(self._graphs.values()))
+        key = describe_shapes(batch)
+        if key in self._graphs:
+            return self._graphs[key]
+        if len(self._counts) >= _MAX_COUNTED:
+            self._counts.clear()
+        self._counts[key] += 1
+        if key is None or self._plan.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
+            return None
+        return self._capture(key, batch)
+
+    def _advance(self, batch: tuple) -> None:
+        """Moves on to a faster stage if that pays."""
+        if self.elbo._log_joint.mode != "graph" and self._plan.stage == "off" and self._plan.goal != "off":
+            self._plan.settle("off")
+            self.reason = "the model cannot be captured as a graph"
+        size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
+        goal, why = self._plan.next(size, len(self._counts))
+        self.reason = why or self.reason
+        if goal is None:
+            return
+        if self._plan.stage == "off":
+            self._plan.stage = "graph"
+            key = describe_shapes(batch)
+            if key is None:
+                self._fall_back("an argument is neither a tensor nor a plain value")
+            elif self._plan.is_auto and self._counts[key] < 2:
+                return  # it is captured when it comes again
+            elif self._capture(key, batch) is None:
+                return
+        if goal == "inductor" and self._graphs:
+            self._compile(batch)
+
+    def _capture(self, key: Any, batch: tuple) -> Captured | None:
+        """Captures the step for batches of these shapes."""
+        try:
+            count, leaves = len(self.parameters.vectors), self.parameters.leaves
+            options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
+            captured = Captured(self._run, leaves, batch, **options)
+        except RuntimeError as error:
+            return self._fall_back(str(error))
+        self._graphs[key] = captured
+        if captured.run is captured.module:  # neither scripted nor recorded on a GPU
+            self.reason = f"captured, run from Python: {why_no_script() or 'TorchScript lacks one of its operations'}"
+        return captured
+
+    def _fall_back(self, reason: str) -> None:
+        self._plan.settle("off")
+        self._graphs.clear()
+        self.reason = reason
+
+    def _compile(self, batch: tuple) -> None:
+        """Compiles what was captured, if there is a compiler, and keeps it if it is faster."""
+        captured = self._captured(batch)
+        if captured is None:
+            return
+        on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
+        if on_cpu and not has_compiler():
+            self._plan.settle("graph")
+            self.reason = "no C++ compiler was found"
+            return
+        before, inputs = captured.run, captured.inputs(batch)
+        try:
+            compiled = as_inductor(captured.module, inputs)
+            if not on_cpu and all(tensor.is_cuda for tensor in inputs):
+                compiled = as_cuda_graph(compiled, inputs, len(captured.views))
+            captured.run = compiled
+            captured.check(batch)
+        except RuntimeError as error:
+            captured.run = before
+            self._plan.settle("graph")
+            self.reason = str(error)
+            return
+        self._plan.stage = "inductor"
+        if self._plan.is_auto:
+            with same_random_numbers(self.parameters.leaves):
+                seconds = [_time(captured, batch, run) for run in (before, compiled)]
+            if seconds[1] > seconds[0]:
+                captured.run = before
+                self._plan.settle("graph")
+                self.reason = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
+                return
+        self._plan.settle("inductor")
+
+
+class _Plan:
+    """What to run now and what to move on to: weighs the time of compiling against the steps that are left."""
+
+    def __init__(self, compile: str, num_steps: int) -> None:
+        self.is_auto = compile == "auto"
+        self.goal = "inductor" if self.is_auto else compile
+        self.stage = "off"
+        self.left = num_steps
+        self.first = math.nan
+        self.seconds: list[float] = []
+        self.settled = compile == "off"
+
+    def settle(self, stage: str) -> None:
+        """Stays at this stage."""
+        self.stage = self.goal = stage
+        self.settled = True
+
+    def note(self, seconds: float) -> None:
+        """Notes what a step took."""
+        self.left -= 1
+        if math.isnan(self.first):
+            self.first = seconds
+        elif len(self.seconds) < _WARM_UP + _TIMED:
+            self.seconds.append(seconds)
+
+    def next(self, num_operations: int, num_shapes: int) -> tuple[str | None, str | None]:
+        """The stage to move on to, or None, and what to say of it."""
+        if self.settled:
+            return None, None
+        if not self.is_auto:
+            self.settled = True
+            return self.goal, None
+        if len(self.seconds) < _WARM_UP + _TIMED:
+            return None, None
+        if self.stage == "off" and num_shapes > _MAX_GRAPHS:
+            self.settle("off")
+            return None, f"the first {_WARM_UP + _TIMED + 1} batches have {num_shapes} shapes: few would come again"
+        each = sorted(self.seconds[_WARM_UP:])[_TIMED // 2]
+        stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first * max(1, num_shapes))
+        if self.stage == "graph":
+            stage, share, cost = ("inductor", _INDUCTOR_SHARE, _COMPILE_SECONDS * num_operations)
+        saved = self.left * each * (1 - share)
+        self.seconds.clear()
+        verb = {"graph": "capturing", "inductor": "compiling"}[stage]
+        why = f"{verb} would take about {cost:.2g} s and save {saved:.2g} s"
+        if saved <= cost:
+            self.settle(self.stage)
+            return None, why
+        self.goal = stage
+        return stage, why.replace("would take", "was to take").replace("and save", "and to save")
+
+
+def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:
+    """Seconds of the fastest of a few runs."""
+    seconds = []
+    inputs = captured.inputs(batch)
+    with torch.no_grad():
+        for _ in range(_WARM_UP + _TIMED):
+            start = time.perf_counter()
+            run(*inputs)[0].tolist()
+            seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,187 @@
+"""The steps of a fit, batch after batch, each datum counting equally often, and what they say of themselves."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.validate import name_arguments
+from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.train.anneal import Annealing, TemperedModel
+from pyro_hypernet.train.batches import Batches, Shares
+from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.step import FlatParameters, Step, Stepper
+from pyro_hypernet.train.traits import Traits, find_error, find_traits
+
+REMEDY = "Lower learning_rate, bound the site's prior or likelihood away from zero, or use float64."
+# A mean of K importance weights exceeds e^20 times their expectation with a probability below e^-20, by Markov's
+# inequality; and so much rounding of log q is allowed for every weight, in nats.
+_MOST_BOUND, _ROUNDING = 20.0, 1e-5
+# Passes of at most so many batches are short: one batch among them has a say.
+_SHORT = 50
+
+
+class Trainer:
+    """Evaluates steps: which batch, how often it counts, by which graph.
+
+    Args:
+        model: The Pyro model.
+        guide: The guide, set up.
+        batches: The model's arguments.
+        traits: Of the model on the first batch.
+        elbo: The bound, prepared for both.
+        annealing: How often the data count at every step, or None for once.
+        num_steps: How many steps there will be.
+
+    Attributes:
+        parameters: All that is trained.
+        least_loss: A loss below it cannot be, in nats: of discrete data no bound on the evidence exceeds zero.
+        has_one_target: Whether the evidence is one number, the same at all parameters and steps.
+        is_noisy: Whether the density is another at every call, as of a model that draws minibatches itself.
+        is_ragged: Whether one of few batches is shorter than others.
+        stepper: What ran the last step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: AutoHypernet,
+        batches: Batches,
+        traits: Traits,
+        elbo: VectorizedELBO,
+        *,
+        annealing: Annealing | None,
+        num_steps: int,
+    ) -> None:
+        self.model, self.guide, self.batches = model, guide, batches
+        self.elbo, self.annealing, self.num_steps = elbo, annealing, num_steps
+        self.parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+        self.is_ragged = False
+        self.shares = Shares(traits)
+        self.shares.meet(batches.first, traits)
+        self.is_noisy = bool(traits.noise)
+        is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
+        self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo._params
+        self.least_loss = -math.inf
+        if traits.is_discrete:
+            self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
+        self.stepper = self._plain = self._make_stepper(model, elbo, num_steps, is_fixed=batches.is_fixed)
+        self._tempered: Stepper | None = None
+        if annealing is not None:
+            self._tempered = self._make_tempered(batches.first, annealing.num_steps)
+
+    def step(self, number: int) -> tuple[Step, tuple]:
+        """Evaluates the next batch.
+
+        Args:
+            number: Of the step, from 0.
+
+        Returns:
+            The step, and the batch it was made at.
+
+        Raises:
+            ValueError: If the model refuses a batch after the first, naming it.
+            RuntimeError: If it fails there for another reason.
+        """
+        batch = next(self.batches)
+        try:
+            self.stepper, arguments = self._choose(number, batch)
+            return self.stepper(arguments), batch
+        except Exception as error:
+            if number == 0 or isinstance(error, Warning):  # warnings are errors where the caller wants them so
+                raise
+            if "linalg." in str(error):  # a matrix that has no factor at some draw: a density of zero
+                return Step.failed(), batch
+            self._raise_for(number, batch, error)
+
+    def looks(self, count: int) -> list[tuple[Stepper, tuple]]:
+        """The next batches at full weight, to be evaluated by `stepper.look(arguments)`."""
+        if self.batches.is_fixed:
+            return [self._choose(self.num_steps, self.batches.first)] * count
+        return [self._choose(self.num_steps, next(self.batches)) for _ in range(count)]
+
+    def is_annealed(self, number: int) -> bool:
+        """Whether this step's data count more or less than they should in the end."""
+        return self.annealing is not None and number < self.annealing.num_steps
+
+    def find_trouble(self, step: Step, batch: tuple) -> str:
+        """Where a step that is not finite went wrong, in words."""
+        for name, value in name_arguments(self.model, batch, {}).items():
+            if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+                places = f"{int(value.isnan().sum())} of {value.numel()} places"
+                return f"argument {name!r}, which holds NaN in {places} of {self.batches.spell(batch)}"
+        if step.is_finite:
+            return f"a bound of {-step.loss:.3g} nats on the log evidence of discrete data, which is at most zero"
+        if step.particles is None:
+            return "the density, which raises an error of linear algebra at some draws"
+        w, log_p, log_q = step.particles
+        bad = ~(log_p.isfinite() & log_q.isfinite() & w.isfinite().all(-1))
+        if not bool(bad.any()):
+            return "the gradient, while the density itself is finite"
+        row = w[bad.nonzero()[0, 0]]
+        if not bool(row.isfinite().all()):
+            return "the guide's own draws"
+        terms = self.elbo._log_joint.site_log_probs(row, *batch)
+        names = [name for name, value in terms.items() if not math.isfinite(float(value))]
+        return "the density of site " + ", ".join(map(repr, names)) if names else "the density of the guide"
+
+    def _choose(self, number: int, batch: tuple) -> tuple[Stepper, tuple]:
+        """What evaluates a batch, and the arguments that it takes."""
+        share = 1.0
+        if not self.batches.is_fixed:
+            if not self.shares.knows(batch):
+                self.shares.meet(batch, find_traits(self.model, self.guide, batch))
+            share = self.shares(batch, self.batches.number)
+            self.is_ragged |= share != 1 and (self.batches.length or self.batches.number) <= _SHORT
+        beta = share * (self.annealing(number) if self.is_annealed(number) else 1.0)
+        if beta == 1:
+            return self._plain, batch
+        if self._tempered is None:
+            self._tempered = self._make_tempered(batch, self.num_steps - number)
+        return self._tempered, TemperedModel.arguments(beta, batch)
+
+    def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
+        model, old = TemperedModel(self.model), self.elbo
+        elbo = VectorizedELBO(**{**old.options, "num_particles": old.num_particles})
+        elbo._prepare(model, self.guide, model.arguments(1.0, batch), {})
+        return self._make_stepper(model, elbo, num_steps, is_fixed=False)
+
+    def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:
+        options = {"compile": elbo.options["compile"], "num_steps": num_steps, "is_fixed": is_fixed}
+        return Stepper(model, self.guide, elbo, self.parameters, **options)
+
+    def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
+        where = f"Step {number} of fit failed at {self.batches.spell(batch)}"
+        kept = "The guide keeps what it had learnt."
+        if any(leaf.dim() and len(leaf) == 0 for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)):
+            raise ValueError(f"{where}: it holds no data. Leave empty batches out. {kept}") from error
+        cause = find_error(self.model, self.guide, batch) or error
+        kind = ValueError if isinstance(cause, (ValueError, IndexError)) else RuntimeError
+        text = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
+        raise kind(
+            f"{where}: {text} Look at the data of this batch and what the model makes of them. {kept}"
+        ) from cause
+
+
+def copies(vectors: list[Tensor]) -> list[Tensor]:
+    """Copies of parameters.
+
+    Args:
+        vectors: The parameters.
+    """
+    return [vector.detach().clone() for vector in vectors]
+
+
+@torch.no_grad()
+def put(vectors: list[Tensor], values: list[Tensor]) -> None:
+    """Sets parameters.
+
+    Args:
+        vectors: The parameters.
+        values: What they are to be.
+    """
+    for vector, value in zip(vectors, values, strict=True):
+        vector.copy_(value)

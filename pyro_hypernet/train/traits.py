@@ -1,0 +1,135 @@
+"""What a fit has to know of a model beforehand, found by running it on a batch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.graphs.run import same_random_numbers
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.layout import minibatch_plates
+from pyro_hypernet.model.vectorize import Model, outside_of_pyro, trace_one
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The likelihood of a model on one batch.
+
+    Attributes:
+        scales: How often the data of every observed site count; NaN where some of them count more than others. Factors
+            are left out: what they scale is their author's business.
+        noise: Why the density is another at every call, at the same weights and arguments; "" where it is not.
+        is_discrete: Whether the likelihood is a probability and the prior a density, so that no bound on the log
+            evidence exceeds zero.
+    """
+
+    scales: dict[str, float]
+    noise: str
+    is_discrete: bool
+
+    @property
+    def unscaled(self) -> list[str]:
+        """Sites whose data count once, as often as they are given."""
+        return [name for name, scale in self.scales.items() if scale == 1]
+
+    @property
+    def is_unscaled(self) -> bool:
+        """Whether no data count more often than they are given, or less."""
+        return bool(self.scales) and len(self.unscaled) == len(self.scales)
+
+
+def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
+    """Runs the model at weights that the guide can draw, or at its start; no random number is used up.
+
+    Args:
+        model: The Pyro model.
+        guide: A guide that is set up.
+        batch: The model's arguments.
+    """
+    log_joint, w = LogJoint(model, guide.layout), guide.looks(2)
+    try:
+        values = guide.layout.constrain(w[0])[0]
+        first = _run(model, values, batch)
+    except Exception:  # at the start the density is known to be finite
+        values = {name: guide.prototype_trace.nodes[name]["value"] for name in guide.layout.names}
+        w = guide.layout.unconstrain(values)[0][None]
+        first = _run(model, values, batch)
+    noise = _find_minibatch(first)
+    if not noise and (random := log_joint.random_sites(w, *batch)):
+        noise = f"the model draws at random by itself: the log density of {random[0]!r} is another at the same weights"
+    observed = {name: node for name, node in first.nodes.items() if name not in values and _is_observed(node)}
+    data = {name: node for name, node in observed.items() if not isinstance(_innermost(node["fn"]), dist.Unit)}
+    has_density = all(_is_density(first.nodes[name]) for name in values if name in first.nodes)
+    is_discrete = bool(data) and len(data) == len(observed) and all(map(_is_probability, data.values()))
+    return Traits({name: _scale(node) for name, node in data.items()}, noise, is_discrete and has_density)
+
+
+def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | None:
+    """What the model itself raises on a batch, run plainly and with Pyro's validation, or None.
+
+    Args:
+        model: The Pyro model.
+        guide: A guide that is set up.
+        batch: The model's arguments.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    conditioned = poutine.condition(model, data=guide.layout.constrain(guide.looks(2)[0])[0])
+    with same_random_numbers(tensors), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(True):
+        try:
+            poutine.trace(conditioned).get_trace(*batch).compute_log_prob()
+        except Exception as error:
+            return error
+    return None
+
+
+def _run(model: Model, values: dict[str, Tensor], batch: tuple) -> Trace:
+    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    with same_random_numbers(tensors), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False):
+        trace = trace_one(model, values, batch, {})
+        trace.compute_log_prob()
+    return trace
+
+
+def _find_minibatch(trace: Trace) -> str:
+    for node in trace.nodes.values():
+        for frame in minibatch_plates(node):
+            return f"plate {frame.name!r} draws {frame.size} of {frame.full_size} data"
+    return ""
+
+
+def _is_observed(node: dict[str, Any]) -> bool:
+    is_data = node["type"] == "sample" and node["is_observed"] and not site_is_subsample(node)
+    return is_data and not node["infer"].get("_deterministic")
+
+
+def _scale(node: dict[str, Any]) -> float:
+    scale = torch.as_tensor(node["scale"]).double()
+    return float(scale.mean()) if bool((scale == scale.mean()).all()) else math.nan
+
+
+def _is_density(node: dict[str, Any]) -> bool:
+    """Whether a latent site's prior integrates to one."""
+    is_whole = _scale(node) == 1 and node["mask"] is None
+    return is_whole and not isinstance(_innermost(node["fn"]), dist.ImproperUniform)
+
+
+def _is_probability(node: dict[str, Any]) -> bool:
+    try:
+        return bool(node["fn"].support.is_discrete)
+    except (NotImplementedError, AttributeError):  # distributions that do not know their support
+        return False
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
