@@ -10,11 +10,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
-from pyro_hypernet import AutoHypernet, VectorizedELBO, fit
+from pyro_hypernet import AutoHypernet, fit
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.model.layout import Layout
 from tests.law.style import Style
@@ -27,18 +26,11 @@ NUM_REFERENCE, NUM_FRAME = 2000, 500
 
 
 def fitted(style: Style) -> AutoHypernet:
-    """After a short `fit` that ends with rejection; by SVI where keyword arguments keep `fit` away."""
+    """After a short `fit` that ends with rejection."""
     guide = AutoHypernet(style.guided)
+    options = {"num_particles": 4, "num_steps": 40, "compile": "off", "progress": False}
     rejection = 0.4 if style.is_function else None
-    if not style.kwargs:
-        options = {"num_particles": 4, "num_steps": 40, "compile": "off", "progress": False}
-        fit(style.guided, guide, style.args, rejection=rejection, **options)
-        return guide
-    svi = SVI(style.guided, guide, pyro.optim.Adam({"lr": 3e-3}), VectorizedELBO(num_particles=4))
-    for _ in range(20):
-        svi.step(*style.args, **style.kwargs)
-    if style.is_function:
-        guide.reject(style.args, dict(style.kwargs), rates=(0.4,))
+    fit(style.guided, guide, style.args, kwargs=dict(style.kwargs), rejection=rejection, **options)
     return guide
 
 

@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 from torch.distributions import constraints
 
-from tests.law.style import Style, at_inputs, normal, uniform
+from tests.law.style import LOOPS, Style, at_inputs, normal, uniform
 
 SCHOOLS = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
 ERRORS = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -265,7 +265,6 @@ def branching(y):
 
 
 Y = normal(8, stream=6)
-LOOPS = ("The model cannot be vmapped",)
 SEEN = uniform(8) < 0.7
 
 HIERARCHIES = {
@@ -279,7 +278,7 @@ HIERARCHIES = {
         poutine.reparam(eight_schools, {"effect": LocScaleReparam(0.0)}), (ERRORS, SCHOOLS), broadcasts=False
     ),
     "lkj cholesky": lambda: Style(correlated, (normal(8, 3),), broadcasts=False),
-    "lkj": lambda: Style(correlation_matrix),
+    "lkj": lambda: Style(correlation_matrix, broadcasts=False),
     "ordered": lambda: Style(ordered, (Y,), broadcasts=False),
     "simplex": lambda: Style(simplex, (torch.arange(8) % 3,)),
     "simplex in plate": lambda: Style(simplex_in_plate, ((torch.arange(8) % 3).reshape(4, 2),)),

@@ -3,6 +3,7 @@
 A pair of a style and an idiom that is listed here must raise what stands here; one that is not must work.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -81,19 +82,23 @@ def _count(style: Style, *, weights: bool) -> int:
 
 
 def observes_several_sites(style: Style) -> bool:
+    return len(_observed(style)) > 1
+
+
+def observes_nothing(style: Style) -> bool:
+    return not _observed(style)
+
+
+def _observed(style: Style) -> list[str]:
     try:
         trace = poutine.trace(style.guided).get_trace(*style.args, **style.kwargs)
     except (ValueError, NotImplementedError):  # no guide can serve it
-        return False
-    return len(observed_nodes(trace, {})) > 1
+        return ["unknown"]
+    return list(observed_nodes(trace, {}))
 
 
 def has_fixed_rows(style: Style) -> bool:
     return style.at is None
-
-
-def takes_keywords(style: Style) -> bool:
-    return bool(style.kwargs)
 
 
 def takes_other_things_than_tensors(style: Style) -> bool:
@@ -105,6 +110,14 @@ def latents_in_plates(style: Style) -> bool:
         return any(plate for site in latents(style).sites for plate in site.plates)
     except (ValueError, NotImplementedError):
         return False
+
+
+def starts_in_a_plate(style: Style) -> bool:
+    try:
+        first = latents(style).sites[0]
+    except (ValueError, NotImplementedError):
+        return False
+    return math.prod(first.shape[: len(first.shape) - first.event_dim]) > 1
 
 
 def is_made_of_modules(style: Style) -> bool:
@@ -204,6 +217,14 @@ REFUSED: list[Refusal] = [
         "name one by site=",
     ),
     Refusal(
+        observes_nothing,
+        "loo",
+        "*",
+        "there is nothing to leave out",
+        ValueError,
+        "observes nothing",
+    ),
+    Refusal(
         "closure",
         "pickle|torch.save",
         "default|fitted",
@@ -218,14 +239,6 @@ REFUSED: list[Refusal] = [
         "a file cannot hold a function, and draws are chosen by the density at the arguments: load takes them",
         ValueError,
         "pass them, load",
-    ),
-    Refusal(
-        takes_keywords,
-        "fit*|move",
-        "*",
-        "takes the model's positional arguments only: give model and guide functools.partial(model, y=y)",
-        (NotApplicable, TypeError),
-        "keyword argument",
     ),
     Refusal(
         "net *",
@@ -274,6 +287,24 @@ REFUSED: list[Refusal] = [
     ),
     Refusal(has_one_site, "AutoGuideList, shared", "*", "there is one site", NotApplicable, "one site", "nobody"),
     # What Pyro's idiom asks of the model.
+    Refusal(
+        "simplex*",
+        "Predictive, parallel, same|WeighedPredictive, parallel",
+        "*",
+        "Pyro unpacks a latent whose shape and unconstrained shape differ without room for the model's plates",
+        ValueError,
+        "Shape mismatch inside plate",
+        "Pyro",
+    ),
+    Refusal(
+        starts_in_a_plate,
+        "NeuTra",
+        "*",
+        "NeuTraReparam counts a guide's log determinant once for every place of the first site's plates",
+        AssertionError,
+        "not close",
+        "Pyro",
+    ),
     Refusal(
         does_not_broadcast,
         PYRO_VECTORISED,

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 
-from tests.law.style import Style, at_inputs, normal, uniform
+from tests.law.style import LOOPS, Style, at_inputs, normal, uniform
 from tests.seeds import seed
 
 ROWS = 12
@@ -175,8 +175,8 @@ def counts(rate):
     return torch.poisson(rate, generator=torch.Generator().manual_seed(seed(4)))
 
 
-def regress(model, y, *, broadcasts=True, **kwargs):
-    return lambda: Style(model, (X, y), kwargs, at_inputs(2), broadcasts=broadcasts)
+def regress(model, y, *, broadcasts=True, warns=(), **kwargs):
+    return lambda: Style(model, (X, y), kwargs, at_inputs(2), broadcasts=broadcasts, warns=warns)
 
 
 Y = LINE + 0.5 * NOISE
@@ -197,8 +197,8 @@ REGRESSIONS = {
     "ordinal": regress(ordinal, CLASSES, broadcasts=False),
     "zero-inflated": regress(zero_inflated, COUNTS),
     "negative binomial": regress(negative_binomial, COUNTS),
-    "beta": regress(beta, uniform(ROWS).clamp(0.05, 0.95)),
-    "von mises": regress(von_mises, Y.clamp(-3, 3)),
+    "beta": regress(beta, uniform(ROWS).clamp(0.05, 0.95), warns=LOOPS),
+    "von mises": regress(von_mises, Y.clamp(-3, 3), warns=LOOPS),
     "multivariate": regress(multivariate, THREE, broadcasts=False),
     "multinomial": regress(multinomial, torch.nn.functional.one_hot(CLASSES, 3).float() * 5, broadcasts=False),
     "categorical": regress(categorical, CLASSES, broadcasts=False),

@@ -11,6 +11,9 @@ from tests.seeds import seed
 
 Arguments = tuple[tuple, dict[str, Any]]
 
+# What is warned of where draws are taken one after the other.
+LOOPS = ("The model cannot be vmapped",)
+
 
 @dataclass(frozen=True)
 class Style:
