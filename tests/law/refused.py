@@ -249,7 +249,7 @@ REFUSED: list[Refusal] = [
         "use VectorizedELBO, or fit",
     ),
     Refusal(
-        "pyro.module",
+        "pyro.module|param",
         "module_local_params",
         "*",
         "Pyro has no pyro.param statements of a model's own in this mode",
