@@ -33,8 +33,8 @@ from pyro_hypernet.pipeline.forecast import (
     price_of_weights,
 )
 from pyro_hypernet.pipeline.posterior import Posterior, Task
-from pyro_hypernet.sample.nuts import Nuts, nuts
-from pyro_hypernet.sample.refine import Refined, refine
+from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.refine import refine
 from pyro_hypernet.train.fit import Fit, fit
 from pyro_hypernet.train.optimiser import Optim
 
@@ -118,7 +118,7 @@ def _draw_by_nuts(task: Task, forecast: Forecast) -> Posterior:
     options = {"warmup_steps": _WARMUP, "max_seconds": CAUTION * forecast.left, "progress": task.progress}
     with silenced("NUTS has not mixed"):  # part of the verdict
         result = task.call(nuts, **sizes, **options)
-    count, rhat = result.diverging.numel(), _worst_rhat(result)
+    count, rhat = result.diverging.numel(), result.decisive_rhat
     figures = f"{count} draws of {_CHAINS} chains of NUTS; the worst R-hat of what the model computes {rhat:.2f}"
     task.note("nuts", f"{figures}; {sum(result.divergences)} divergent transitions")
     verdict = _judge(rhat, UNMIXED_CHAINS, f"It was sampled by NUTS: {figures}, so chains")
@@ -139,7 +139,7 @@ def _draw_by_refine(task: Task, forecast: Forecast, num_samples: int, reached: P
         stopped = f"it had come to beta {refined.betas[-1]:.2g} of 1 after {refined.seconds:.0f} s"
         task.note("refine", f"left out: {stopped}")
         return reached
-    rhat = _worst_rhat(refined)
+    rhat = refined.decisive_rhat
     figures = (
         f"{num_samples} draws carried from the prior by {len(refined.betas)} powers of the likelihood; "
         f"R-hat of {_POPULATIONS} populations in function space {rhat:.2f}"
@@ -289,11 +289,6 @@ def _judge(rhat: float, unmixed: float, words: str) -> dict[str, str]:
     verdict = USE if rhat <= _AGREED_RHAT else REFINE if rhat <= unmixed else DO_NOT_TRUST
     agree = "agree" if verdict == USE else "disagree: give more time, budget=, or more draws, num_samples="
     return {"verdict": verdict, "because": f"{words} {agree}."}
-
-
-def _worst_rhat(result: Nuts | Refined) -> float:
-    """In function space, or of the sites where the model computes nothing else."""
-    return result.max_function_rhat if result.function_rhat else result.max_rhat
 
 
 def _spell_evidence(result: Any) -> str:

@@ -18,7 +18,7 @@ _NUM_POINTS = 16
 _MAX_NUMBERS = 2**20
 
 
-class Collapsed(Target):
+class _Collapsed(Target):
     """p(data | a) and its prior, where the weights are a and a block b that is integrated out.
 
     Given a, observations and prior are jointly normal in b, with conditional mean m(a) and precision P(a), so that
@@ -101,7 +101,7 @@ def collapse(whole: Whole) -> Target:
     """
     response = _find_exact_block(whole)
     if response is not None:
-        target = Collapsed(whole, response)
+        target = _Collapsed(whole, response)
         if _is_exact(target):
             return target
     return whole
@@ -118,7 +118,7 @@ def _find_exact_block(whole: Whole) -> Response | None:
     return response if response is not None and response.is_exact else None
 
 
-def _is_exact(target: Collapsed) -> bool:
+def _is_exact(target: _Collapsed) -> bool:
     """Whether p(data, a, b) / p(b | data, a) is the same at two values of b, which is what integrating out assumes."""
     a = target.sample_prior(_NUM_POINTS)
     with torch.no_grad(), validation_enabled(False):
@@ -126,7 +126,7 @@ def _is_exact(target: Collapsed) -> bool:
     return all(bool(v.isfinite().all()) for v in values) and torch.allclose(*values, rtol=1e-4, atol=1e-2)
 
 
-def _log_ratio(target: Collapsed, a: Tensor) -> Tensor:
+def _log_ratio(target: _Collapsed, a: Tensor) -> Tensor:
     noise = torch.randn(len(a), target.layout.dim, dtype=a.dtype, device=a.device)
     w, log_det = target.conditional.forward_and_log_det(noise.index_copy(1, target.free, a))
     log_q = torch.distributions.Normal(0.0, 1.0).log_prob(noise[:, target.index]).sum(-1) - log_det

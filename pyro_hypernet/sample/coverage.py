@@ -1,12 +1,12 @@
 """Whether a guide covers a posterior of which draws are at hand."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.sample.tempering import log_mean_exp
 from pyro_hypernet.target import Target
 
 # Weights above this quantile of the guide's own are such as it practically never draws.
@@ -51,6 +51,6 @@ def cover(target: Target, guide: AutoHypernet, samples: dict[str, Tensor], *, nu
     return Coverage(
         lower=float(own.mean()),
         upper=float(true.mean()),
-        log_evidence=float(own.logsumexp(0)) - math.log(len(own)),
+        log_evidence=float(log_mean_exp(own)),
         missed=max(0.0, (beyond - (1 - _QUANTILE)) / _QUANTILE),
     )

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,7 +18,7 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.no_u_turn import Chain, Evaluate, run_together
-from pyro_hypernet.sample.rhat import worst
+from pyro_hypernet.sample.rhat import Mixing, check_chains, rhat_and_ess
 from pyro_hypernet.target import Target, Whole, bind
 
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
@@ -31,7 +30,7 @@ _OF_FAILURES = "The density raises an error at some draws"
 
 
 @dataclass(frozen=True)
-class Nuts:
+class Nuts(Mixing):
     """Draws of several chains and what says whether to trust them.
 
     Attributes:
@@ -65,16 +64,6 @@ class Nuts:
     def divergences(self) -> tuple[int, ...]:
         """Number of divergent transitions in every chain."""
         return tuple(self.diverging.sum(1).tolist())
-
-    @property
-    def max_rhat(self) -> float:
-        """The worst R-hat over sites."""
-        return worst(self.rhat)
-
-    @property
-    def max_function_rhat(self) -> float:
-        """The worst R-hat in function space: the one to judge a network by."""
-        return worst(self.function_rhat)
 
 
 def nuts(
@@ -132,11 +121,7 @@ def nuts(
         >>> draws.samples["mean"].shape
         torch.Size([1000])
     """
-    if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
-        raise ValueError(
-            "num_samples must be at least 4 (R-hat splits every chain), num_chains positive and warmup_steps not "
-            f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
-        )
+    check_chains(num_samples, num_chains, warmup_steps)
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"num_processes must be positive or None; got {num_processes}.")
     start = time.perf_counter()
@@ -159,13 +144,15 @@ def nuts(
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
     functions = space.target.functions(samples)
     functions = {name: value.unflatten(0, (num_chains, -1)) for name, value in functions.items()}
+    rhat, ess = rhat_and_ess(samples_by_chain)
+    function_rhat, function_ess = rhat_and_ess(functions)
     result = Nuts(
         samples=samples,
         samples_by_chain=samples_by_chain,
-        rhat={name: split_gelman_rubin(value) for name, value in samples_by_chain.items()},
-        ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
-        function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
-        function_ess={name: effective_sample_size(value) for name, value in functions.items()},
+        rhat=rhat,
+        ess=ess,
+        function_rhat=function_rhat,
+        function_ess=function_ess,
         diverging=torch.stack([torch.from_numpy(chain.diverging[-count:]) for chain in chains]),
         acceptance=tuple(chain.acceptance for chain in chains),
         num_gradients=tuple(chain.num_gradients for chain in chains),
@@ -318,11 +305,10 @@ def _warn_of_failures(result: Nuts) -> None:
 
 
 def _warn_if_unmixed(result: Nuts) -> None:
-    worst = result.max_function_rhat if result.function_rhat else result.max_rhat
-    if worst > _MIXED_RHAT:
+    if result.decisive_rhat > _MIXED_RHAT:
         where = "in function space " if result.function_rhat else ""
         warnings.warn(
-            f"NUTS has not mixed: the worst split R-hat {where}is {worst:.2f}, above {_MIXED_RHAT}. Do not take these "
-            "draws for the posterior: run longer, or reparametrise the model.",
+            f"NUTS has not mixed: the worst split R-hat {where}is {result.decisive_rhat:.2f}, above {_MIXED_RHAT}. Do "
+            "not take these draws for the posterior: run longer, or reparametrise the model.",
             stacklevel=3,
         )

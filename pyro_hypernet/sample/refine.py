@@ -17,8 +17,8 @@ from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.collapsed import collapse as collapsed
 from pyro_hypernet.sample.coverage import Coverage, cover
 from pyro_hypernet.sample.moves import Trajectories
-from pyro_hypernet.sample.rhat import effective_draws, pooled_rhat, side_by_side, worst
-from pyro_hypernet.sample.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order
+from pyro_hypernet.sample.rhat import Mixing, effective_draws, pooled_rhat, side_by_side
+from pyro_hypernet.sample.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order, zero_if_bad
 from pyro_hypernet.target import State, Target, Whole, bind, looks
 
 # Every new beta keeps this share of the particles effective.
@@ -31,7 +31,7 @@ _LARGE_ERROR = 1.0
 
 
 @dataclass(frozen=True)
-class Refined:
+class Refined(Mixing):
     """Draws of the posterior by tempered sequential Monte Carlo.
 
     Attributes:
@@ -67,16 +67,6 @@ class Refined:
     seconds_per_gradient: float
     seconds: float
     coverage: Coverage | None = None
-
-    @property
-    def max_rhat(self) -> float:
-        """The worst R-hat over sites; weights of networks may differ between populations by symmetry alone."""
-        return worst(self.rhat)
-
-    @property
-    def max_function_rhat(self) -> float:
-        """The worst R-hat in function space: the one to judge a network by."""
-        return worst(self.function_rhat)
 
 
 def refine(
@@ -174,7 +164,7 @@ class _Cloud:
         self.num_chosen = math.ceil(num_samples / num_populations / num_moves)
         self.trajectories = Trajectories(target.dim, max_leapfrogs=num_leapfrogs)
         self.x = target.sample_prior(num_samples)
-        self.log_likelihood = _finite_or_none(target(self.x, 0.0).log_likelihood)
+        self.log_likelihood = zero_if_bad(target(self.x, 0.0).log_likelihood)
         self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
         self.betas, self.acceptance, self.leapfrogs = [0.0], [], []
         self.seconds_per_gradient = math.inf
@@ -217,7 +207,7 @@ class _Cloud:
         leapfrogs, moves = self.trajectories.num_leapfrogs - before[0], self.trajectories.num_moves - before[1]
         self.leapfrogs.append(leapfrogs / moves)
         self.x = self._in_chains([state.w for state in states])
-        self.log_likelihood = _finite_or_none(self._in_chains([state.log_likelihood for state in states]))
+        self.log_likelihood = zero_if_bad(self._in_chains([state.log_likelihood for state in states]))
 
     def _in_chains(self, values: list[Tensor]) -> Tensor:
         """Values of every move as population × move × chosen, flattened."""
@@ -296,11 +286,6 @@ def _warn(result: Refined) -> None:
             f"error of the log evidence {result.log_evidence_error:.2g} nats. Use more samples or moves.",
             stacklevel=3,
         )
-
-
-def _finite_or_none(log_likelihood: Tensor) -> Tensor:
-    """With −inf for what is not a number."""
-    return log_likelihood.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def _check_numbers(num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int) -> None:
