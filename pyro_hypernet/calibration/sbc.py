@@ -3,12 +3,9 @@
 import copy
 import functools
 import math
-import multiprocessing
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +20,7 @@ from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
+from pyro_hypernet.sample.processes import count_processes, share_out
 from pyro_hypernet.target import Target, Whole, bind_guide
 from pyro_hypernet.train.fit import fit
 
@@ -235,34 +233,10 @@ def _entries(name: str, shape: torch.Size) -> list[str]:
     return [name if at is None else f"{name}[{','.join(map(str, at.tolist()))}]" for at in index]
 
 
-# Set just before forking: a model need not be picklable to be inherited.
-_inherited: _Task | None = None
-
-
-def _run_inherited(index: int) -> dict[str, Any]:
-    assert _inherited is not None
-    return _inherited(index)
-
-
 def _run_all(task: _Task, indices: list[int], num_processes: int | None) -> Iterator[dict[str, Any]]:
     """Lines as they are done, in any order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(len(indices), cores if num_processes is None else num_processes)
-    if processes <= 1 or "fork" not in multiprocessing.get_all_start_methods():
-        yield from map(task, indices)
-        return
-    global _inherited
-    _inherited = task
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-            warnings.filterwarnings("ignore", ".*fork.*", RuntimeWarning)
-            context = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for future in as_completed([pool.submit(_run_inherited, index) for index in indices]):
-                    yield future.result()
-    finally:
-        _inherited = None
+    processes = count_processes(len(indices), num_processes)
+    return map(task, indices) if processes <= 1 else share_out(task, indices, processes)
 
 
 def _shape(u: Tensor) -> str:

@@ -24,7 +24,7 @@ from pyro_hypernet.pipeline.budget import Clock, read_budget, round_up, spell_se
 from pyro_hypernet.pipeline.forecast import NUM_PARTICLES, price_of_a_run
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.pipeline.steps import silenced
-from pyro_hypernet.sample.nuts import Nuts, nuts
+from pyro_hypernet.sample.nuts import Nuts, NutsKernel, nuts
 from pyro_hypernet.tabular import Split, Table, split
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import fit
@@ -242,7 +242,7 @@ def _sample(task: Task, guide: AutoHypernet, options: Options) -> Nuts:
     gradient = task.clock.measure(lambda _: log_joint.value_and_grad(start, *task.args), (1,)).each
     doublings = int(math.log2(max(8.0, min(2.0**_MOST_DOUBLINGS, _TRAJECTORY * seconds / max(gradient, 1e-9)))))
     amounts = {"num_samples": draws, "warmup_steps": draws, "num_chains": chains}
-    reference = task.call(nuts, **amounts, max_tree_depth=doublings, max_seconds=seconds)
+    reference = task.call(nuts, **amounts, kernel=NutsKernel(max_tree_depth=doublings), max_seconds=seconds)
     kept = reference.diverging.shape[1]
     word = "" if kept == draws else f", {kept} of them kept for want of time: compare with care,"
     task.say(

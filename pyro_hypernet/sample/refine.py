@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.vectorize import Model
-from pyro_hypernet.sample.collapsed import collapse as collapsed
+from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.coverage import Coverage, cover
 from pyro_hypernet.sample.moves import Trajectories
 from pyro_hypernet.sample.rhat import Mixing, effective_draws, pooled_rhat, side_by_side
@@ -28,6 +29,20 @@ _MAX_BETAS = 500
 _LEAST_ACCEPTANCE, _MAX_ROUNDS = 0.5, 10
 _MIXED_RHAT = 1.05
 _LARGE_ERROR = 1.0
+
+
+@dataclass(frozen=True)
+class HmcKernel:
+    """How `refine` moves draws, which few need to change.
+
+    Attributes:
+        num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
+        collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
+            times the number of observations.
+    """
+
+    num_leapfrogs: int = 64
+    collapse: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,8 +91,7 @@ def refine(
     num_samples: int = 2000,
     num_populations: int = 4,
     num_moves: int = 8,
-    num_leapfrogs: int = 64,
-    collapse: bool = True,
+    kernel: HmcKernel = HmcKernel(),
     max_seconds: float = math.inf,
     progress: bool = True,
     **kwargs: Any,
@@ -100,9 +114,7 @@ def refine(
         num_samples: Number of draws S, over all populations.
         num_populations: Populations that never mix, which give the errors; a divisor of `num_samples`.
         num_moves: Trajectories at every beta, all of whose states are kept: S / num_moves draws are moved.
-        num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
-        collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
-            times the number of observations.
+        kernel: Length of trajectories, and whether to integrate out, such as `HmcKernel(collapse=False)`.
         max_seconds: After so long no further power is begun; draws are then of the last one.
         progress: Whether to show a bar; quiet where the output is no terminal.
         kwargs: The model's keyword arguments.
@@ -130,12 +142,13 @@ def refine(
         >>> refined.collapsed
         ('mean',)
     """
-    _check_numbers(num_samples, num_populations, num_moves, num_leapfrogs)
+    kernel = take_moved("refine", "kernel", kernel, kwargs)
+    _check_numbers(num_samples, num_populations, num_moves, kernel.num_leapfrogs)
     start = time.perf_counter()
     whole = _bind(model, args, kwargs)
     with validation_enabled(False):
-        target = collapsed(whole) if collapse else whole
-        cloud = _Cloud(target, num_samples, num_populations, num_moves, num_leapfrogs)
+        target = collapse(whole) if kernel.collapse else whole
+        cloud = _Cloud(target, num_samples, num_populations, num_moves, kernel.num_leapfrogs)
         if not cloud.is_alive():
             target.raise_for_nan()
             raise ValueError(
