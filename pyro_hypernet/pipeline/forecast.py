@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.density import LogJoint, trace_prior
+from pyro_hypernet.model.density import trace_prior
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Vectorized, outside_of_pyro, trace_one
 from pyro_hypernet.pipeline.budget import PRICING_SHARE, Clock, Cost, round_up, spell_seconds
 from pyro_hypernet.pipeline.posterior import Task
+from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
 
 # Shares of the budget: training; letting the posterior choose among draws; weighing them; looking beyond the guide;
@@ -193,9 +194,9 @@ def price_of_a_run(task: Task) -> Cost:
 def _price_of_a_density(task: Task, guide: AutoHypernet) -> Cost:
     """What densities of all data cost, at a draw of the guide."""
     w = guide.layout.unconstrain(guide.sample_posterior(1))[0]
-    log_joint = LogJoint(task.model, guide.layout, mode="eager")
+    target = bind_guide(task.model, guide, task.args, task.kwargs, mode="eager")
     with outside_of_pyro(), torch.no_grad():
-        return task.clock.measure(lambda n: log_joint(w.expand(n, -1), *task.args, **task.kwargs), _TIMED_DRAWS)
+        return task.clock.measure(lambda n: target.log_prob(w.expand(n, -1)), _TIMED_DRAWS)
 
 
 def _price_of_a_step(task: Task, guide: AutoHypernet) -> Cost:

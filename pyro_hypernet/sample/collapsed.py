@@ -8,7 +8,7 @@ from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
-from pyro_hypernet.informed.linear_block import Response, find_response
+from pyro_hypernet.informed.linear_block import Answer, Response, find_response
 from pyro_hypernet.model.density import sample_prior, split_density
 from pyro_hypernet.model.vectorize import trace_one
 from pyro_hypernet.target import Target, Whole
@@ -37,12 +37,10 @@ class _Collapsed(Target):
         max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(response.index) + 1))))
         super().__init__(model, layout, args, kwargs, max_rows=max_rows)
         self.response = response
-        self.targets = targets
-        self.index = response.index.to(point.device)
-        is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
-        is_free[self.index] = False
-        self.free = is_free.nonzero().flatten()
         self.conditional = GaussianConditional(response, targets, log_precisions, args, kwargs)
+        is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
+        is_free[response.index.to(point.device)] = False
+        self.free, self.index = is_free.nonzero().flatten(), (~is_free).nonzero().flatten()
 
     @property
     def dim(self) -> int:
@@ -60,10 +58,10 @@ class _Collapsed(Target):
         with torch.no_grad(), validation_enabled(False):
             return self.conditional.forward_and_log_det(noise.index_copy(1, self.free, x))[0]
 
-    def parts_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def parts_of_one(self, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor]:
         w = x.new_zeros(self.layout.dim).index_copy(0, self.free, x)
         answer = self.response.answer_of_one(w, args, kwargs)
-        mean, factor = self._conditional(*(part.detach() for part in answer))
+        mean, factor = self._mean_and_factor(answer)
         values, log_det = self.layout.constrain(w)
         sizes = [self.layout[name].size for name in self.response.block]
         for name, part in zip(self.response.block, mean.to(w).split(sizes), strict=True):
@@ -71,23 +69,16 @@ class _Collapsed(Target):
         trace = trace_one(self.model, values, args, kwargs)
         log_prior, log_likelihood = split_density(trace, self.layout, log_det)
         of_block = sum(trace.nodes[name]["log_prob_sum"] for name in self.response.block)
-        log_prior, at_mean = log_prior - of_block, log_likelihood + of_block
+        at_mean = log_likelihood + of_block
         log_volume = len(mean) / 2 * math.log(2 * math.pi) - factor.diagonal().log().sum()
         slope = at_mean - _trace_of_product(torch.cholesky_inverse(factor).to(w), answer) / 2
-        return log_prior + beta * slope, (log_prior.detach(), (at_mean.double() + log_volume).to(w).detach())
+        return log_prior - of_block, (at_mean.double() + log_volume).to(w), slope
 
-    def _conditional(
-        self, offset: Tensor, jacobian: Tensor, log_precision: Tensor, prior_loc: Tensor, prior_scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mean, shape `(B,)`, and Cholesky factor of the precision, `(B, B)`, both float64, for one draw."""
-        dtype = torch.float64 if self.response.is_sharp else offset.dtype
-        weighted = jacobian.to(dtype) * log_precision.to(dtype).exp()[:, None]
-        prior = prior_scale.double() ** -2
-        precision = (weighted.mT @ jacobian.to(dtype)).double() + torch.diag_embed(prior)
-        pull = (weighted.mT @ (self.targets - offset).to(dtype)).double() + prior * prior_loc.double()
-        factor, info = torch.linalg.cholesky_ex(precision)
-        factor = torch.where(info == 0, factor, torch.nan)
-        return torch.cholesky_solve(pull[:, None], factor)[:, 0], factor
+    def _mean_and_factor(self, answer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Mean of the block, shape `(B,)`, and Cholesky factor of its precision, of one draw; NaN where none exists."""
+        centre, factor, is_one = self.conditional.solve(Answer(*(part.detach()[None] for part in answer)))
+        mean = torch.linalg.solve_triangular(factor.mT, centre, upper=True)
+        return mean[0, :, 0], torch.where(is_one[0], factor[0], torch.nan)
 
 
 def collapse(whole: Whole) -> Target:
