@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_hypernet.correction.move import move
@@ -31,6 +30,7 @@ from pyro_hypernet.pipeline.forecast import (
     Forecast,
     fewer,
     price_of_weights,
+    unnoticed,
 )
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.sample.nuts import nuts
@@ -41,6 +41,8 @@ from pyro_hypernet.train.optimiser import Optim
 _POPULATIONS = _CHAINS = 4
 # Of the budget: for a pilot of the exact engine at most; and how far it has to come to foretell the rest.
 _PILOT_SHARE, _PILOT_DRAWS, _PILOT_MOVES, _LEAST_SHARE = 0.08, 128, 2, 0.5
+# A long run takes about as many powers as the short one of the diagnosis; one of its draws costs so much more.
+_LONG_OVER_SHORT = 4.0
 # Of every chain of NUTS; and the R-hat above which chains are not to be trusted.
 _WARMUP, _LEAST_CHAIN, UNMIXED_CHAINS = 500, 100, 1.3
 # Populations and chains agree below this.
@@ -61,8 +63,7 @@ def _fly_a_pilot(task: Task) -> Cost:
     """What exact draws cost, by a few of them, carried from the prior in a small part of the budget."""
     seconds = _PILOT_SHARE * task.clock.budget
     sizes = {"num_samples": _PILOT_DRAWS, "num_moves": _PILOT_MOVES}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # so few draws are to say nothing but their cost
+    with unnoticed():  # so few draws are to say nothing but their cost
         pilot = task.call(refine, **sizes, max_seconds=seconds, progress=False)
     share = _share_of_the_way(pilot.betas)
     if share < _LEAST_SHARE:
@@ -107,9 +108,7 @@ def draw_exactly(task: Task, forecast: Forecast, engine: str, exact: Cost | None
     """Draws by "nuts", or by "refine", whose cost a pilot tells if it is not known; none where they are left out."""
     if engine == "nuts":
         return _draw_by_nuts(task, forecast)
-    most = max(task.num_samples, LEAST_REFINED)
-    number = (exact or _fly_a_pilot(task)).affordable(CAUTION * forecast.left, most=most)
-    return _draw_by_refine(task, forecast, number, Posterior())
+    return _draw_by_refine(task, forecast, exact or _fly_a_pilot(task), Posterior())
 
 
 def _draw_by_nuts(task: Task, forecast: Forecast) -> Posterior:
@@ -125,9 +124,9 @@ def _draw_by_nuts(task: Task, forecast: Forecast) -> Posterior:
     return Posterior(samples=result.samples, source="nuts", **verdict)
 
 
-def _draw_by_refine(task: Task, forecast: Forecast, num_samples: int, reached: Posterior) -> Posterior:
-    """Draws carried from the prior in four populations, so many; none where they are too few or did not arrive."""
-    num_samples -= num_samples % _POPULATIONS
+def _draw_by_refine(task: Task, forecast: Forecast, exact: Cost, reached: Posterior) -> Posterior:
+    """Draws carried from the prior in four populations, as many as there is time for; none if few or not arrived."""
+    num_samples = forecast.refined(task.num_samples, exact) // _POPULATIONS * _POPULATIONS
     if num_samples < LEAST_REFINED:
         enough = f"{forecast.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"
         task.note("refine", f"left out: {enough}")
@@ -227,15 +226,16 @@ def resample_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached:
     return replace(reached, verdict=USE, because=because)
 
 
-def refine_instead(task: Task, forecast: Forecast, examination: Examination, reached: Posterior) -> Posterior:
-    """Draws carried from the prior instead of the guide's, as many as there is time for."""
+def refine_instead(
+    task: Task, forecast: Forecast, exact: Cost | None, examination: Examination, reached: Posterior
+) -> Posterior:
+    """Draws carried from the prior instead of the guide's; their cost is a pilot's or by the run of the diagnosis."""
     found = examination.independent
-    # A long run takes about as many powers as the short one of the diagnosis, with more draws and moves.
     seconds = found.seconds if found.how == "refine" else found.likely_seconds
-    if not seconds > 0:
+    if exact is None and not seconds > 0:
         task.note("refine", f"left out: {found.note}")
         return reached
-    return _draw_by_refine(task, forecast, forecast.refined(task.num_samples, seconds, NUM_DRAWS), reached)
+    return _draw_by_refine(task, forecast, exact or Cost(0.0, _LONG_OVER_SHORT * seconds / NUM_DRAWS), reached)
 
 
 def move_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:
