@@ -210,7 +210,6 @@ TO_BE_MENDED = {
     "pyro_hypernet.informed.structures.set_couplings": "to be mended",
     "pyro_hypernet.output.page.render": "the tests look at pages by it",
     "pyro_hypernet.output.plots.plot_sbc": "for users: the ranks of sbc, drawn",
-    "pyro_hypernet.informed.linear_block.Answer": "to be mended",
     "pyro_hypernet.informed.symmetries.Units": "to be mended",
     "pyro_hypernet.informed.symmetries.Move": "to be mended",
 }

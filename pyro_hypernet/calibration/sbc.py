@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hypernet.calibration.ecdf import uniform_p_value
+from pyro_hypernet.calibration.ecdf import ecdf, uniform_p_value
 from pyro_hypernet.calibration.journal import Journal
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
@@ -252,9 +252,7 @@ def _shape(u: Tensor) -> str:
 def _symmetry_p_value(u: Tensor) -> float:
     """Kolmogorov–Smirnov p-value of u against 1 − u, by the asymptotic series."""
     points = torch.cat([u, 1 - u]).sort().values
-    distance = float(
-        ((u[:, None] <= points).double().mean(0) - (1 - u[:, None] <= points).double().mean(0)).abs().max()
-    )
+    distance = float((ecdf(u, points) - ecdf(1 - u, points)).abs().max())
     root = math.sqrt(len(u) / 2)
     x = (root + 0.12 + 0.11 / root) * distance
     if x < 0.2:
