@@ -5,10 +5,11 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -149,7 +150,7 @@ def sbc(
     task = _Task(model, args, train or _train_by_default, num_draws, seed)
     journal = Journal(path, {"num_draws": num_draws, "seed": seed, "entries": task.entries})
     missing = [i for i in range(num_simulations) if i not in journal.lines]
-    for line in _run_all(task, missing, num_processes):
+    for line in share_out(task, missing, count_processes(len(missing), num_processes)):
         journal.add(line)
     lines = [journal.lines[i] for i in range(num_simulations)]
     good = [line["ranks"] for line in lines if line["ranks"] is not None]
@@ -229,14 +230,7 @@ def _train_by_default(model: Model, *args: Any) -> AutoHypernet:
 
 
 def _entries(name: str, shape: torch.Size) -> list[str]:
-    index = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, len(shape)) if shape else [None]
-    return [name if at is None else f"{name}[{','.join(map(str, at.tolist()))}]" for at in index]
-
-
-def _run_all(task: _Task, indices: list[int], num_processes: int | None) -> Iterator[dict[str, Any]]:
-    """Lines as they are done, in any order."""
-    processes = count_processes(len(indices), num_processes)
-    return map(task, indices) if processes <= 1 else share_out(task, indices, processes)
+    return [f"{name}[{','.join(map(str, at))}]" if at else name for at in np.ndindex(*shape)]
 
 
 def _shape(u: Tensor) -> str:

@@ -203,9 +203,9 @@ def diagnose(task: Task, guide: AutoHypernet, forecast: Forecast, fitted: Fit) -
 
 def judge_by_diagnosis(found: Examination, reached: Posterior) -> Posterior:
     """What the diagnosis says of the guide's draws."""
-    said, evidence = found.diagnosis, (found.bracket.lower, found.bracket.lower_error)
-    judged = replace(reached, diagnosis=said, verdict=said.verdict, because=said.because)
-    return replace(judged, log_evidence=evidence[0], log_evidence_error=evidence[1])
+    said = {"diagnosis": found.diagnosis, "verdict": found.diagnosis.verdict, "because": found.diagnosis.because}
+    evidence = {"log_evidence": found.bracket.lower, "log_evidence_error": found.bracket.lower_error}
+    return replace(reached, **said, **evidence)
 
 
 def resample_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:

@@ -44,8 +44,7 @@ def cover(target: Target, guide: AutoHypernet, samples: dict[str, Tensor], *, nu
         guide.setup(*target.args, **target.kwargs)
         w, log_q = guide.sample_and_log_prob(num_samples)
         own = (target.log_prob(w) - log_q).double()
-        log_p = target.log_joint.log_prob(samples, *target.args, **target.kwargs)
-        true = (log_p - guide.log_prob(samples)).double()
+        true = target.log_density(samples) - guide.log_prob(samples).double()
     limit = own.quantile(_QUANTILE)
     beyond = float((true > limit).double().mean())
     return Coverage(

@@ -27,13 +27,16 @@ def count_processes(num_parts: int, num_processes: int | None) -> int:
 
 
 def share_out(work: Callable[[Any], Any], parts: Sequence[Any], num_processes: int) -> Iterator[Any]:
-    """What a function returns for every part, in any order, as it is done; every process has one thread.
+    """What a function returns for every part, in any order, as it is done.
 
     Args:
         work: From one part to what is pickled.
         parts: What is pickled too.
-        num_processes: Processes to fork.
+        num_processes: Processes to fork, of one thread each; 1 or fewer for none.
     """
+    if num_processes <= 1:
+        yield from map(work, parts)
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
         warnings.filterwarnings("ignore", ".*fork.*", RuntimeWarning)
