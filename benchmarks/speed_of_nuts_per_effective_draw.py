@@ -26,7 +26,7 @@ from timing import RESULTS, keep, median, table
 from torch import Tensor
 
 from models.references import read_reference
-from pyro_hypernet import nuts, predict
+from pyro_hypernet import NutsKernel, nuts, predict
 from pyro_hypernet.target import bind
 
 CHAINS, DEPTH = 4, 7
@@ -62,7 +62,7 @@ def ours(model: Any, args: tuple, num_samples: int, warmup: int, seed: int) -> t
     """Seconds, samples by chain, gradients."""
     pyro.set_rng_seed(seed)
     start = time.perf_counter()
-    options = {"num_chains": CHAINS, "num_processes": 1, "max_tree_depth": DEPTH}
+    options = {"num_chains": CHAINS, "kernel": NutsKernel(max_tree_depth=DEPTH, num_processes=1)}
     found = nuts(model, *args, num_samples=num_samples, warmup_steps=warmup, **options)
     return time.perf_counter() - start, found.samples_by_chain, sum(found.num_gradients)
 

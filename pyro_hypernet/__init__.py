@@ -22,8 +22,8 @@ from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.output.forest import forest
 from pyro_hypernet.output.report import report
 from pyro_hypernet.pipeline.posterior import Posterior
-from pyro_hypernet.sample.nuts import Nuts, nuts
-from pyro_hypernet.sample.refine import Refined, refine
+from pyro_hypernet.sample.nuts import Nuts, NutsKernel, nuts
+from pyro_hypernet.sample.refine import HmcKernel, Refined, refine
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import Fit, best_start, fit
 from pyro_hypernet.train.optimiser import Optim
@@ -33,8 +33,10 @@ __all__ = [
     "Check",
     "Diagnosis",
     "Fit",
+    "HmcKernel",
     "Moved",
     "Nuts",
+    "NutsKernel",
     "Optim",
     "Plan",
     "Posterior",

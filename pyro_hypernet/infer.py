@@ -13,7 +13,7 @@ from pyro_hypernet.evaluation.verdict import USE
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.pipeline import steps
-from pyro_hypernet.pipeline.budget import Clock, read_budget
+from pyro_hypernet.pipeline.budget import Clock, Cost, read_budget
 from pyro_hypernet.pipeline.forecast import LEAST_STEPS, Forecast, forecast_by_runs, forecast_by_steps
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 
@@ -169,10 +169,12 @@ def _stages(
         return
     reached = steps.judge_by_diagnosis(found, reached)
     yield reached
-    yield _mend(task, guide, forecast, found, reached)
+    yield _mend(task, guide, forecast, exact, found, reached)
 
 
-def _mend(task: Task, guide: AutoHypernet, forecast: Forecast, found: Examination, reached: Posterior) -> Posterior:
+def _mend(
+    task: Task, guide: AutoHypernet, forecast: Forecast, exact: Cost | None, found: Examination, reached: Posterior
+) -> Posterior:
     """Corrects the draws, if the verdict asks for it and something can be done."""
     if reached.verdict == USE:
         return reached
@@ -180,7 +182,7 @@ def _mend(task: Task, guide: AutoHypernet, forecast: Forecast, found: Examinatio
     given = (task, guide, forecast, reached)
     if found.diagnosis.khat <= BELIEVABLE_KHAT and bad <= _MENDED_BY_WEIGHTS:
         return task.attempt("resample", _GUIDE_STANDS, steps.resample_draws, *given, otherwise=reached)
-    instead = (steps.refine_instead, task, forecast, found, reached)
+    instead = (steps.refine_instead, task, forecast, exact, found, reached)
     refined = task.attempt("refine", _GUIDE_STANDS, *instead, otherwise=reached)
     if refined.source != "guide":
         return refined

@@ -118,12 +118,11 @@ class Target(ABC):
         """Weights of shape `(S, D)` for coordinates of shape `(S, m)`, at the whole likelihood."""
 
     @abstractmethod
-    def parts_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """For one draw: what to differentiate, and log prior and log likelihood, which are not differentiated.
+    def parts_of_one(self, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """For one draw, all of shape `()`: log prior, log likelihood, and what is differentiated in place of that.
 
         Args:
             x: Coordinates, shape `(m,)`.
-            beta: The power of the likelihood, shape `()`.
             args: The model's arguments.
             kwargs: Its keyword arguments.
         """
@@ -208,8 +207,11 @@ class Target(ABC):
         return log_prior, log_likelihood, gradient
 
     def _of_one(self, draw: tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> tuple:
-        function = grad_and_value(self.parts_of_one, has_aux=True)
-        return function(*draw, args, kwargs)
+        return grad_and_value(self._tempered_of_one, has_aux=True)(*draw, args, kwargs)
+
+    def _tempered_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple]:
+        log_prior, log_likelihood, differentiated = self.parts_of_one(x, args, kwargs)
+        return log_prior + beta * differentiated, (log_prior.detach(), log_likelihood.detach())
 
 
 class Whole(Target):
@@ -229,11 +231,11 @@ class Whole(Target):
     def complete(self, x: Tensor) -> Tensor:
         return x
 
-    def parts_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def parts_of_one(self, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor]:
         values, log_det = self.layout.constrain(x)
         trace = trace_one(self.model, values, args, kwargs)
         log_prior, log_likelihood = split_density(trace, self.layout, log_det)
-        return log_prior + beta * log_likelihood, (log_prior.detach(), log_likelihood.detach())
+        return log_prior, log_likelihood, log_likelihood
 
 
 def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str) -> Whole:

@@ -199,10 +199,8 @@ TO_BE_MENDED = {
     "pyro_hypernet.cli.read_diabetes": "to be mended",
     "pyro_hypernet.guide.copies.needs_its_model": "to be mended",
     "pyro_hypernet.graphs.agreement.tolerance": "to be mended",
-    "pyro_hypernet.sample.collapsed.Collapsed": "to be mended",
     "pyro_hypernet.train.elbo.Estimate": "to be mended",
     "pyro_hypernet.train.optimiser.Schedule": "to be mended",
-    "pyro_hypernet.sample.tempering.effective_number": "to be mended",
     "pyro_hypernet.jobs.job.make_model": "to be mended",
     "pyro_hypernet.maps.bijection.Inverse": "to be mended",
     "pyro_hypernet.maps.coordinates.Coordinates": "to be mended",
@@ -212,7 +210,6 @@ TO_BE_MENDED = {
     "pyro_hypernet.informed.structures.set_couplings": "to be mended",
     "pyro_hypernet.output.page.render": "the tests look at pages by it",
     "pyro_hypernet.output.plots.plot_sbc": "for users: the ranks of sbc, drawn",
-    "pyro_hypernet.informed.linear_block.Answer": "to be mended",
     "pyro_hypernet.informed.symmetries.Units": "to be mended",
     "pyro_hypernet.informed.symmetries.Move": "to be mended",
 }

@@ -73,10 +73,17 @@ VERBS = {
         ph.refine(model, *a, guide=guide_of(), num_samples=200, **QUIET, **k).coverage.lower
     ),
     "nuts": lambda a, k: ph.nuts(
-        model, *a, num_samples=20, warmup_steps=20, num_chains=2, num_processes=1, **k
+        model, *a, num_samples=20, warmup_steps=20, num_chains=2, kernel=ph.NutsKernel(num_processes=1), **k
     ).samples["slope"],
     "nuts through a guide": lambda a, k: ph.nuts(
-        model, *a, num_samples=20, warmup_steps=20, num_chains=2, num_processes=1, guide=guide_of(), **k
+        model,
+        *a,
+        num_samples=20,
+        warmup_steps=20,
+        num_chains=2,
+        kernel=ph.NutsKernel(num_processes=1),
+        guide=guide_of(),
+        **k,
     ).samples["slope"],
     "move": lambda a, k: ph.move(model, guide_of(), *a, num_samples=50, num_moves=2, **QUIET, **k).samples["slope"],
     "resample": lambda a, k: ph.resample(model, guide_of(), *a, num_samples=50, **k).samples["slope"],

@@ -3,26 +3,25 @@
 import copy
 import functools
 import math
-import multiprocessing
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_hypernet.calibration.ecdf import uniform_p_value
+from pyro_hypernet.calibration.ecdf import ecdf, uniform_p_value
 from pyro_hypernet.calibration.journal import Journal
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
+from pyro_hypernet.sample.processes import count_processes, share_out
 from pyro_hypernet.target import Target, Whole, bind_guide
 from pyro_hypernet.train.fit import fit
 
@@ -151,7 +150,7 @@ def sbc(
     task = _Task(model, args, train or _train_by_default, num_draws, seed)
     journal = Journal(path, {"num_draws": num_draws, "seed": seed, "entries": task.entries})
     missing = [i for i in range(num_simulations) if i not in journal.lines]
-    for line in _run_all(task, missing, num_processes):
+    for line in share_out(task, missing, count_processes(len(missing), num_processes)):
         journal.add(line)
     lines = [journal.lines[i] for i in range(num_simulations)]
     good = [line["ranks"] for line in lines if line["ranks"] is not None]
@@ -231,38 +230,7 @@ def _train_by_default(model: Model, *args: Any) -> AutoHypernet:
 
 
 def _entries(name: str, shape: torch.Size) -> list[str]:
-    index = torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, len(shape)) if shape else [None]
-    return [name if at is None else f"{name}[{','.join(map(str, at.tolist()))}]" for at in index]
-
-
-# Set just before forking: a model need not be picklable to be inherited.
-_inherited: _Task | None = None
-
-
-def _run_inherited(index: int) -> dict[str, Any]:
-    assert _inherited is not None
-    return _inherited(index)
-
-
-def _run_all(task: _Task, indices: list[int], num_processes: int | None) -> Iterator[dict[str, Any]]:
-    """Lines as they are done, in any order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(len(indices), cores if num_processes is None else num_processes)
-    if processes <= 1 or "fork" not in multiprocessing.get_all_start_methods():
-        yield from map(task, indices)
-        return
-    global _inherited
-    _inherited = task
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-            warnings.filterwarnings("ignore", ".*fork.*", RuntimeWarning)
-            context = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for future in as_completed([pool.submit(_run_inherited, index) for index in indices]):
-                    yield future.result()
-    finally:
-        _inherited = None
+    return [f"{name}[{','.join(map(str, at))}]" if at else name for at in np.ndindex(*shape)]
 
 
 def _shape(u: Tensor) -> str:
@@ -278,9 +246,7 @@ def _shape(u: Tensor) -> str:
 def _symmetry_p_value(u: Tensor) -> float:
     """Kolmogorov–Smirnov p-value of u against 1 − u, by the asymptotic series."""
     points = torch.cat([u, 1 - u]).sort().values
-    distance = float(
-        ((u[:, None] <= points).double().mean(0) - (1 - u[:, None] <= points).double().mean(0)).abs().max()
-    )
+    distance = float((ecdf(u, points) - ecdf(1 - u, points)).abs().max())
     root = math.sqrt(len(u) / 2)
     x = (root + 0.12 + 0.11 / root) * distance
     if x < 0.2:

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from pyro_hypernet.evaluation.importance import finite_log_weights, weighted_draws
 from pyro_hypernet.model.vectorize import Model
-from pyro_hypernet.sample.rhat import worst
+from pyro_hypernet.sample.rhat import check_chains, rhat_and_ess, worst
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,7 @@ def metropolis(
         >>> chains.samples["mean"].shape
         torch.Size([200])
     """
-    if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
-        raise ValueError(
-            "num_samples must be at least 4 (R-hat splits every chain), num_chains positive and warmup_steps not "
-            f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
-        )
+    check_chains(num_samples, num_chains, warmup_steps)
     start = time.perf_counter()
     proposals = weighted_draws(
         model, guide, *args, num_samples=num_chains * (num_samples + warmup_steps), what="metropolis", **kwargs
@@ -101,12 +96,13 @@ def metropolis(
     flat = path + torch.arange(num_chains, device=path.device)[:, None] * path.shape[1]
     by_chain = {name: value[flat[:, warmup_steps:]] for name, value in proposals.samples.items()}
     moved = (path[:, 1:] != path[:, :-1]).double()
+    rhat, ess = rhat_and_ess(by_chain)
     return Metropolis(
         samples={name: value.flatten(0, 1) for name, value in by_chain.items()},
         samples_by_chain=by_chain,
         acceptance=float(moved[:, max(0, warmup_steps - 1) :].mean()),
-        rhat={name: split_gelman_rubin(value) for name, value in by_chain.items()},
-        ess={name: effective_sample_size(value) for name, value in by_chain.items()},
+        rhat=rhat,
+        ess=ess,
         longest_stay=_longest_stay(path[:, warmup_steps:]),
         seconds=time.perf_counter() - start,
     )

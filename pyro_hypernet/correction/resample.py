@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.evaluation.evidence import evidence_bracket
-from pyro_hypernet.evaluation.importance import (
-    BELIEVABLE_KHAT,
-    effective_sample_size,
-    finite_log_weights,
-    weighted_draws,
-)
+from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, finite_log_weights, weighted_draws
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.sample.tempering import effective_sample_size, resample_systematically
 
 
 @dataclass(frozen=True)
@@ -133,8 +129,5 @@ def choose(log_shares: Tensor, num_samples: int, *, replacement: bool = True) ->
     if not replacement:
         gumbel = -torch.log(-torch.log(torch.rand_like(log_shares)))
         return (log_shares + gumbel).topk(num_samples).indices
-    edges = log_shares.softmax(0).cumsum(0)
-    offset = torch.rand((), dtype=edges.dtype, device=edges.device)
-    points = (torch.arange(num_samples, device=edges.device) + offset) / num_samples
-    index = torch.searchsorted(edges, points.to(edges)).clamp(max=len(edges) - 1)
+    index = resample_systematically(log_shares[None], num_samples)
     return index[torch.randperm(num_samples, device=index.device)]

@@ -15,7 +15,6 @@ from pyro_hypernet.evaluation.importance import (
     WeightedDraws,
     bind_to_weigh,
     draw_weighted,
-    effective_sample_size,
     expected_acceptance,
     finite_log_weights,
     khat_of,
@@ -26,6 +25,7 @@ from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.evaluation.verdict import USE, Diagnosis, diagnosis_of
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
+from pyro_hypernet.sample.tempering import effective_sample_size
 from pyro_hypernet.target import Target
 from pyro_hypernet.train.notices import remember
 

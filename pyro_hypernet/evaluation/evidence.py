@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_hypernet.sample.tempering import log_mean_exp
+
 
 @dataclass(frozen=True)
 class Bracket:
@@ -73,7 +75,7 @@ def _with_one_exact(log_weights: Tensor, exact: Tensor, num_particles: int) -> T
     """`log mean_k w_k` for every draw of the posterior, together with draws of q taken at random, shape `(R,)`."""
     others = torch.randint(len(log_weights), (len(exact), num_particles - 1), device=log_weights.device)
     groups = torch.cat([exact[:, None].to(log_weights), log_weights[others]], dim=1)
-    return groups.logsumexp(-1) - math.log(num_particles)
+    return log_mean_exp(groups)
 
 
 def _lower_bound(log_weights: Tensor, num_particles: int) -> Tensor:
@@ -81,4 +83,4 @@ def _lower_bound(log_weights: Tensor, num_particles: int) -> Tensor:
     if not 1 <= num_particles <= len(log_weights):
         raise ValueError(f"num_particles must lie between 1 and {len(log_weights)}, the draws; got {num_particles}.")
     groups = log_weights[: len(log_weights) // num_particles * num_particles].reshape(-1, num_particles)
-    return (torch.logsumexp(groups, -1) - math.log(num_particles)).mean()
+    return log_mean_exp(groups).mean()

@@ -13,6 +13,7 @@ from pyro_hypernet.model.density import NUM_LOOKS
 from pyro_hypernet.model.traces import MAX_BYTES
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
+from pyro_hypernet.sample.tempering import zero_if_bad
 from pyro_hypernet.target import Target, bind_guide
 
 # Weights within one per cent of each other: no tail to fit.
@@ -197,20 +198,6 @@ def khat_of(log_weights: Tensor) -> float:
     return smoothed(log_weights)[1]
 
 
-def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """Kish's effective sample size of importance weights, `(Σ w)² / Σ w²`, between 1 and S.
-
-    Args:
-        log_weights: In nats, shape `(S,)`.
-
-    Returns:
-        A scalar, a number of draws.
-
-    Source: Kish 1965.
-    """
-    return torch.exp(2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0))
-
-
 def expected_acceptance(log_weights: Tensor) -> float:
     """The acceptance rate of the chains in the long run, from the weights of independent draws alone.
 
@@ -241,7 +228,7 @@ def finite_log_weights(log_weights: Tensor) -> Tensor:
     Raises:
         ValueError: If none is finite.
     """
-    result = log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+    result = zero_if_bad(log_weights)
     if not bool(result.isfinite().any()):
         raise ValueError("No draw of the guide has a finite density: train it, or check the data for NaN.")
     return result

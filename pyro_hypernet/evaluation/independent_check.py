@@ -14,7 +14,7 @@ from pyro_hypernet.evaluation.convergence import function_rhat
 from pyro_hypernet.evaluation.draws import log_density_of
 from pyro_hypernet.model.modes import find_modes
 from pyro_hypernet.model.vectorize import Model
-from pyro_hypernet.sample.refine import refine
+from pyro_hypernet.sample.refine import HmcKernel, refine
 from pyro_hypernet.target import Target
 
 _NUM_POPULATIONS = 4
@@ -141,7 +141,7 @@ def _seconds(function: Callable[[Tensor], Any], w: Tensor) -> float:
 def _short_run(target: Target, max_seconds: float) -> IndependentDraws:
     sizes = {"num_samples": NUM_DRAWS, "num_populations": _NUM_POPULATIONS}
     # A guess of the cost may be wrong by some, and a run that is stopped is lost.
-    options = {"num_moves": NUM_MOVES, "num_leapfrogs": NUM_LEAPFROGS, "max_seconds": 2 * max_seconds}
+    options = {"num_moves": NUM_MOVES, "kernel": HmcKernel(NUM_LEAPFROGS), "max_seconds": 2 * max_seconds}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*refine", UserWarning)  # what it did not reach shows in R-hat
         run = refine(_with_keywords(target), *target.args, **sizes, **options, progress=False)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.informed.linear_block import Response
+from pyro_hypernet.informed.linear_block import Answer, Response
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
 
@@ -69,8 +69,20 @@ class GaussianConditional(Bijection):
 
     def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`Lᵀ mean`, Cholesky factor L of the precision and its log determinant, in float64, for rows of `w`."""
-        answer = self.response(w, *self.arguments.values())
-        dtype = torch.float64 if self.response.is_sharp else w.dtype
+        centre, factor, _ = self.solve(self.response(w, *self.arguments.values()))
+        return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def solve(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+        """The least squares themselves.
+
+        Args:
+            answer: Of S weights.
+
+        Returns:
+            `Lᵀ mean`, shape `(S, B, 1)`; the Cholesky factor L of the precision, shape `(S, B, B)`; both float64; and
+            whether it is that factor, shape `(S,)`, and not what stands for one where rounding left none.
+        """
+        dtype = torch.float64 if self.response.is_sharp else answer.offset.dtype
         jacobian = answer.jacobian.to(dtype)
         own, learnt = answer.log_precision.to(dtype), self.log_precisions.to(dtype).exp()
         prior = self.prior_log_precision.double().exp() / answer.prior_scale.double() ** 2
@@ -92,10 +104,9 @@ class GaussianConditional(Bijection):
             nested = eye - answer.prior_jacobian.double()
             weighted = nested * prior[..., None]
             total, pull = total + weighted.mT @ nested, pull + (weighted.mT @ loc[..., None])[..., 0]
-        factor, pull = _factor(total, pull, torch.finfo(dtype).eps)
+        factor, pull, is_one = _factor(total, pull, torch.finfo(dtype).eps)
         # Not cholesky_solve: on a GPU no CUDA graph can hold it.
-        centre = torch.linalg.solve_triangular(factor, pull[..., None], upper=False)
-        return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return torch.linalg.solve_triangular(factor, pull[..., None], upper=False), factor, is_one
 
     def _in_chunks(self, function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.reshape(-1, x.shape[-1])
@@ -106,8 +117,8 @@ class GaussianConditional(Bijection):
         return values.reshape(x.shape), log_dets.reshape(x.shape[:-1])
 
 
-def _factor(total: Tensor, pull: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
-    """A Cholesky factor of a precision at any weights, and the pull that goes with it: any such map is a bijection.
+def _factor(total: Tensor, pull: Tensor, rounding: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A Cholesky factor of a precision at any weights, its pull, and whether it is one: any such map is a bijection.
 
     The diagonal grows by what was lost in rounding, which is what a singular matrix has in place of its smallest
     eigenvalues; where even that fails the factor is diagonal, and where the model gave no numbers it is one.
@@ -123,4 +134,5 @@ def _factor(total: Tensor, pull: Tensor, rounding: float) -> tuple[Tensor, Tenso
     total = torch.where(known[..., None], total, torch.eye(size, dtype=total.dtype, device=total.device))
     factor, info = torch.linalg.cholesky_ex(total)
     alone = torch.diag_embed(total.diagonal(dim1=-2, dim2=-1).sqrt())
-    return torch.where((info == 0)[:, None, None], factor, alone), torch.where(known, pull, 0.0)
+    is_one = info == 0
+    return torch.where(is_one[:, None, None], factor, alone), torch.where(known, pull, 0.0), is_one

@@ -18,14 +18,14 @@ from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.infer import prepare, pursue
-from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.pipeline.budget import Clock, read_budget, round_up, spell_seconds
 from pyro_hypernet.pipeline.forecast import NUM_PARTICLES, price_of_a_run
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.pipeline.steps import silenced
-from pyro_hypernet.sample.nuts import Nuts, nuts
+from pyro_hypernet.sample.nuts import Nuts, NutsKernel, nuts
 from pyro_hypernet.tabular import Split, Table, split
+from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.optimiser import Optim
@@ -238,11 +238,11 @@ def _sample(task: Task, guide: AutoHypernet, options: Options) -> Nuts:
     """The reference: chains of NUTS, cut short where the time is up."""
     pyro.set_rng_seed(options.seed)
     draws, chains, seconds = options.nuts_draws, options.nuts_chains, _NUTS * task.clock.budget
-    log_joint, start = LogJoint(task.model, guide.layout, mode="eager"), torch.zeros(chains, guide.layout.dim)
-    gradient = task.clock.measure(lambda _: log_joint.value_and_grad(start, *task.args), (1,)).each
+    target, start = bind_guide(task.model, guide, task.args, {}, mode="eager"), torch.zeros(chains, guide.layout.dim)
+    gradient = task.clock.measure(lambda _: target.value_and_grad(start), (1,)).each
     doublings = int(math.log2(max(8.0, min(2.0**_MOST_DOUBLINGS, _TRAJECTORY * seconds / max(gradient, 1e-9)))))
     amounts = {"num_samples": draws, "warmup_steps": draws, "num_chains": chains}
-    reference = task.call(nuts, **amounts, max_tree_depth=doublings, max_seconds=seconds)
+    reference = task.call(nuts, **amounts, kernel=NutsKernel(max_tree_depth=doublings), max_seconds=seconds)
     kept = reference.diverging.shape[1]
     word = "" if kept == draws else f", {kept} of them kept for want of time: compare with care,"
     task.say(

@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,11 +11,12 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.density import LogJoint, trace_prior
+from pyro_hypernet.model.density import trace_prior
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Vectorized, outside_of_pyro, trace_one
 from pyro_hypernet.pipeline.budget import PRICING_SHARE, Clock, Cost, round_up, spell_seconds
 from pyro_hypernet.pipeline.posterior import Task
+from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
 
 # Shares of the budget: training; letting the posterior choose among draws; weighing them; looking beyond the guide;
@@ -26,8 +29,8 @@ LEAST_WEIGHTS, USUAL_WEIGHTS = 500, 10_000
 LEAST_GATHERED = 50
 # Fewer moved draws are not worth their time; a trajectory takes up to so many gradients, and a few are needed.
 LEAST_MOVED, _LEAPFROGS, _LEAST_MOVES = 100, 64, 3
-# Fewer refined draws are not worth their time; one of a long run costs so much more than one of a short run.
-LEAST_REFINED, _LONG_OVER_SHORT = 200, 4.0
+# Fewer refined draws are not worth their time.
+LEAST_REFINED = 200
 # Of the time that is left, refining and moving are planned to take so much: their cost is a guess.
 CAUTION = 0.7
 # Draws that diagnosis, samples and pictures take once the posterior chooses among them.
@@ -117,13 +120,13 @@ class Forecast:
         usual = _RUNS_OF_A_DRAW * self.density.of(1000)
         return self.clock.left - min(_GATHERING * self.clock.budget, usual)
 
-    def refined(self, wanted: int, seconds: float, num_short: int) -> int:
-        """Draws that a long run from the prior can carry, where a short one of `num_short` takes so many seconds."""
-        return self._mended(_LONG_OVER_SHORT * seconds / num_short, max(wanted, LEAST_REFINED))
+    def refined(self, wanted: int, exact: Cost) -> int:
+        """Draws that a run from the prior can carry, by what they cost."""
+        return self._mended(exact, max(wanted, LEAST_REFINED))
 
     def moved(self, wanted: int) -> int:
         """Draws that a few trajectories each can move."""
-        return self._mended(_LEAST_MOVES * _LEAPFROGS * _GRADIENT * self.density.each, wanted)
+        return self._mended(Cost(0.0, _LEAST_MOVES * _LEAPFROGS * _GRADIENT * self.density.each), wanted)
 
     def gathered(self, wanted: int, numbers: int) -> int:
         """Draws to predict from for ArviZ, where one comes with so many numbers."""
@@ -131,11 +134,19 @@ class Forecast:
         most = max(1, min(wanted, _MOST_NUMBERS // max(1, numbers)))
         return self.density.affordable(seconds / _RUNS_OF_A_DRAW, most=most)
 
-    def _mended(self, each: float, most: int) -> int:
-        return Cost(0.0, each).affordable(CAUTION * self.left, most=most) if self.left > 0 else 0
+    def _mended(self, cost: Cost, most: int) -> int:
+        return cost.affordable(CAUTION * self.left, most=most) if self.left > 0 else 0
 
     def _left_of(self, share: float) -> float:
         return share * self.clock.budget - self.clock.spent
+
+
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """For trials: no random number is used up, and what is to be warned of is said when it counts."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def fewer(number: int, usual: int, what: str) -> str:
@@ -152,21 +163,19 @@ def forecast_by_runs(task: Task) -> Forecast:
     Raises:
         ValueError: If the model draws minibatches.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with unnoticed():
         try:
             trace = trace_prior(task.model, task.args, task.kwargs)
         except Exception:  # a prior that cannot be sampled, or a model at fault: setting up tells
             return Forecast(task.clock)
-        refuse_minibatches(trace, "infer")
-        return Forecast(task.clock, price_of_a_run(task))
+    refuse_minibatches(trace, "infer")
+    return Forecast(task.clock, price_of_a_run(task))
 
 
 def forecast_by_steps(task: Task, guide: AutoHypernet) -> Forecast:
     """What there is time for, by densities of all data and steps of training, none of which leaves a trace."""
     forecast = Forecast(task.clock)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is to be said is said while training
+    with unnoticed():
         try:
             forecast = replace(forecast, density=_price_of_a_density(task, guide))
             return replace(forecast, step=_price_of_a_step(task, guide))
@@ -182,8 +191,7 @@ def price_of_a_run(task: Task) -> Cost:
         return trace_one(task.model, {}, args, kwargs).log_prob_sum()
 
     runs = Vectorized(run, mode="eager", randomness="different")
-    with torch.random.fork_rng(devices=[]), outside_of_pyro(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with unnoticed(), outside_of_pyro(), torch.no_grad():
         try:
             return task.clock.measure(lambda n: runs(torch.zeros(n), task.args, task.kwargs), _TIMED_RUNS)
         except Exception:  # an improper prior, or a model at fault: setting up tells
@@ -193,9 +201,9 @@ def price_of_a_run(task: Task) -> Cost:
 def _price_of_a_density(task: Task, guide: AutoHypernet) -> Cost:
     """What densities of all data cost, at a draw of the guide."""
     w = guide.layout.unconstrain(guide.sample_posterior(1))[0]
-    log_joint = LogJoint(task.model, guide.layout, mode="eager")
+    target = bind_guide(task.model, guide, task.args, task.kwargs, mode="eager")
     with outside_of_pyro(), torch.no_grad():
-        return task.clock.measure(lambda n: log_joint(w.expand(n, -1), *task.args, **task.kwargs), _TIMED_DRAWS)
+        return task.clock.measure(lambda n: target.log_prob(w.expand(n, -1)), _TIMED_DRAWS)
 
 
 def _price_of_a_step(task: Task, guide: AutoHypernet) -> Cost:

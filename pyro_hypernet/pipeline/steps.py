@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_hypernet.correction.move import move
@@ -31,16 +30,19 @@ from pyro_hypernet.pipeline.forecast import (
     Forecast,
     fewer,
     price_of_weights,
+    unnoticed,
 )
 from pyro_hypernet.pipeline.posterior import Posterior, Task
-from pyro_hypernet.sample.nuts import Nuts, nuts
-from pyro_hypernet.sample.refine import Refined, refine
+from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.refine import refine
 from pyro_hypernet.train.fit import Fit, fit
 from pyro_hypernet.train.optimiser import Optim
 
 _POPULATIONS = _CHAINS = 4
 # Of the budget: for a pilot of the exact engine at most; and how far it has to come to foretell the rest.
 _PILOT_SHARE, _PILOT_DRAWS, _PILOT_MOVES, _LEAST_SHARE = 0.08, 128, 2, 0.5
+# A long run takes about as many powers as the short one of the diagnosis; one of its draws costs so much more.
+_LONG_OVER_SHORT = 4.0
 # Of every chain of NUTS; and the R-hat above which chains are not to be trusted.
 _WARMUP, _LEAST_CHAIN, UNMIXED_CHAINS = 500, 100, 1.3
 # Populations and chains agree below this.
@@ -61,8 +63,7 @@ def _fly_a_pilot(task: Task) -> Cost:
     """What exact draws cost, by a few of them, carried from the prior in a small part of the budget."""
     seconds = _PILOT_SHARE * task.clock.budget
     sizes = {"num_samples": _PILOT_DRAWS, "num_moves": _PILOT_MOVES}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # so few draws are to say nothing but their cost
+    with unnoticed():  # so few draws are to say nothing but their cost
         pilot = task.call(refine, **sizes, max_seconds=seconds, progress=False)
     share = _share_of_the_way(pilot.betas)
     if share < _LEAST_SHARE:
@@ -107,9 +108,7 @@ def draw_exactly(task: Task, forecast: Forecast, engine: str, exact: Cost | None
     """Draws by "nuts", or by "refine", whose cost a pilot tells if it is not known; none where they are left out."""
     if engine == "nuts":
         return _draw_by_nuts(task, forecast)
-    most = max(task.num_samples, LEAST_REFINED)
-    number = (exact or _fly_a_pilot(task)).affordable(CAUTION * forecast.left, most=most)
-    return _draw_by_refine(task, forecast, number, Posterior())
+    return _draw_by_refine(task, forecast, exact or _fly_a_pilot(task), Posterior())
 
 
 def _draw_by_nuts(task: Task, forecast: Forecast) -> Posterior:
@@ -118,16 +117,16 @@ def _draw_by_nuts(task: Task, forecast: Forecast) -> Posterior:
     options = {"warmup_steps": _WARMUP, "max_seconds": CAUTION * forecast.left, "progress": task.progress}
     with silenced("NUTS has not mixed"):  # part of the verdict
         result = task.call(nuts, **sizes, **options)
-    count, rhat = result.diverging.numel(), _worst_rhat(result)
+    count, rhat = result.diverging.numel(), result.decisive_rhat
     figures = f"{count} draws of {_CHAINS} chains of NUTS; the worst R-hat of what the model computes {rhat:.2f}"
     task.note("nuts", f"{figures}; {sum(result.divergences)} divergent transitions")
     verdict = _judge(rhat, UNMIXED_CHAINS, f"It was sampled by NUTS: {figures}, so chains")
     return Posterior(samples=result.samples, source="nuts", **verdict)
 
 
-def _draw_by_refine(task: Task, forecast: Forecast, num_samples: int, reached: Posterior) -> Posterior:
-    """Draws carried from the prior in four populations, so many; none where they are too few or did not arrive."""
-    num_samples -= num_samples % _POPULATIONS
+def _draw_by_refine(task: Task, forecast: Forecast, exact: Cost, reached: Posterior) -> Posterior:
+    """Draws carried from the prior in four populations, as many as there is time for; none if few or not arrived."""
+    num_samples = forecast.refined(task.num_samples, exact) // _POPULATIONS * _POPULATIONS
     if num_samples < LEAST_REFINED:
         enough = f"{forecast.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"
         task.note("refine", f"left out: {enough}")
@@ -139,7 +138,7 @@ def _draw_by_refine(task: Task, forecast: Forecast, num_samples: int, reached: P
         stopped = f"it had come to beta {refined.betas[-1]:.2g} of 1 after {refined.seconds:.0f} s"
         task.note("refine", f"left out: {stopped}")
         return reached
-    rhat = _worst_rhat(refined)
+    rhat = refined.decisive_rhat
     figures = (
         f"{num_samples} draws carried from the prior by {len(refined.betas)} powers of the likelihood; "
         f"R-hat of {_POPULATIONS} populations in function space {rhat:.2f}"
@@ -204,9 +203,9 @@ def diagnose(task: Task, guide: AutoHypernet, forecast: Forecast, fitted: Fit) -
 
 def judge_by_diagnosis(found: Examination, reached: Posterior) -> Posterior:
     """What the diagnosis says of the guide's draws."""
-    said, evidence = found.diagnosis, (found.bracket.lower, found.bracket.lower_error)
-    judged = replace(reached, diagnosis=said, verdict=said.verdict, because=said.because)
-    return replace(judged, log_evidence=evidence[0], log_evidence_error=evidence[1])
+    said = {"diagnosis": found.diagnosis, "verdict": found.diagnosis.verdict, "because": found.diagnosis.because}
+    evidence = {"log_evidence": found.bracket.lower, "log_evidence_error": found.bracket.lower_error}
+    return replace(reached, **said, **evidence)
 
 
 def resample_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:
@@ -227,15 +226,16 @@ def resample_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached:
     return replace(reached, verdict=USE, because=because)
 
 
-def refine_instead(task: Task, forecast: Forecast, examination: Examination, reached: Posterior) -> Posterior:
-    """Draws carried from the prior instead of the guide's, as many as there is time for."""
+def refine_instead(
+    task: Task, forecast: Forecast, exact: Cost | None, examination: Examination, reached: Posterior
+) -> Posterior:
+    """Draws carried from the prior instead of the guide's; their cost is a pilot's or by the run of the diagnosis."""
     found = examination.independent
-    # A long run takes about as many powers as the short one of the diagnosis, with more draws and moves.
     seconds = found.seconds if found.how == "refine" else found.likely_seconds
-    if not seconds > 0:
+    if exact is None and not seconds > 0:
         task.note("refine", f"left out: {found.note}")
         return reached
-    return _draw_by_refine(task, forecast, forecast.refined(task.num_samples, seconds, NUM_DRAWS), reached)
+    return _draw_by_refine(task, forecast, exact or Cost(0.0, _LONG_OVER_SHORT * seconds / NUM_DRAWS), reached)
 
 
 def move_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:
@@ -289,11 +289,6 @@ def _judge(rhat: float, unmixed: float, words: str) -> dict[str, str]:
     verdict = USE if rhat <= _AGREED_RHAT else REFINE if rhat <= unmixed else DO_NOT_TRUST
     agree = "agree" if verdict == USE else "disagree: give more time, budget=, or more draws, num_samples="
     return {"verdict": verdict, "because": f"{words} {agree}."}
-
-
-def _worst_rhat(result: Nuts | Refined) -> float:
-    """In function space, or of the sites where the model computes nothing else."""
-    return result.max_function_rhat if result.function_rhat else result.max_rhat
 
 
 def _spell_evidence(result: Any) -> str:

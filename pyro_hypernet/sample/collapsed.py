@@ -8,7 +8,7 @@ from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
-from pyro_hypernet.informed.linear_block import Response, find_response
+from pyro_hypernet.informed.linear_block import Answer, Response, find_response
 from pyro_hypernet.model.density import sample_prior, split_density
 from pyro_hypernet.model.vectorize import trace_one
 from pyro_hypernet.target import Target, Whole
@@ -18,7 +18,7 @@ _NUM_POINTS = 16
 _MAX_NUMBERS = 2**20
 
 
-class Collapsed(Target):
+class _Collapsed(Target):
     """p(data | a) and its prior, where the weights are a and a block b that is integrated out.
 
     Given a, observations and prior are jointly normal in b, with conditional mean m(a) and precision P(a), so that
@@ -37,12 +37,10 @@ class Collapsed(Target):
         max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(response.index) + 1))))
         super().__init__(model, layout, args, kwargs, max_rows=max_rows)
         self.response = response
-        self.targets = targets
-        self.index = response.index.to(point.device)
-        is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
-        is_free[self.index] = False
-        self.free = is_free.nonzero().flatten()
         self.conditional = GaussianConditional(response, targets, log_precisions, args, kwargs)
+        is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
+        is_free[response.index.to(point.device)] = False
+        self.free, self.index = is_free.nonzero().flatten(), (~is_free).nonzero().flatten()
 
     @property
     def dim(self) -> int:
@@ -60,10 +58,10 @@ class Collapsed(Target):
         with torch.no_grad(), validation_enabled(False):
             return self.conditional.forward_and_log_det(noise.index_copy(1, self.free, x))[0]
 
-    def parts_of_one(self, x: Tensor, beta: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def parts_of_one(self, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor]:
         w = x.new_zeros(self.layout.dim).index_copy(0, self.free, x)
         answer = self.response.answer_of_one(w, args, kwargs)
-        mean, factor = self._conditional(*(part.detach() for part in answer))
+        mean, factor = self._mean_and_factor(answer)
         values, log_det = self.layout.constrain(w)
         sizes = [self.layout[name].size for name in self.response.block]
         for name, part in zip(self.response.block, mean.to(w).split(sizes), strict=True):
@@ -71,23 +69,16 @@ class Collapsed(Target):
         trace = trace_one(self.model, values, args, kwargs)
         log_prior, log_likelihood = split_density(trace, self.layout, log_det)
         of_block = sum(trace.nodes[name]["log_prob_sum"] for name in self.response.block)
-        log_prior, at_mean = log_prior - of_block, log_likelihood + of_block
+        at_mean = log_likelihood + of_block
         log_volume = len(mean) / 2 * math.log(2 * math.pi) - factor.diagonal().log().sum()
         slope = at_mean - _trace_of_product(torch.cholesky_inverse(factor).to(w), answer) / 2
-        return log_prior + beta * slope, (log_prior.detach(), (at_mean.double() + log_volume).to(w).detach())
+        return log_prior - of_block, (at_mean.double() + log_volume).to(w), slope
 
-    def _conditional(
-        self, offset: Tensor, jacobian: Tensor, log_precision: Tensor, prior_loc: Tensor, prior_scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mean, shape `(B,)`, and Cholesky factor of the precision, `(B, B)`, both float64, for one draw."""
-        dtype = torch.float64 if self.response.is_sharp else offset.dtype
-        weighted = jacobian.to(dtype) * log_precision.to(dtype).exp()[:, None]
-        prior = prior_scale.double() ** -2
-        precision = (weighted.mT @ jacobian.to(dtype)).double() + torch.diag_embed(prior)
-        pull = (weighted.mT @ (self.targets - offset).to(dtype)).double() + prior * prior_loc.double()
-        factor, info = torch.linalg.cholesky_ex(precision)
-        factor = torch.where(info == 0, factor, torch.nan)
-        return torch.cholesky_solve(pull[:, None], factor)[:, 0], factor
+    def _mean_and_factor(self, answer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Mean of the block, shape `(B,)`, and Cholesky factor of its precision, of one draw; NaN where none exists."""
+        centre, factor, is_one = self.conditional.solve(Answer(*(part.detach()[None] for part in answer)))
+        mean = torch.linalg.solve_triangular(factor.mT, centre, upper=True)
+        return mean[0, :, 0], torch.where(is_one[0], factor[0], torch.nan)
 
 
 def collapse(whole: Whole) -> Target:
@@ -101,7 +92,7 @@ def collapse(whole: Whole) -> Target:
     """
     response = _find_exact_block(whole)
     if response is not None:
-        target = Collapsed(whole, response)
+        target = _Collapsed(whole, response)
         if _is_exact(target):
             return target
     return whole
@@ -118,7 +109,7 @@ def _find_exact_block(whole: Whole) -> Response | None:
     return response if response is not None and response.is_exact else None
 
 
-def _is_exact(target: Collapsed) -> bool:
+def _is_exact(target: _Collapsed) -> bool:
     """Whether p(data, a, b) / p(b | data, a) is the same at two values of b, which is what integrating out assumes."""
     a = target.sample_prior(_NUM_POINTS)
     with torch.no_grad(), validation_enabled(False):
@@ -126,7 +117,7 @@ def _is_exact(target: Collapsed) -> bool:
     return all(bool(v.isfinite().all()) for v in values) and torch.allclose(*values, rtol=1e-4, atol=1e-2)
 
 
-def _log_ratio(target: Collapsed, a: Tensor) -> Tensor:
+def _log_ratio(target: _Collapsed, a: Tensor) -> Tensor:
     noise = torch.randn(len(a), target.layout.dim, dtype=a.dtype, device=a.device)
     w, log_det = target.conditional.forward_and_log_det(noise.index_copy(1, target.free, a))
     log_q = torch.distributions.Normal(0.0, 1.0).log_prob(noise[:, target.index]).sum(-1) - log_det

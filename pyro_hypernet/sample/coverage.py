@@ -1,12 +1,12 @@
 """Whether a guide covers a posterior of which draws are at hand."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.sample.tempering import log_mean_exp
 from pyro_hypernet.target import Target
 
 # Weights above this quantile of the guide's own are such as it practically never draws.
@@ -44,13 +44,12 @@ def cover(target: Target, guide: AutoHypernet, samples: dict[str, Tensor], *, nu
         guide.setup(*target.args, **target.kwargs)
         w, log_q = guide.sample_and_log_prob(num_samples)
         own = (target.log_prob(w) - log_q).double()
-        log_p = target.log_joint.log_prob(samples, *target.args, **target.kwargs)
-        true = (log_p - guide.log_prob(samples)).double()
+        true = target.log_density(samples) - guide.log_prob(samples).double()
     limit = own.quantile(_QUANTILE)
     beyond = float((true > limit).double().mean())
     return Coverage(
         lower=float(own.mean()),
         upper=float(true.mean()),
-        log_evidence=float(own.logsumexp(0)) - math.log(len(own)),
+        log_evidence=float(log_mean_exp(own)),
         missed=max(0.0, (beyond - (1 - _QUANTILE)) / _QUANTILE),
     )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from pyro.ops.dual_averaging import DualAveraging
+from pyro.ops.welford import WelfordCovariance
 
 # A point, and what is to be sent back: log density and gradient there.
 Asking = Generator[np.ndarray, tuple[float, np.ndarray], "Chain"]
@@ -17,7 +19,6 @@ _DIVERGED = 1000.0
 _FIRST, _LAST, _WINDOW, _LEAST_WARMUP = 75, 50, 25, 20
 # Taken whatever the time: R-hat splits every chain.
 _LEAST_DRAWS = 4
-_GAMMA, _T0, _KAPPA = 0.05, 10.0, 0.75
 
 
 @dataclass(frozen=True)
@@ -107,25 +108,26 @@ def sample(
     sampler.num_gradients = 1
     if warmup_steps > 0:
         yield from sampler.find_step_size()
-    adaptation = _StepSize(sampler.step_size, target_accept_prob)
+    adaptation, log_average = _step_sizes(sampler.step_size), math.log(sampler.step_size)
     ends = _window_ends(warmup_steps)
     first = ends[0] - 1 if ends else 0
-    variance = _Variance(len(start))
+    variance = WelfordCovariance()
     for step in range(warmup_steps):
         if time.perf_counter() - begin > max_seconds / 2:
             break
         yield from sampler.transition()
-        sampler.step_size = adaptation.update(sampler.accept_prob)
+        adaptation.step(target_accept_prob - sampler.accept_prob)
+        log_size, log_average = adaptation.get_state()
+        sampler.step_size = math.exp(log_size)
         if ends and first <= step < ends[-1]:
             variance.update(sampler.point)
             if step + 1 in ends[1:]:
-                sampler.scale = np.sqrt(variance.regularised())
-                variance = _Variance(len(start))
+                sampler.scale = np.sqrt(variance.get_covariance())  # drawn towards a small constant, as in Stan
+                variance = WelfordCovariance()
                 yield from sampler.find_step_size()
-                adaptation = _StepSize(sampler.step_size, target_accept_prob)
+                adaptation, log_average = _step_sizes(sampler.step_size), math.log(sampler.step_size)
         note()
-    if warmup_steps > 0:
-        sampler.step_size = adaptation.average
+    sampler.step_size = math.exp(log_average)
     draws = np.empty((num_samples, len(start)))
     diverging, moved = np.zeros(num_samples, dtype=bool), np.zeros(num_samples, dtype=bool)
     count = num_samples
@@ -195,7 +197,7 @@ class _Sampler:
             ends[direction] = tuple(end)
             if math.log(self.rng.random() + 1e-300) < tree.log_weight - log_weight:
                 self.point, self.gradient, self.value = tree.proposal
-            log_weight = _log_add(log_weight, tree.log_weight)
+            log_weight = float(np.logaddexp(log_weight, tree.log_weight))
             total += tree.total
             if _turns(ends[-1][1], ends[1][1], total):
                 break
@@ -235,7 +237,7 @@ class _Tree:
     def add(self, leaf: Sequence[np.ndarray], value: float, log_weight: float, chance: float) -> None:
         """Adds a leaf, takes it for the proposal by its weight, and looks for U-turns of all subtrees it completes."""
         point, momentum, gradient = leaf
-        self.log_weight = _log_add(self.log_weight, log_weight)
+        self.log_weight = float(np.logaddexp(self.log_weight, log_weight))
         if chance < math.exp(log_weight - self.log_weight):
             self.proposal = point, gradient, value
         before = self.total
@@ -253,47 +255,9 @@ class _Tree:
                 return
 
 
-class _StepSize:
+def _step_sizes(step_size: float) -> DualAveraging:
     """Dual averaging of the log step size. Source: Hoffman and Gelman 2014, section 3.2."""
-
-    def __init__(self, step_size: float, target: float) -> None:
-        self.centre = math.log(10 * step_size)
-        self.target = target
-        self.error = self.count = self.log_average = 0.0
-
-    def update(self, accept_prob: float) -> float:
-        """The next step size."""
-        self.count += 1
-        weight = 1 / (self.count + _T0)
-        self.error = (1 - weight) * self.error + weight * (self.target - accept_prob)
-        log_size = self.centre - math.sqrt(self.count) / _GAMMA * self.error
-        share = self.count**-_KAPPA
-        self.log_average = share * log_size + (1 - share) * self.log_average
-        return math.exp(log_size)
-
-    @property
-    def average(self) -> float:
-        """The step size to keep."""
-        return math.exp(self.log_average)
-
-
-class _Variance:
-    """Running variances, by Welford."""
-
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean, self.square = np.zeros(dim), np.zeros(dim)
-
-    def update(self, point: np.ndarray) -> None:
-        self.count += 1
-        before = point - self.mean
-        self.mean = self.mean + before / self.count
-        self.square = self.square + before * (point - self.mean)
-
-    def regularised(self) -> np.ndarray:
-        """Drawn towards a small constant, as in Stan."""
-        share = self.count / (self.count + 5)
-        return share * self.square / max(1, self.count - 1) + 1e-3 * (1 - share)
+    return DualAveraging(prox_center=math.log(10 * step_size))
 
 
 def _window_ends(warmup_steps: int) -> list[int]:
@@ -316,8 +280,3 @@ def _turns(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> bool:
     """Whether a trajectory with these momenta at its ends, and their sum over it, turns back."""
     middle = total - (left + right) / 2
     return bool(left @ middle <= 0 or right @ middle <= 0)
-
-
-def _log_add(a: float, b: float) -> float:
-    high, low = max(a, b), min(a, b)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -1,25 +1,23 @@
 """The No-U-Turn sampler on the captured density, chains together and in parallel processes, with diagnostics."""
 
 import math
-import multiprocessing
-import os
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.no_u_turn import Chain, Evaluate, run_together
-from pyro_hypernet.sample.rhat import worst
+from pyro_hypernet.sample.processes import count_processes, share_out
+from pyro_hypernet.sample.rhat import Mixing, check_chains, rhat_and_ess
 from pyro_hypernet.target import Target, Whole, bind
 
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
@@ -31,7 +29,29 @@ _OF_FAILURES = "The density raises an error at some draws"
 
 
 @dataclass(frozen=True)
-class Nuts:
+class NutsKernel:
+    """How `nuts` goes about it, which few need to change.
+
+    Attributes:
+        target_accept_prob: What the step size is adapted to.
+        max_tree_depth: The most doublings of one trajectory.
+        num_processes: Processes to share the chains; None for one per core, 1 for none.
+
+    Raises:
+        ValueError: If the number of processes is not positive.
+    """
+
+    target_accept_prob: float = 0.8
+    max_tree_depth: int = 10
+    num_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(f"num_processes must be positive or None; got {self.num_processes}.")
+
+
+@dataclass(frozen=True)
+class Nuts(Mixing):
     """Draws of several chains and what says whether to trust them.
 
     Attributes:
@@ -66,16 +86,6 @@ class Nuts:
         """Number of divergent transitions in every chain."""
         return tuple(self.diverging.sum(1).tolist())
 
-    @property
-    def max_rhat(self) -> float:
-        """The worst R-hat over sites."""
-        return worst(self.rhat)
-
-    @property
-    def max_function_rhat(self) -> float:
-        """The worst R-hat in function space: the one to judge a network by."""
-        return worst(self.function_rhat)
-
 
 def nuts(
     model: Model,
@@ -84,9 +94,7 @@ def nuts(
     warmup_steps: int = 1000,
     num_chains: int = 4,
     guide: AutoHypernet | None = None,
-    target_accept_prob: float = 0.8,
-    max_tree_depth: int = 10,
-    num_processes: int | None = None,
+    kernel: NutsKernel = NutsKernel(),
     max_seconds: float = math.inf,
     progress: bool = False,
     **kwargs: Any,
@@ -103,9 +111,7 @@ def nuts(
         warmup_steps: Steps of adaptation in every chain, thrown away.
         num_chains: Number of chains, started uniformly in (−2, 2) in unconstrained space, or at draws of the guide.
         guide: A trained guide, through whose map the chains run (NeuTra): the sampler sees a target near N(0, I).
-        target_accept_prob: What the step size is adapted to.
-        max_tree_depth: The most doublings of one trajectory.
-        num_processes: Processes to share the chains; None for one per core, 1 for none.
+        kernel: Target acceptance, depth of trees and number of processes, such as `NutsKernel(max_tree_depth=8)`.
         max_seconds: After half of it no further step of adaptation is begun, and after all of it no further draw:
             chains then hold fewer, at least four.
         progress: Whether to show a bar, in one process only; quiet where the output is no terminal.
@@ -128,17 +134,12 @@ def nuts(
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
         >>> pyro.set_rng_seed(0)
-        >>> draws = nuts(model, torch.ones(3), num_samples=1000, num_chains=1, num_processes=1)
+        >>> draws = nuts(model, torch.ones(3), num_samples=1000, num_chains=1)
         >>> draws.samples["mean"].shape
         torch.Size([1000])
     """
-    if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
-        raise ValueError(
-            "num_samples must be at least 4 (R-hat splits every chain), num_chains positive and warmup_steps not "
-            f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
-        )
-    if num_processes is not None and num_processes < 1:
-        raise ValueError(f"num_processes must be positive or None; got {num_processes}.")
+    check_chains(num_samples, num_chains, warmup_steps)
+    kernel = take_moved("nuts", "kernel", kernel, kwargs)
     start = time.perf_counter()
     space = _Space(_bind(model, args, kwargs, guide), guide)
     starts = _starts(space, num_chains)
@@ -148,24 +149,26 @@ def nuts(
     options = {
         "num_samples": num_samples,
         "warmup_steps": warmup_steps,
-        "target_accept_prob": target_accept_prob,
-        "max_tree_depth": max_tree_depth,
+        "target_accept_prob": kernel.target_accept_prob,
+        "max_tree_depth": kernel.max_tree_depth,
         "max_seconds": max_seconds,
     }
-    chains = _run_chains(space, starts, seeds, options, num_processes, progress)
+    chains = _run_chains(space, starts, seeds, options, kernel.num_processes, progress)
     count = min(len(chain.draws) for chain in chains)  # they differ where the time was up
     w = space.to_weights(torch.stack([torch.from_numpy(chain.draws[-count:]).to(starts[0]) for chain in chains]))
     samples_by_chain = space.target.layout.constrain(w)[0]
     samples = {name: value.flatten(0, 1) for name, value in samples_by_chain.items()}
     functions = space.target.functions(samples)
     functions = {name: value.unflatten(0, (num_chains, -1)) for name, value in functions.items()}
+    rhat, ess = rhat_and_ess(samples_by_chain)
+    function_rhat, function_ess = rhat_and_ess(functions)
     result = Nuts(
         samples=samples,
         samples_by_chain=samples_by_chain,
-        rhat={name: split_gelman_rubin(value) for name, value in samples_by_chain.items()},
-        ess={name: effective_sample_size(value) for name, value in samples_by_chain.items()},
-        function_rhat={name: split_gelman_rubin(value) for name, value in functions.items()},
-        function_ess={name: effective_sample_size(value) for name, value in functions.items()},
+        rhat=rhat,
+        ess=ess,
+        function_rhat=function_rhat,
+        function_ess=function_ess,
         diverging=torch.stack([torch.from_numpy(chain.diverging[-count:]) for chain in chains]),
         acceptance=tuple(chain.acceptance for chain in chains),
         num_gradients=tuple(chain.num_gradients for chain in chains),
@@ -257,41 +260,22 @@ def _run_chains(
     progress: bool,
 ) -> list[Chain]:
     """Runs the chains together, or shared among forked processes, which inherit the captured graph."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(len(starts), cores if num_processes is None else num_processes)
-    forkable = "fork" in multiprocessing.get_all_start_methods() and starts[0].device.type == "cpu"
-    if processes <= 1 or not forkable:
+    processes = count_processes(len(starts), num_processes)
+    if processes <= 1 or starts[0].device.type != "cpu":
         return _run_some(space, starts, seeds, options, progress)
+
+    def run(share: list[int]) -> tuple[dict[int, Chain], int]:
+        """The chains by number, and how often the model raised an error."""
+        before = space.num_failed
+        some = _run_some(space, [starts[i] for i in share], [seeds[i] for i in share], options, False)
+        return dict(zip(share, some, strict=True)), space.num_failed - before
+
     shares = [list(range(len(starts)))[first::processes] for first in range(processes)]
-    global _inherited
-    _inherited = space, starts, seeds, options
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-            warnings.filterwarnings("ignore", ".*fork.*", RuntimeWarning)
-            context = multiprocessing.get_context("fork")
-            with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                found = list(pool.map(_run_inherited, shares))
-    finally:
-        _inherited = None
-    chains = {}
-    for share, (some, num_failed) in zip(shares, found, strict=True):
-        chains.update(zip(share, some, strict=True))
+    chains: dict[int, Chain] = {}
+    for some, num_failed in share_out(run, shares, processes):
+        chains.update(some)
         space.num_failed_elsewhere += num_failed
     return [chains[number] for number in range(len(starts))]
-
-
-# Set just before forking: a model need not be picklable to be inherited.
-_inherited: tuple[_Space, list[Tensor], list[int], dict[str, Any]] | None = None
-
-
-def _run_inherited(share: list[int]) -> tuple[list[Chain], int]:
-    """The chains, and how often the model raised an error."""
-    assert _inherited is not None
-    space, starts, seeds, options = _inherited
-    before = space.num_failed
-    chains = _run_some(space, [starts[i] for i in share], [seeds[i] for i in share], options, False)
-    return chains, space.num_failed - before
 
 
 def _run_some(
@@ -318,11 +302,10 @@ def _warn_of_failures(result: Nuts) -> None:
 
 
 def _warn_if_unmixed(result: Nuts) -> None:
-    worst = result.max_function_rhat if result.function_rhat else result.max_rhat
-    if worst > _MIXED_RHAT:
+    if result.decisive_rhat > _MIXED_RHAT:
         where = "in function space " if result.function_rhat else ""
         warnings.warn(
-            f"NUTS has not mixed: the worst split R-hat {where}is {worst:.2f}, above {_MIXED_RHAT}. Do not take these "
-            "draws for the posterior: run longer, or reparametrise the model.",
+            f"NUTS has not mixed: the worst split R-hat {where}is {result.decisive_rhat:.2f}, above {_MIXED_RHAT}. Do "
+            "not take these draws for the posterior: run longer, or reparametrise the model.",
             stacklevel=3,
         )

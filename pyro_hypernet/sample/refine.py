@@ -13,12 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.vectorize import Model
-from pyro_hypernet.sample.collapsed import collapse as collapsed
+from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.coverage import Coverage, cover
 from pyro_hypernet.sample.moves import Trajectories
-from pyro_hypernet.sample.rhat import effective_draws, pooled_rhat, side_by_side, worst
-from pyro_hypernet.sample.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order
+from pyro_hypernet.sample.rhat import Mixing, effective_draws, pooled_rhat, side_by_side
+from pyro_hypernet.sample.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order, zero_if_bad
 from pyro_hypernet.target import State, Target, Whole, bind, looks
 
 # Every new beta keeps this share of the particles effective.
@@ -31,7 +32,21 @@ _LARGE_ERROR = 1.0
 
 
 @dataclass(frozen=True)
-class Refined:
+class HmcKernel:
+    """How `refine` moves draws, which few need to change.
+
+    Attributes:
+        num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
+        collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
+            times the number of observations.
+    """
+
+    num_leapfrogs: int = 64
+    collapse: bool = True
+
+
+@dataclass(frozen=True)
+class Refined(Mixing):
     """Draws of the posterior by tempered sequential Monte Carlo.
 
     Attributes:
@@ -68,16 +83,6 @@ class Refined:
     seconds: float
     coverage: Coverage | None = None
 
-    @property
-    def max_rhat(self) -> float:
-        """The worst R-hat over sites; weights of networks may differ between populations by symmetry alone."""
-        return worst(self.rhat)
-
-    @property
-    def max_function_rhat(self) -> float:
-        """The worst R-hat in function space: the one to judge a network by."""
-        return worst(self.function_rhat)
-
 
 def refine(
     model: Model,
@@ -86,8 +91,7 @@ def refine(
     num_samples: int = 2000,
     num_populations: int = 4,
     num_moves: int = 8,
-    num_leapfrogs: int = 64,
-    collapse: bool = True,
+    kernel: HmcKernel = HmcKernel(),
     max_seconds: float = math.inf,
     progress: bool = True,
     **kwargs: Any,
@@ -110,9 +114,7 @@ def refine(
         num_samples: Number of draws S, over all populations.
         num_populations: Populations that never mix, which give the errors; a divisor of `num_samples`.
         num_moves: Trajectories at every beta, all of whose states are kept: S / num_moves draws are moved.
-        num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
-        collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
-            times the number of observations.
+        kernel: Length of trajectories, and whether to integrate out, such as `HmcKernel(collapse=False)`.
         max_seconds: After so long no further power is begun; draws are then of the last one.
         progress: Whether to show a bar; quiet where the output is no terminal.
         kwargs: The model's keyword arguments.
@@ -140,12 +142,13 @@ def refine(
         >>> refined.collapsed
         ('mean',)
     """
-    _check_numbers(num_samples, num_populations, num_moves, num_leapfrogs)
+    kernel = take_moved("refine", "kernel", kernel, kwargs)
+    _check_numbers(num_samples, num_populations, num_moves, kernel.num_leapfrogs)
     start = time.perf_counter()
     whole = _bind(model, args, kwargs)
     with validation_enabled(False):
-        target = collapsed(whole) if collapse else whole
-        cloud = _Cloud(target, num_samples, num_populations, num_moves, num_leapfrogs)
+        target = collapse(whole) if kernel.collapse else whole
+        cloud = _Cloud(target, num_samples, num_populations, num_moves, kernel.num_leapfrogs)
         if not cloud.is_alive():
             target.raise_for_nan()
             raise ValueError(
@@ -174,7 +177,7 @@ class _Cloud:
         self.num_chosen = math.ceil(num_samples / num_populations / num_moves)
         self.trajectories = Trajectories(target.dim, max_leapfrogs=num_leapfrogs)
         self.x = target.sample_prior(num_samples)
-        self.log_likelihood = _finite_or_none(target(self.x, 0.0).log_likelihood)
+        self.log_likelihood = zero_if_bad(target(self.x, 0.0).log_likelihood)
         self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
         self.betas, self.acceptance, self.leapfrogs = [0.0], [], []
         self.seconds_per_gradient = math.inf
@@ -217,7 +220,7 @@ class _Cloud:
         leapfrogs, moves = self.trajectories.num_leapfrogs - before[0], self.trajectories.num_moves - before[1]
         self.leapfrogs.append(leapfrogs / moves)
         self.x = self._in_chains([state.w for state in states])
-        self.log_likelihood = _finite_or_none(self._in_chains([state.log_likelihood for state in states]))
+        self.log_likelihood = zero_if_bad(self._in_chains([state.log_likelihood for state in states]))
 
     def _in_chains(self, values: list[Tensor]) -> Tensor:
         """Values of every move as population × move × chosen, flattened."""
@@ -296,11 +299,6 @@ def _warn(result: Refined) -> None:
             f"error of the log evidence {result.log_evidence_error:.2g} nats. Use more samples or moves.",
             stacklevel=3,
         )
-
-
-def _finite_or_none(log_likelihood: Tensor) -> Tensor:
-    """With −inf for what is not a number."""
-    return log_likelihood.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def _check_numbers(num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int) -> None:

@@ -4,7 +4,52 @@ import math
 from collections.abc import Mapping
 
 import torch
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
+
+
+class Mixing:
+    """What the R-hats of a result say, one dict from site to values for its sites and one for what it computes."""
+
+    rhat: dict[str, Tensor]
+    function_rhat: dict[str, Tensor]
+
+    @property
+    def max_rhat(self) -> float:
+        """The worst R-hat over sites; weights of networks may differ by symmetry alone."""
+        return worst(self.rhat)
+
+    @property
+    def max_function_rhat(self) -> float:
+        """The worst R-hat in function space: the one to judge a network by."""
+        return worst(self.function_rhat)
+
+    @property
+    def decisive_rhat(self) -> float:
+        """The worst R-hat in function space, or over sites where the model computes nothing else."""
+        return self.max_function_rhat if self.function_rhat else self.max_rhat
+
+
+def check_chains(num_samples: int, num_chains: int, warmup_steps: int) -> None:
+    """Raises a ValueError for numbers that no chains can be run and judged with."""
+    if num_samples < 4 or num_chains < 1 or warmup_steps < 0:
+        raise ValueError(
+            "num_samples must be at least 4 (R-hat splits every chain), num_chains positive and warmup_steps not "
+            f"negative; got {num_samples}, {num_chains} and {warmup_steps}."
+        )
+
+
+def rhat_and_ess(by_chain: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split R-hat and effective sample size of every entry.
+
+    Args:
+        by_chain: A dict from site to draws of shape `(chains, draws, *shape)`.
+
+    Returns:
+        Two dicts from site to values of shape `shape`.
+    """
+    rhat = {name: split_gelman_rubin(value) for name, value in by_chain.items()}
+    return rhat, {name: effective_sample_size(value) for name, value in by_chain.items()}
 
 
 def side_by_side(values: Mapping[str, Tensor], batch_dim: int) -> Tensor | None:

@@ -8,13 +8,23 @@ from torch import Tensor
 _POWER_ITERATIONS = 10
 
 
-def effective_number(log_weights: Tensor) -> float:
-    """Kish's effective number of weighted draws, `1 / Σ W²`.
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Kish's effective number of weighted draws, `(Σ w)² / Σ w²`, between 1 and S.
 
     Args:
         log_weights: Unnormalised, in nats, shape `(S,)`.
+
+    Returns:
+        A scalar, a number of draws.
+
+    Source: Kish 1965.
     """
-    return float((-(2 * log_weights.log_softmax(0)).logsumexp(0)).exp())
+    return (-(2 * log_weights.log_softmax(0)).logsumexp(0)).exp()
+
+
+def zero_if_bad(log_weights: Tensor) -> Tensor:
+    """Log weights, in nats, with −inf, weight zero, where they are not a number or +inf."""
+    return log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def next_beta(log_likelihood: Tensor, beta: float, share: float) -> float:
@@ -29,20 +39,20 @@ def next_beta(log_likelihood: Tensor, beta: float, share: float) -> float:
         A beta above the old one.
     """
     enough = share * int(log_likelihood.isfinite().sum())
-    if effective_number((1 - beta) * log_likelihood) >= enough:
+    if effective_sample_size((1 - beta) * log_likelihood) >= enough:
         return 1.0
     low, high = beta, 1.0
     while True:
         middle = (low + high) / 2
         if middle in (low, high):
             return low if low > beta else high
-        if effective_number((middle - beta) * log_likelihood) >= enough:
+        if effective_sample_size((middle - beta) * log_likelihood) >= enough:
             low = middle
         else:
             high = middle
 
 
-def resample(log_weights: Tensor, num: int) -> Tensor:
+def resample_systematically(log_weights: Tensor, num: int) -> Tensor:
     """Systematic resampling within every population.
 
     Args:
@@ -72,11 +82,11 @@ def resample_in_order(x: Tensor, log_weights: Tensor, num: int) -> Tensor:
         num: Draws to choose in every population.
 
     Returns:
-        Indices as of `resample`, every population's in random order.
+        Indices as of `resample_systematically`, every population's in random order.
     """
     populations, size = log_weights.shape
     order = _places_along_main_axis(x).view(populations, size).argsort(-1)
-    chosen = resample(log_weights.gather(1, order), num)
+    chosen = resample_systematically(log_weights.gather(1, order), num)
     starts = size * torch.arange(populations, device=x.device)[:, None]
     index = (order + starts).flatten()[chosen].view(populations, num)
     return index[:, torch.randperm(num, device=x.device)].flatten()

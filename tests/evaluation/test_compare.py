@@ -14,7 +14,7 @@ from torch import nn
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.evaluation.compare import NOISE_FLOOR, compare
 from pyro_hypernet.evaluation.psis import import_module_quietly
-from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.nuts import NutsKernel, nuts
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width, line
 from tests.small_models import one_weight
 
@@ -264,7 +264,7 @@ def test_an_unknown_row_is_named():
 @pytest.mark.filterwarnings("ignore:NUTS has not mixed")  # 100 draws; what is asked of them is below
 def test_markov_chains_serve_as_reference_and_as_posterior():
     x, y = X.repeat(4), 0.5 * X.repeat(4)
-    chains = nuts(line, x, y, num_samples=100, warmup_steps=50, num_chains=2, num_processes=1)
+    chains = nuts(line, x, y, num_samples=100, warmup_steps=50, num_chains=2, kernel=NutsKernel(num_processes=1))
     variance = 1 / (1 + x.square().sum() / 0.25)
     exact = {"slope": variance * (x * y).sum() / 0.25 + variance.sqrt() * torch.randn(1000)}
     table = compare({"exact": exact, "chains": chains}, chains, line, X)

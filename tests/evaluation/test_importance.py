@@ -14,7 +14,6 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariate
 from pyro_hypernet.evaluation import psis
 from pyro_hypernet.evaluation.draws import draws_and_log_prob, log_density_of
 from pyro_hypernet.evaluation.importance import (
-    effective_sample_size,
     elbo,
     finite_log_weights,
     khat,
@@ -22,6 +21,7 @@ from pyro_hypernet.evaluation.importance import (
     weighted_draws,
 )
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.sample.tempering import effective_sample_size
 from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width, kl_of_width
 from tests.seeds import seed

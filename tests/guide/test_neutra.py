@@ -7,7 +7,7 @@ import pytest
 
 from models import PROBLEMS
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.nuts import NutsKernel, nuts
 from pyro_hypernet.train.fit import fit
 from tests.seeds import seed
 
@@ -22,7 +22,11 @@ def through(name, num_steps, **options):
     pyro.set_rng_seed(seed(1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "NUTS has not mixed")
-        return problem, guide, nuts(problem.model, *problem.args, guide=guide, num_processes=1, **options)
+        return (
+            problem,
+            guide,
+            nuts(problem.model, *problem.args, guide=guide, kernel=NutsKernel(num_processes=1), **options),
+        )
 
 
 def test_moments_where_the_conditional_is_exact():

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, bayesianize, fit, nuts, refine
+from pyro_hypernet import AutoHypernet, HmcKernel, NutsKernel, bayesianize, fit, nuts, refine
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 
@@ -88,9 +88,17 @@ def test_old_autograd_functions_are_differentiated_by_autograd(name, double):
 def test_old_autograd_functions_go_through_fit_nuts_and_refine():
     result = fit(own_function, AutoHypernet(own_function), (Y,), num_steps=5, progress=False)
     assert math.isfinite(result.elbo)
-    options = {"num_samples": 4, "warmup_steps": 4, "num_chains": 1, "num_processes": 1}
+    options = {"num_samples": 4, "warmup_steps": 4, "num_chains": 1, "kernel": NutsKernel(num_processes=1)}
     assert nuts(own_function, Y, **options).samples["mean"].shape == (4,)
-    refined = refine(own_function, Y, num_samples=16, num_populations=2, num_moves=2, num_leapfrogs=4, progress=False)
+    refined = refine(
+        own_function,
+        Y,
+        num_samples=16,
+        num_populations=2,
+        num_moves=2,
+        kernel=HmcKernel(num_leapfrogs=4),
+        progress=False,
+    )
     assert refined.samples["mean"].shape == (16,)
 
 

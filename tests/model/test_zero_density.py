@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, metropolis, move, nuts, refine, resample
+from pyro_hypernet import AutoHypernet, NutsKernel, metropolis, move, nuts, refine, resample
 from pyro_hypernet.model.density import LogJoint, sample_prior
 from pyro_hypernet.model.layout import Layout
 
@@ -127,10 +127,10 @@ def truth():
 
 SAMPLERS = {
     "nuts": lambda guide, model, y: (
-        nuts(model, y, num_samples=150, warmup_steps=100, num_chains=4, num_processes=1).samples
+        nuts(model, y, num_samples=150, warmup_steps=100, num_chains=4, kernel=NutsKernel(num_processes=1)).samples
     ),
     "nuts in processes": lambda guide, model, y: (
-        nuts(model, y, num_samples=150, warmup_steps=100, num_chains=4, num_processes=2).samples
+        nuts(model, y, num_samples=150, warmup_steps=100, num_chains=4, kernel=NutsKernel(num_processes=2)).samples
     ),
     "refine": lambda guide, model, y: refine(model, y, num_samples=2000, progress=False).samples,
     "move": lambda guide, model, y: move(model, guide, y, num_samples=1000, num_moves=24, progress=False).samples,
@@ -167,7 +167,7 @@ def test_the_evidence_counts_draws_without_density():
 
 def test_nuts_says_how_often_the_model_raised():
     with pytest.warns(UserWarning, match=r"at \d+ of about \d+ points of NUTS"):
-        result = nuts(correlated, Y, num_samples=50, warmup_steps=50, num_chains=4, num_processes=1)
+        result = nuts(correlated, Y, num_samples=50, warmup_steps=50, num_chains=4, kernel=NutsKernel(num_processes=1))
     assert result.num_failed > 0
 
 

@@ -21,7 +21,7 @@ from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.evaluation.psis import arviz_is_split
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.output.arviz import to_arviz
-from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.nuts import NutsKernel, nuts
 from pyro_hypernet.sample.refine import refine
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, nested_plates, subsampled
@@ -110,7 +110,7 @@ def test_chains_are_kept():
 
 def test_a_result_of_nuts_keeps_all_its_draws():
     x, y = linear_data()
-    chains = nuts(linear, x, y, num_samples=50, warmup_steps=20, num_chains=2, num_processes=1)
+    chains = nuts(linear, x, y, num_samples=50, warmup_steps=20, num_chains=2, kernel=NutsKernel(num_processes=1))
     data = to_arviz(linear, chains, x, y, num_samples=3)
     np.testing.assert_allclose(data.posterior["slope"], chains.samples_by_chain["slope"].numpy())
     assert data.posterior_predictive["y"].shape == (2, 50, 30)
@@ -282,7 +282,7 @@ def two():
     """Two posteriors of one model: chains, and a guide whose widths are wrong."""
     pyro.set_rng_seed(seed(0))
     x, y = linear_data()
-    chains = nuts(linear, x, y, num_samples=100, warmup_steps=100, num_chains=2, num_processes=1)
+    chains = nuts(linear, x, y, num_samples=100, warmup_steps=100, num_chains=2, kernel=NutsKernel(num_processes=1))
     names = {"coords": {"feature": ["a", "b"]}, "dims": {"slope": ["feature"]}}
     return {
         "nuts": to_arviz(linear, chains, x, y, **names),

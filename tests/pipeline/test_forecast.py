@@ -56,7 +56,7 @@ def simulate(density, step, budget, *, wanted=None, overrun=1.0, rate=0.0):
     looking = forecast.looking_seconds()
     now.spend(overrun * done.weights * runs * density + looking)
     left = forecast.left
-    done.refined = forecast.refined(1000, 2.0, 512)
+    done.refined = forecast.refined(1000, Cost(0.0, 4 * 2.0 / 512))
     if done.refined >= 200:
         now.spend(max(0.0, min(left, overrun * 4 * 2.0 * done.refined / 512)))
     else:

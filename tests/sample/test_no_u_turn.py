@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyro_hypernet.sample.no_u_turn import _Sampler, _StepSize, _Tree, _turns, _Variance, _window_ends, run_together
+from pyro_hypernet.sample.no_u_turn import _Sampler, _step_sizes, _Tree, _turns, _window_ends, run_together
 from tests.seeds import seed
 
 OPTIONS = {"num_samples": 500, "warmup_steps": 300, "target_accept_prob": 0.8, "max_tree_depth": 10}
@@ -88,21 +88,20 @@ def test_windows_are_stans():
     assert ends == [15, 90]
 
 
-def test_variance_is_numpys():
-    points = np.random.default_rng(seed(0)).standard_normal((50, 3)) * [1, 2, 3]
-    variance = _Variance(3)
-    for point in points:
-        variance.update(point)
-    expected = 50 / 55 * points.var(0, ddof=1) + 1e-3 * 5 / 55
-    np.testing.assert_allclose(variance.regularised(), expected, rtol=1e-12)
-
-
 def test_the_step_size_reaches_its_target():
     """Where a step of size s is accepted with probability exp(−s), the target .8 asks for s = .223."""
-    adaptation, size = _StepSize(1.0, 0.8), 1.0
+    adaptation, log_size = _step_sizes(1.0), 0.0
     for _ in range(2000):
-        size = adaptation.update(np.exp(-size))
-    assert adaptation.average == pytest.approx(-np.log(0.8), rel=0.02)
+        adaptation.step(0.8 - np.exp(-np.exp(log_size)))
+        log_size, log_average = adaptation.get_state()
+    assert np.exp(log_average) == pytest.approx(-np.log(0.8), rel=0.02)
+
+
+def test_a_warm_up_for_which_there_is_no_time_keeps_the_first_step_size():
+    evaluate = gaussian(np.zeros(2), 1e4 * np.eye(2))
+    (chain,) = run_together(evaluate, np.zeros((1, 2)), [0], nothing, **OPTIONS, max_seconds=1e-9)
+    assert chain.draws.shape == (4, 2)
+    assert 1e-4 < chain.step_size < 0.1
 
 
 def test_a_cliff_diverges_and_the_chain_stays():

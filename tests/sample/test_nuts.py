@@ -9,18 +9,25 @@ import pytest
 import torch
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.sample.nuts import nuts
+from pyro_hypernet.sample.nuts import NutsKernel, nuts
 from tests import small_models as m
 from tests.seeds import seed
 from tests.train.conjugate import exact_guide, exact_posterior, make_data, regression, set_exactly
 
 X, Y = make_data()
 POSTERIOR = exact_posterior(X, Y)
+SHALLOW = NutsKernel(max_tree_depth=4, num_processes=1)
 CHAINS, DRAWS = 2, 500  # some 100 effective draws in half a chain: R-hat above 1.05 in 1 of 10^5 runs
 
 
 def run(*args, model=None, **options):
-    options = {"num_samples": DRAWS, "warmup_steps": 150, "num_chains": CHAINS, "num_processes": 1, **options}
+    options = {
+        "num_samples": DRAWS,
+        "warmup_steps": 150,
+        "num_chains": CHAINS,
+        "kernel": NutsKernel(num_processes=1),
+        **options,
+    }
     if model is None:
         model, args = regression, args or (X, Y)
     return nuts(model, *args, **options)
@@ -99,7 +106,7 @@ def test_through_a_flow_that_is_not_the_posterior(hypernet):
             parameter += 0.03 * torch.randn_like(parameter)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "NUTS has not mixed")  # for that the run is short
-        result = run(guide=guide, num_samples=150, warmup_steps=50, max_tree_depth=4, num_chains=1)
+        result = run(guide=guide, num_samples=150, warmup_steps=50, num_chains=1, kernel=SHALLOW)
     ess = result.ess["weight"].clamp(max=150)
     error = (result.samples["weight"].mean(0) - POSTERIOR.loc) / POSTERIOR.stddev
     assert bool((error.abs() < 5 / ess.sqrt()).all())
@@ -109,7 +116,7 @@ def test_through_a_flow_that_is_not_the_posterior(hypernet):
 def test_draws_of_constrained_sites_lie_on_their_supports():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "NUTS has not mixed")
-        result = run(model=m.supports, num_samples=20, warmup_steps=20, num_chains=1, max_tree_depth=4)
+        result = run(model=m.supports, num_samples=20, warmup_steps=20, num_chains=1, kernel=SHALLOW)
     guide = AutoHypernet(m.supports).setup()
     for site in guide.layout.sites:
         assert bool(site.support.check(result.samples[site.name]).all()), site.name
@@ -140,7 +147,7 @@ def test_the_same_seed_gives_the_same_draws_in_one_process_or_two():
     found = []
     for num_processes in (1, 1, 2):
         pyro.set_rng_seed(seed(3))
-        short = {"num_samples": 20, "warmup_steps": 20, "num_processes": num_processes}
+        short = {"num_samples": 20, "warmup_steps": 20, "kernel": NutsKernel(num_processes=num_processes)}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "NUTS has not mixed")
             found.append(run(**short))
@@ -201,7 +208,7 @@ def test_no_start_with_a_finite_density():
         pyro.factor("never", torch.tensor(-math.inf))
 
     with pytest.raises(ValueError, match="^No start with a finite density in 100 tries: check the data for NaN"):
-        nuts(model, num_samples=5, warmup_steps=5, num_chains=2, num_processes=1)
+        nuts(model, num_samples=5, warmup_steps=5, num_chains=2, kernel=NutsKernel(num_processes=1))
 
 
 def test_nan_in_the_data():
@@ -223,7 +230,16 @@ def test_numbers_out_of_range(options):
 
 def test_num_processes_out_of_range():
     with pytest.raises(ValueError, match="^num_processes must be positive or None; got 0"):
-        run(num_processes=0)
+        run(kernel=NutsKernel(num_processes=0))
+
+
+@pytest.mark.filterwarnings("ignore:NUTS has not mixed")
+def test_options_that_have_moved_are_taken_and_say_where_they_are():
+    short = {"num_samples": 4, "warmup_steps": 0, "num_chains": 1}
+    with pytest.warns(FutureWarning, match=r"now kernel=NutsKernel\(max_tree_depth=2, num_processes=1\)") as caught:
+        result = nuts(regression, X, Y, **short, max_tree_depth=2, num_processes=1)
+    assert caught[0].filename == __file__
+    assert sum(result.num_gradients) <= 1 + 4 * 3
 
 
 def test_a_model_without_latent_sites():

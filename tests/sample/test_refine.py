@@ -11,13 +11,14 @@ from pyro.infer.autoguide import init_to_value
 from models import PROBLEMS
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.modes import init_to_map
-from pyro_hypernet.sample.refine import refine
+from pyro_hypernet.sample.refine import HmcKernel, refine
 from pyro_hypernet.train.fit import fit
 from tests.seeds import seed
 from tests.small_models import subsampled
 from tests.train.conjugate import exact_evidence, exact_guide, make_data, regression
 
 pytestmark = pytest.mark.usefixtures("double")
+WHOLE = HmcKernel(collapse=False)
 
 
 def quick(model, *args, **options):
@@ -26,7 +27,7 @@ def quick(model, *args, **options):
 
 def test_conjugate_regression():
     problem = PROBLEMS["conjugate-regression"]()
-    refined = quick(problem.model, *problem.args, num_samples=2000, num_moves=4, collapse=False)
+    refined = quick(problem.model, *problem.args, num_samples=2000, num_moves=4, kernel=WHOLE)
     assert refined.collapsed == ()
     # Over eight seeds an sd of .11 nats: five of them. A term or a power that is left out makes one nat and more.
     assert abs(refined.log_evidence - problem.truth["log_evidence"]) < 0.55
@@ -66,7 +67,7 @@ def test_a_learnt_noise_comes_out_the_same_either_way(collapse):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(slope * x, noise), obs=y)
 
-    refined = quick(model, num_samples=4000, collapse=collapse)
+    refined = quick(model, num_samples=4000, kernel=HmcKernel(collapse=collapse))
     grid = torch.linspace(-4, 2, 4001)
     covariance = grid.exp()[:, None, None] ** 2 * torch.eye(15) + 9 * torch.outer(x, x)
     log_density = dist.MultivariateNormal(torch.zeros(15), covariance).log_prob(y) + dist.Normal(-1.0, 1.0).log_prob(
@@ -105,7 +106,7 @@ def test_unequal_modes_keep_their_masses():
 
 def test_error_of_the_evidence_and_rhat_speak_of_populations():
     problem = PROBLEMS["conjugate-regression"]()
-    refined = quick(problem.model, *problem.args, num_samples=800, num_populations=8, collapse=False)
+    refined = quick(problem.model, *problem.args, num_samples=800, num_populations=8, kernel=WHOLE)
     assert 0 < refined.log_evidence_error < 0.3
     assert refined.max_rhat < 1.1
     assert len(refined.acceptance) == len(refined.betas) - 1
@@ -114,7 +115,7 @@ def test_error_of_the_evidence_and_rhat_speak_of_populations():
     assert 1 <= refined.pooled_rhat < 1.05
     assert 100 < refined.ess <= 800
     assert set(refined.function_rhat) == {"f", "y"}
-    alone = quick(problem.model, *problem.args, num_samples=100, num_populations=1, collapse=False)
+    alone = quick(problem.model, *problem.args, num_samples=100, num_populations=1, kernel=WHOLE)
     assert math.isnan(alone.log_evidence_error)
     assert math.isnan(alone.pooled_rhat)
     assert alone.rhat == {}
@@ -138,12 +139,27 @@ def test_constrained_sites_and_seeds():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_samples": 0}, {"num_samples": 10, "num_populations": 4}, {"num_moves": 0}, {"num_leapfrogs": 0}]
+    "options",
+    [
+        {"num_samples": 0},
+        {"num_samples": 10, "num_populations": 4},
+        {"num_moves": 0},
+        {"kernel": HmcKernel(num_leapfrogs=0)},
+    ],
 )
 def test_numbers_out_of_range(options):
     problem = PROBLEMS["conjugate-regression"]()
     with pytest.raises(ValueError, match="num_samples, num_populations, num_moves and num_leapfrogs must be positive"):
         quick(problem.model, *problem.args, **options)
+
+
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # so few draws may
+def test_options_that_have_moved_are_taken_and_say_where_they_are():
+    x, y = make_data()
+    with pytest.warns(FutureWarning, match=r"collapse. It is now kernel=HmcKernel\(num_leapfrogs=4, collapse=False\)"):
+        refined = quick(regression, x, y, num_samples=40, num_leapfrogs=4, collapse=False)
+    assert refined.collapsed == ()
+    assert max(refined.leapfrogs) <= 4
 
 
 def test_no_finite_likelihood():
@@ -235,7 +251,7 @@ def test_a_model_that_runs_in_a_loop():
         pyro.sample("y", dist.Normal(mean, scale).expand([len(y)]).to_event(1), obs=y)
 
     with pytest.warns(UserWarning, match="runs in a loop"):
-        refined = quick(model, torch.ones(3), num_samples=80, num_moves=2, num_leapfrogs=4)
+        refined = quick(model, torch.ones(3), num_samples=80, num_moves=2, kernel=HmcKernel(num_leapfrogs=4))
     assert refined.collapsed == ()
     # The posterior is N(3/4, 1/4): 80 draws, a standard error of .06 if independent; five of them at half the number.
     assert abs(float(refined.samples["mean"].mean()) - 0.75) < 0.4

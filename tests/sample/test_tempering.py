@@ -6,22 +6,24 @@ import pytest
 import torch
 
 from pyro_hypernet.sample.tempering import (
-    effective_number,
+    effective_sample_size,
     log_mean_exp,
     mean_and_spread,
     next_beta,
-    resample,
     resample_in_order,
+    resample_systematically,
 )
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
 
 
-def test_effective_number_of_equal_and_of_single_weights():
-    assert effective_number(torch.full((7,), -3.0)) == pytest.approx(7)
-    assert effective_number(torch.tensor([0.0, -math.inf, -math.inf])) == pytest.approx(1)
-    assert effective_number(torch.tensor([0.5, 0.5, 0.25]).log()) == pytest.approx(1.25**2 / (0.25 + 0.25 + 0.0625))
+def test_effective_sample_size_of_equal_and_of_single_weights():
+    assert effective_sample_size(torch.full((7,), -3.0)) == pytest.approx(7)
+    assert effective_sample_size(torch.tensor([0.0, -math.inf, -math.inf])) == pytest.approx(1)
+    assert effective_sample_size(torch.tensor([0.5, 0.5, 0.25]).log()) == pytest.approx(
+        1.25**2 / (0.25 + 0.25 + 0.0625)
+    )
 
 
 @pytest.mark.parametrize("old", [0.0, 0.3])
@@ -31,7 +33,7 @@ def test_the_next_beta_leaves_just_that_share_effective(old, share):
     log_likelihood[0] = -torch.inf
     new = next_beta(log_likelihood, old, share)
     assert old < new < 1
-    assert effective_number((new - old) * log_likelihood) == pytest.approx(share * 100, rel=1e-6)
+    assert effective_sample_size((new - old) * log_likelihood) == pytest.approx(share * 100, rel=1e-6)
 
 
 def test_a_flat_likelihood_needs_one_step():
@@ -46,7 +48,7 @@ def test_betas_rise_though_one_draw_towers_over_all():
 
 def test_systematic_resampling_gives_every_draw_its_expected_number_but_for_one():
     log_weights = torch.randn(3, 50, generator=torch.Generator().manual_seed(seed(0)))
-    index = resample(log_weights, 20)
+    index = resample_systematically(log_weights, 20)
     for number, chosen in enumerate(index.view(3, 20)):
         counts = torch.bincount(chosen - 50 * number, minlength=50)
         assert counts.shape == (50,)
@@ -55,7 +57,7 @@ def test_systematic_resampling_gives_every_draw_its_expected_number_but_for_one(
 
 def test_resampling_leaves_out_what_has_no_weight():
     log_weights = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0]])
-    assert set(resample(log_weights, 1000).tolist()) == {1, 3}
+    assert set(resample_systematically(log_weights, 1000).tolist()) == {1, 3}
 
 
 def test_modes_along_the_main_axis_keep_their_masses():

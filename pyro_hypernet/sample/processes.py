@@ -1,0 +1,57 @@
+"""Work shared among forked processes, which inherit all there is: neither models nor graphs need be pickled."""
+
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import torch
+
+# Set in a forked process only.
+_work: Callable[[Any], Any] | None = None
+
+
+def count_processes(num_parts: int, num_processes: int | None) -> int:
+    """How many processes share so many parts of work: one per core at most, and 1 where none can be forked.
+
+    Args:
+        num_parts: The parts.
+        num_processes: How many are asked for; None for one per core.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(num_parts, cores if num_processes is None else num_processes)
+
+
+def share_out(work: Callable[[Any], Any], parts: Sequence[Any], num_processes: int) -> Iterator[Any]:
+    """What a function returns for every part, in any order, as it is done.
+
+    Args:
+        work: From one part to what is pickled.
+        parts: What is pickled too.
+        num_processes: Processes to fork, of one thread each; 1 or fewer for none.
+    """
+    if num_processes <= 1:
+        yield from map(work, parts)
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*fork.*", RuntimeWarning)
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(num_processes, context, initializer=_begin, initargs=(work,)) as pool:
+            for future in as_completed([pool.submit(_do, part) for part in parts]):
+                yield future.result()
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    torch.set_num_threads(1)
+
+
+def _do(part: Any) -> Any:
+    assert _work is not None
+    return _work(part)
