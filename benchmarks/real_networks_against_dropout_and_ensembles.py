@@ -9,23 +9,18 @@ images. Strange images: those of notMNIST and Fashion-MNIST, told from MNIST's b
 weights (BALD), or by the entropy where there is one network only.
 """
 
-import argparse
 import copy
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyro
 import torch
-from timing import keep, median, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_hypernet import AutoHypernet, Optim, bayesianize, choose_temperature, fit, predict
-from pyro_hypernet.evaluation.metrics import ece, mutual_information, predictive_entropy
 
 NUM_DRAWS = 50
 Predictor = Callable[[Tensor], Tensor]  # from images to class probabilities of every draw
