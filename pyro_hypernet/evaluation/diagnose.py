@@ -192,9 +192,7 @@ def _functions(
     if not found.has_draws:
         return None
     ours = {name: value[:num_draws] for name, value in proposals.samples.items()}
-    values, reference = (
-        function_values(target.model, samples, target.args, target.kwargs) for samples in (ours, found.samples)
-    )
+    values, reference = (function_values(target, samples) for samples in (ours, found.samples))
     is_known = values is not None and reference is not None and values.shape[1] == reference.shape[1]
     return (values, reference) if is_known else None
 
