@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
-from pyro_hypernet.evaluation.compare import Comparison, compare
+from pyro_hypernet.evaluation.compare import Comparison, align, compare
 from pyro_hypernet.evaluation.importance import elbo, khat
 from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
@@ -95,10 +95,7 @@ class Result:
 
     def to_string(self) -> str:
         """The table, aligned, and the verdict under it."""
-        cells = self.cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join([name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for name, *rest in cells]
-        return "\n".join([*lines, "", f"Verdict: {self.posterior.verdict}. {self.posterior.because}"])
+        return f"{align(self.cells())}\n\nVerdict: {self.posterior.verdict}. {self.posterior.because}"
 
 
 def make_model(table: Table, hidden: int) -> Model:

@@ -12,7 +12,7 @@ from pyro_hypernet.guide.checkpoint import save
 from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
 from pyro_hypernet.output.axes import divide, import_matplotlib
 from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band, reliability, spell_entry
-from pyro_hypernet.output.report import Band, report
+from pyro_hypernet.output.report import Band, Page, Show, report
 from pyro_hypernet.output.report import Table as TableOfText
 from pyro_hypernet.tabular import Split, Table
 
@@ -49,28 +49,29 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
 
 
 def _write_page(result: Result, table: Table, out: Path) -> Path:
-    data = result.data
-    cells = [tuple(line) for line in result.cells()]
-    source = result.posterior.source
+    data, source = result.data, result.posterior.source
+    headings, *cells = [tuple(line) for line in result.cells()]
+    guides = TableOfText("Guides and NUTS on this table", headings, tuple(cells), _NOTE)
+    facts = {
+        "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
+        f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
+        "Inputs": ", ".join(table.features),
+        **({"Notes": " ".join(table.notes)} if table.notes else {}),
+    }
     return report(
         result.model,
         result.posterior,
         data.x_train,
         data.y_train,
         out=out,
-        title=f"{table.target}: a Bayesian network and how far to trust it",
         comparison=result.comparison,
-        name=HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
-        beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
-        held_out=(data.x_test, data.y_test),
-        band=_band(result, table),
-        facts={
-            "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
-            f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
-            "Inputs": ", ".join(table.features),
-            **({"Notes": " ".join(table.notes)} if table.notes else {}),
-        },
-        tables=[TableOfText("Guides and NUTS on this table", cells[0], tuple(cells[1:]), _NOTE)],
+        page=Page(f"{table.target}: a Bayesian network and how far to trust it", facts, [guides]),
+        show=Show(
+            HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
+            beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
+            held_out=(data.x_test, data.y_test),
+            band=_band(result, table),
+        ),
     )
 
 

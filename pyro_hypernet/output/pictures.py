@@ -4,13 +4,13 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.comparison import Comparison
+from pyro_hypernet.evaluation.compare import Comparison
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.metrics import coverage, ece, quantiles
 from pyro_hypernet.output.axes import add_legend, divide, import_matplotlib, to_numpy
@@ -61,6 +61,33 @@ class Band:
     column: int = 0
     kind: str = "identity"
     data: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Show:
+    """What the pictures of a report show.
+
+    Attributes:
+        name: The posterior's name in them.
+        beside: From a name to other posteriors to show beside this one, such as the reference.
+        held_out: All arguments with data that the posterior has not seen, for the calibration; None to judge it by the
+            data of training, and say so.
+        band: A line through input space along which to show the function.
+        num_samples: Draws of every posterior behind pictures and checks.
+
+    Raises:
+        ValueError: If `name` is also a name in `beside`.
+    """
+
+    name: str = "this posterior"
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    held_out: tuple | None = None
+    band: Band | None = None
+    num_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.name in (self.beside or {}):
+            raise ValueError(f"name must differ from the names in beside; got {self.name!r} in both.")
 
 
 def style() -> AbstractContextManager[None]:

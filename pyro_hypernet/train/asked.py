@@ -1,11 +1,11 @@
 """What a fit is asked to do, and where options went that were once its own."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pyro_hypernet.guide.plan import Plan
+from pyro_hypernet.model.moved_options import spell_value, warn_of_moved
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.optimiser import Optim
 
@@ -50,16 +50,10 @@ def put_in_place(asked: Asked, moved: Mapping[str, Any]) -> tuple[Asked, int]:
     named = {"elbo": _OF_ELBO, "optim": _OF_OPTIM, "plan": _OF_PLAN}
     given = {where: {name: moved[name] for name in names if name in moved} for where, names in named.items()}
     made = {"elbo": "VectorizedELBO", "optim": "Optim", "plan": "Plan"}
-    now = [
-        f"{where}={made[where]}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
-        for where, options in given.items()
-        if options
-    ]
+    now = [spell_value(where, made[where], options) for where, options in given.items() if options]
     if "num_restarts" in moved:
         now.append("best_start(model, guide, args) before it")
-    warnings.warn(
-        f"Options of fit have moved: {', '.join(moved)}. It is now {', '.join(now)}.", FutureWarning, stacklevel=3
-    )
+    warn_of_moved("fit", moved, now)
     elbo = VectorizedELBO(**{**asked.elbo.options, **given["elbo"]})
     asked = Asked(elbo, replace(asked.optim, **given["optim"]), replace(asked.plan, **given["plan"]))
     return asked, moved.get("num_restarts", 1)

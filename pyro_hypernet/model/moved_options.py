@@ -1,0 +1,36 @@
+"""Options that a verb once took itself and that are given in a value of their own now: they work on, with a warning."""
+
+import reprlib
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+def spell_value(where: str, made: str, options: Mapping[str, Any]) -> str:
+    """How a value with these options is given as a parameter, such as "optim=Optim(keep='last')"."""
+    return f"{where}={made}({', '.join(f'{name}={reprlib.repr(value)}' for name, value in options.items())})"
+
+
+def warn_of_moved(verb: str, names: Iterable[str], now: Iterable[str]) -> None:
+    """Says what to write now instead of options; called by a function that the verb calls, which the user calls."""
+    text = f"Options of {verb} have moved: {', '.join(names)}. It is now {', '.join(now)}."
+    warnings.warn(text, FutureWarning, stacklevel=4)
+
+
+def take_moved(verb: str, where: str, value: Value, options: dict[str, Any]) -> Value:
+    """A value with the options that a verb was still given itself, which are taken out of the others.
+
+    Args:
+        verb: The name of the function that calls this.
+        where: Which of its parameters the value is.
+        value: A dataclass.
+        options: The verb's keyword arguments; those named like fields of the value are taken out.
+    """
+    moved = {field.name: options.pop(field.name) for field in fields(value) if field.name in options}
+    if not moved:
+        return value
+    warn_of_moved(verb, moved, [spell_value(where, type(value).__name__, moved)])
+    return replace(value, **moved)
