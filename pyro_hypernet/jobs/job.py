@@ -98,7 +98,7 @@ class Result:
         return f"{align(self.cells())}\n\nVerdict: {self.posterior.verdict}. {self.posterior.because}"
 
 
-def make_model(table: Table, hidden: int) -> Model:
+def _make_model(table: Table, hidden: int) -> Model:
     """A tanh network of one hidden layer with weights `N(0, 1.5 / sqrt(fan_in))`, for a table's task."""
     outputs = len(table.classes) if len(table.classes) > 2 else 1
     net = nn.Sequential(nn.Linear(len(table.features), hidden), nn.Tanh(), nn.Linear(hidden, outputs))
@@ -124,7 +124,7 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     data = split(table, seed=options.seed)
     args = (data.x_train, data.y_train)
     budget = DEFAULT_BUDGET if options.budget is None else read_budget(options.budget)
-    task = Task(make_model(table, options.hidden), args, {}, Clock(budget), NUM_DRAWS, say, progress)
+    task = Task(_make_model(table, options.hidden), args, {}, Clock(budget), NUM_DRAWS, say, progress)
     task, posterior = _begin(task, options)
     found = {HYPERNET: _guide_of(task, posterior, options)}
     if posterior.source != "guide":
