@@ -131,39 +131,6 @@ class ResampledTarget:
         return {"w1_over_sd": (gaps / self._sd).nanmean(-1), "sd_ratio": (columns.sd / self._sd).nanmean(-1)}
 
 
-def mmd_replicates(
-    draws: Tensor, target: Tensor, counts: Tensor, target_counts: Tensor, *, bandwidth: Tensor
-) -> Tensor:
-    """`mmd_squared` in every replicate, shape `(R,)`; a draw taken twice makes no pair with itself.
-
-    With `target` the draws themselves and counts of 0 and 1 that never meet, the distance of one part from another.
-
-    Args:
-        draws: Shape `(S, *shape)`.
-        target: Shape `(T, *shape)`.
-        counts: Shape `(R, S)`.
-        target_counts: Shape `(R, T)`.
-        bandwidth: Length scale of the kernel.
-
-    Source: Arcones and Giné 1992, on the bootstrap of U-statistics.
-    """
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return torch.exp(torch.cdist(a, b).square_().div_(-2 * bandwidth**2))
-
-    def within(similar: Tensor, weights: Tensor) -> Tensor:
-        twice = weights.square().sum(-1)
-        return ((weights @ similar * weights).sum(-1) - twice) / (weights.sum(-1).square() - twice)
-
-    x, y = matrix(draws), matrix(target)
-    x, y = x - y.mean(0), y - y.mean(0)
-    ours, theirs = counts.to(x), target_counts.to(x)
-    similar = kernel(y, y)
-    own, between = (similar, similar) if draws is target else (kernel(x, x), kernel(x, y))
-    across = (ours @ between * theirs).sum(-1) / (ours.sum(-1) * theirs.sum(-1))
-    return within(own, ours) + within(similar, theirs) - 2 * across
-
-
 def class_replicates(probabilities: Tensor, target: Tensor, counts: Tensor, target_counts: Tensor) -> dict[str, Tensor]:
     """`total_variation` and `agreement` of mean class probabilities in every replicate; at most 1 000 data looked at.
 

@@ -14,11 +14,16 @@ from pyro_hypernet.evaluation.bootstrap import (
     block_of,
     class_replicates,
     interval,
-    mmd_replicates,
     resampled_counts,
     shuffled_blocks,
 )
-from pyro_hypernet.evaluation.distances import median_bandwidth, mmd_squared, sd_ratio, wasserstein_over_sd
+from pyro_hypernet.evaluation.distances import (
+    median_bandwidth,
+    mmd_replicates,
+    mmd_squared,
+    sd_ratio,
+    wasserstein_over_sd,
+)
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.evaluation.metrics import agreement, total_variation

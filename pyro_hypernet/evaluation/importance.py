@@ -114,13 +114,7 @@ def elbo(
 ) -> tuple[float, float]:
     """The evidence lower bound of a guide and its standard error.
 
-    Args:
-        model: The Pyro model.
-        guide: A guide with a density; see `weighted_draws`.
-        args: The model's arguments, data included.
-        num_samples: Number of draws.
-        max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
-        kwargs: The model's keyword arguments.
+    Args: As those of `weighted_draws`.
 
     Returns:
         The mean of `log p(data, w) − log q(w)` and its Monte Carlo standard error, both in nats.
@@ -144,13 +138,7 @@ def khat(
     misses mass that the posterior has, or is too narrow. k-hat judges all weights jointly: for a network with
     symmetries or hundreds of weights it is often above 0.7 although the predictions are good, so look at `compare` too.
 
-    Args:
-        model: The Pyro model.
-        guide: A guide with a density; see `weighted_draws`.
-        args: The model's arguments, data included.
-        num_samples: Number of draws.
-        max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
-        kwargs: The model's keyword arguments.
+    Args: As those of `weighted_draws`.
 
     Returns:
         k-hat, without unit; 0 where all weights are within one per cent of each other, as those of an exact posterior.

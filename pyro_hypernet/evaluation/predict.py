@@ -103,14 +103,7 @@ def log_likelihood(
 ) -> dict[str, Tensor]:
     """Log likelihood of every datum under every draw.
 
-    Args:
-        model: A Pyro model.
-        posterior: A guide, a result of `nuts`, or a dict of samples; see `draws`.
-        args: The model's arguments, data included.
-        num_samples: Number of draws S.
-        batch_size: Draws run at once; None for as many as fit into `max_bytes`.
-        max_bytes: Memory for the intermediate results of one chunk, in bytes.
-        kwargs: The model's keyword arguments.
+    Args: As those of `predict`, data included.
 
     Returns:
         A dict from observed site to log densities in nats, shape `(S, *batch_shape)`: one per datum, without plate
