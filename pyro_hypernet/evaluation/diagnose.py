@@ -41,13 +41,11 @@ class Examination:
 
     Attributes:
         diagnosis: The verdict and its figures.
-        proposals: Draws of the guide with their weights.
         bracket: Figures around the log evidence.
         independent: Points that owe nothing to the guide.
     """
 
     diagnosis: Diagnosis
-    proposals: WeightedDraws = field(repr=False)
     bracket: Bracket
     independent: IndependentDraws = field(repr=False)
 
@@ -146,7 +144,7 @@ def examine(
     checks = [check for check in (judge(facts) for judge in CHECKS) if check is not None]
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
     remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
-    return Examination(diagnosis, proposals, bracket, found)
+    return Examination(diagnosis, bracket, found)
 
 
 def _at_most(num_draws: int, dim: int) -> int:

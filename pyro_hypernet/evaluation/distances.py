@@ -36,28 +36,14 @@ def wasserstein_over_sd(draws: Tensor, reference: Tensor) -> Tensor:
 def sd_ratio(draws: Tensor, reference: Tensor) -> Tensor:
     """Standard deviation of every coordinate over the reference's, averaged; below 1 means too narrow.
 
-    Args:
-        draws: Shape `(S, *shape)`.
-        reference: Shape `(T, *shape)`.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: If the shapes do not fit.
+    Args and Raises: As of `wasserstein_over_sd`.
     """
     draws, reference, sd = _comparable(draws, reference)
     return (_sd(draws) / sd).mean()
 
 
 def median_bandwidth(reference: Tensor) -> Tensor:
-    """Median Euclidean distance between different draws, the usual length scale for `mmd_squared`.
-
-    Args:
-        reference: Shape `(T, *shape)`.
-
-    Returns:
-        A scalar, in the units of the draws.
+    """Median Euclidean distance between different draws `(T, *shape)`, the usual length scale for `mmd_squared`.
 
     Source: Gretton et al. 2012, section 8.
     """

@@ -163,13 +163,7 @@ def khat(
 
 
 def khat_of(log_weights: Tensor) -> float:
-    """`khat` from log weights that are there already.
-
-    Args:
-        log_weights: In nats, shape `(S,)`; −inf for draws that the posterior excludes.
-
-    Returns:
-        k-hat, without unit.
+    """`khat` from log weights in nats, shape `(S,)`, that are −inf for draws that the posterior excludes.
 
     Raises:
         ValueError: If a weight is NaN or infinite.
@@ -200,15 +194,9 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def expected_acceptance(log_weights: Tensor) -> float:
-    """The acceptance rate of the chains in the long run, from the weights of independent draws alone.
+    """The acceptance rate of the chains in the long run, in [0, 1], from log weights of independent draws, `(S,)`.
 
     `E min(1, w' / w)`, w' of q and w of the posterior (draws of q, weighted), over all pairs.
-
-    Args:
-        log_weights: In nats, shape `(S,)`.
-
-    Returns:
-        In [0, 1]; 1 where all weights are equal.
 
     Source: Neklyudov et al. 2018, arXiv 1810.07151, equation 9.
     """
@@ -221,10 +209,7 @@ def expected_acceptance(log_weights: Tensor) -> float:
 
 
 def finite_log_weights(log_weights: Tensor) -> Tensor:
-    """Log weights with −inf, weight zero, where they are not a number or +inf.
-
-    Args:
-        log_weights: In nats, shape `(S,)`.
+    """Log weights, shape `(S,)`, with −inf, weight zero, where they are not a number or +inf.
 
     Raises:
         ValueError: If none is finite.

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.metrics import coverage
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide.checkpoint import save
 from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
 from pyro_hypernet.output.axes import divide, import_matplotlib
-from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band, reliability, spell_entry
+from pyro_hypernet.output.pictures import draw_intervals
+from pyro_hypernet.output.plots import marginals, predictive_band, reliability, spell_entry
 from pyro_hypernet.output.report import Band, Page, Show, report
 from pyro_hypernet.output.report import Table as TableOfText
 from pyro_hypernet.tabular import Split, Table
@@ -21,7 +21,7 @@ _NOTE = (
     "rows. W1/sd: distance of the network's outputs from those of NUTS, in standard deviations; W1 over floor: the "
     "same as a multiple of the distance of one half of the draws of NUTS from the other."
 )
-_LEVELS, _DPI = [k / 10 for k in range(1, 10)], 130
+_DPI = 130
 
 
 def write(result: Result, table: Table, out: Path) -> list[Path]:
@@ -119,8 +119,7 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
         if table.classes:
             reliability(class_probabilities(draws["f"]), result.data.y_test, ax=right, num_bins=8, label=name)
         else:
-            inside = [coverage(draws["y"], result.data.y_test, level=level) for level in _LEVELS]
-            calibration_curve(torch.tensor(_LEVELS), torch.stack(inside), ax=right, label=name)
+            draw_intervals(right, draws["y"], result.data.y_test, name)
             right.set(xlabel="level of the predictive interval", ylabel="held-out targets inside")
     along.figure.savefig(path, dpi=_DPI)
 

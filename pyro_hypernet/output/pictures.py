@@ -116,7 +116,7 @@ def draw_calibration(
     Of classes where the data are classes, whose probabilities are frequencies among the draws; else of intervals.
     """
     ax, data, classes = _axes(3.8), "held-out data" if held_out else "training data", _count_classes(observed)
-    draw = _draw_intervals if classes is None else _draw_classes
+    draw = draw_intervals if classes is None else _draw_classes
     readings = [f"{name}: {draw(ax, y, observed, name, colors[name])}" for name, y in replicated.items()]
     words = {"names": _listed(replicated), "reading": f"{readings[0]}, on {data}"}
     if classes is None:
@@ -125,7 +125,8 @@ def draw_calibration(
     return {"title": "Reliability", "svg": _svg(ax, "confidence", f"accuracy on {data}"), **words}
 
 
-def _draw_intervals(ax: Any, y: Tensor, observed: Tensor, name: str, color: str) -> str:
+def draw_intervals(ax: Any, y: Tensor, observed: Tensor, name: str, color: str | None = None) -> str:
+    """How often data lie in their predictive intervals, from replicates `(S, *shape)`; returns the reading."""
     levels = torch.linspace(0.1, 0.9, 9)
     inside = torch.tensor([float(coverage(y, observed.to(y), level=float(level))) for level in levels])
     calibration_curve(levels, inside, ax=ax, label=name, color=color)
