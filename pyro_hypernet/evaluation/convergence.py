@@ -102,12 +102,9 @@ def _rhat(chains: Tensor) -> Tensor:
 def _read(rhat: float, num_fits: int, space: str) -> Check:
     where = "function space" if space == "function" else "the space of weights"
     reading = f"R-hat of {num_fits} fits in {where} is {rhat:.2f}."
-    if rhat <= AGREED:
-        return Check("restarts", rhat, GOOD, reading)
-    level = DOUBTFUL if rhat <= DISAGREED else BAD
-    return Check(
-        "restarts", rhat, level, reading, "The fits found different posteriors: refine(model, *args) finds all."
-    )
+    level = GOOD if rhat <= AGREED else DOUBTFUL if rhat <= DISAGREED else BAD
+    remedy = "" if level == GOOD else "The fits found different posteriors: refine(model, *args) finds all."
+    return Check("restarts", rhat, level, reading, remedy)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """What the job writes: its draws, table and pictures, and the page on what `infer` found."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide.checkpoint import save
 from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
-from pyro_hypernet.output.axes import divide, import_matplotlib
+from pyro_hypernet.output.axes import new_axes
 from pyro_hypernet.output.pictures import draw_intervals
 from pyro_hypernet.output.plots import marginals, predictive_band, reliability, spell_entry
 from pyro_hypernet.output.report import Band, Page, Show, report
@@ -94,17 +93,18 @@ def _line_through_inputs(data: Split) -> tuple[int, Tensor, Tensor]:
     Returns:
         The column, positions of shape `(80,)`, and inputs of shape `(80, d)`, the others at their means.
     """
-    slopes = [abs(float(torch.corrcoef(torch.stack([x, data.y_train.to(x.dtype)]))[0, 1])) for x in data.x_train.T]
-    column = max(range(len(slopes)), key=slopes.__getitem__)
-    line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
-    grid = line.new_zeros(80, data.x_train.shape[1])
+    x = data.x_train
+    slopes = torch.corrcoef(torch.vstack([x.T, data.y_train.to(x)]))[-1, :-1].abs()
+    column = int(slopes.nan_to_num().argmax())
+    line = torch.linspace(float(x[:, column].min()), float(x[:, column].max()), 80)
+    grid = line.new_zeros(80, x.shape[1])
     grid[:, column] = line
     return column, line, grid
 
 
 def _draw_predictions(result: Result, table: Table, path: Path) -> None:
     """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
-    along, right = _axes((11, 4.2), 2)
+    along, right = new_axes(2, (11, 4.2), is_on_screen=False)
     column, line, grid = _line_through_inputs(result.data)
     for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
         f = predict(result.model, posterior, grid, num_samples=NUM_DRAWS)["f"]
@@ -128,11 +128,6 @@ def _draw_posterior(result: Result, path: Path) -> None:
     """Marginals of a few weights under what `infer` returned, and NUTS."""
     draws = {HYPERNET: result.posterior.samples, NUTS: result.posteriors[NUTS].samples}
     sites = result.posteriors[HYPERNET].layout.sites[:8]
-    axes = _axes((2.6 * min(4, len(sites)), 2.3 * -(-len(sites) // 4)), len(sites))
+    axes = new_axes(len(sites), is_on_screen=False)
     marginals(draws, [spell_entry(site.name, [0] * len(site.shape)) for site in sites], axes=axes)
     axes[0].figure.savefig(path, dpi=_DPI)
-
-
-def _axes(size: tuple[float, float], count: int) -> Any:
-    """Axes of a figure of so many inches that needs no screen."""
-    return divide(import_matplotlib().figure.Figure(figsize=size, layout="constrained"), count, min(4, count))
