@@ -14,7 +14,7 @@ from pyro_hypernet.jobs.job import Options, run
 from pyro_hypernet.jobs.job_report import write
 from pyro_hypernet.output.report import report_from
 from pyro_hypernet.pipeline.budget import read_budget
-from pyro_hypernet.tabular import TASKS, Table, read_csv
+from pyro_hypernet.tabular import TASKS, read_csv, read_diabetes
 
 _NEEDED = ("matplotlib", "sklearn", "pandas")
 
@@ -34,21 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"pyro-hypernet: {error}", file=sys.stderr)
         return 2
-
-
-def read_diabetes() -> Table:
-    """The diabetes data that scikit-learn carries: 442 patients, 10 inputs, progression after one year.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_diabetes
-    except ImportError as error:
-        raise ImportError("The demo needs scikit-learn for its data: pip install 'pyro-hypernet[cli]'.") from error
-    data = load_diabetes(scaled=False)
-    x, y = torch.from_numpy(data.data), torch.from_numpy(data.target)
-    return Table(x, y, tuple(data.feature_names), "progression", ())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -112,6 +112,21 @@ def read_csv(path: str | Path, target: str, task: str | None = None) -> Table:
     return Table(torch.from_numpy(np.array(inputs)), y, tuple(inputs), target, classes, tuple(notes))
 
 
+def read_diabetes() -> Table:
+    """The diabetes data that scikit-learn carries: 442 patients, 10 inputs, progression after one year.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise ImportError("The demo needs scikit-learn for its data: pip install 'pyro-hypernet[cli]'.") from error
+    data = load_diabetes(scaled=False)
+    x, y = torch.from_numpy(data.data), torch.from_numpy(data.target)
+    return Table(x, y, tuple(data.feature_names), "progression", ())
+
+
 def split(table: Table, *, test_share: float = 0.25, seed: int = 0) -> Split:
     """Cuts a table at random and standardises both parts by the training part.
 

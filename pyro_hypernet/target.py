@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -23,7 +24,7 @@ from pyro_hypernet.model.density import (
     zero_density,
 )
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.traces import MAX_BYTES, count_bytes, functions_of
+from pyro_hypernet.model.traces import MAX_BYTES, count_bytes, functions_of, map_in_chunks
 from pyro_hypernet.model.validate import (
     name_arguments,
     raise_for_nan,
@@ -57,7 +58,71 @@ class State(NamedTuple):
     gradient: Tensor
 
 
-class Target(ABC):
+class Bound:
+    """A model with its arguments, which need not hold data: what it computes at given draws.
+
+    Args:
+        model: The Pyro model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    def __init__(self, model: Model, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        self.model, self.args, self.kwargs = model, args, dict(kwargs)
+
+    def anew(self) -> "Bound":
+        """The same with its observed sites sampled like the others."""
+        return Bound(poutine.uncondition(self.model), self.args, self.kwargs)
+
+    def trace(self, values: Mapping[str, Tensor]) -> Trace:
+        """One run of the model, conditioned on a value of some or all latent sites, as its caller's handlers see it."""
+        return trace_one(self.model, dict(values), self.args, self.kwargs)
+
+    def trace_prior(self) -> Trace:
+        """One run of the model as it stands, its latents drawn from the prior."""
+        return trace_prior(self.model, self.args, self.kwargs)
+
+    def trace_first(self, samples: Mapping[str, Tensor]) -> Trace:
+        """`trace` at the first of draws of shape `(S, *shape)`."""
+        return self.trace({name: value[0] for name, value in samples.items()})
+
+    def map(
+        self,
+        samples: Mapping[str, Tensor],
+        collect: Callable[[Trace], Any],
+        *,
+        batch_size: int | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> Any:
+        """What `collect` finds in the trace of every draw; see `map_in_chunks`."""
+        options = {"collect": collect, "batch_size": batch_size, "max_bytes": max_bytes}
+        return map_in_chunks(self.model, samples, self.args, self.kwargs, **options)
+
+    def functions(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the model computes from draws: deterministic sites and the means of observed ones.
+
+        Where populations and chains are compared, for weights have symmetries.
+
+        Args:
+            samples: A dict from latent site to draws of shape `(S, *shape)`.
+
+        Returns:
+            A dict from site to values of shape `(S, ...)`, all of floating point; empty where no mean is known.
+        """
+        with torch.no_grad():
+            return map_model(self.model, samples, self.args, self.kwargs, collect=lambda t: functions_of(t, samples))
+
+    def raise_for_nan(self) -> None:
+        """Raises a ValueError that names the first argument with NaN in it, if there is one."""
+        raise_for_nan(self.arguments)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name."""
+        return name_arguments(self.model, self.args, self.kwargs)
+
+
+class Target(Bound, ABC):
     """log prior + beta × log likelihood of coordinates x, from which weights are completed.
 
     Args:
@@ -85,7 +150,8 @@ class Target(ABC):
         point: Tensor | None = None,
         mode: str = "graph",
     ) -> None:
-        self.model, self.layout, self.args, self.kwargs = model, layout, args, dict(kwargs)
+        super().__init__(model, args, kwargs)
+        self.layout = layout
         self.log_joint = LogJoint(model, layout, mode=mode)
         self.max_rows = max_rows or _rows_for((args, self.kwargs))
         self.point = point
@@ -152,14 +218,6 @@ class Target(ABC):
             log_p = torch.cat([self.log_prob(chunk) for chunk in w.split(min(size, _CHUNK))])
         return (log_p - log_det).double()
 
-    def trace(self, values: Mapping[str, Tensor]) -> Trace:
-        """One run of the model, conditioned on a value of some or all latent sites, as its caller's handlers see it."""
-        return trace_one(self.model, dict(values), self.args, self.kwargs)
-
-    def trace_prior(self) -> Trace:
-        """One run of the model as it stands, its latents drawn from the prior."""
-        return trace_prior(self.model, self.args, self.kwargs)
-
     def value_and_grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prob` and its gradient, shape `(..., D)`, both detached."""
         return self.log_joint.value_and_grad(w, *self.args, **self.kwargs)
@@ -175,27 +233,6 @@ class Target(ABC):
     def samples(self, x: Tensor) -> dict[str, Tensor]:
         """The values of all sites for coordinates of shape `(S, m)`."""
         return self.layout.constrain(self.complete(x))[0]
-
-    def functions(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the model computes from draws: deterministic sites and the means of observed ones.
-
-        Where populations and chains are compared, for weights have symmetries.
-
-        Args:
-            samples: A dict from latent site to draws of shape `(S, *shape)`.
-
-        Returns:
-            A dict from site to values of shape `(S, ...)`, all of floating point; empty where no mean is known.
-        """
-
-        with torch.no_grad():
-            return map_model(
-                self.model, samples, self.args, self.kwargs, collect=lambda trace: functions_of(trace, samples)
-            )
-
-    def raise_for_nan(self) -> None:
-        """Raises a ValueError that names the first argument with NaN in it, if there is one."""
-        raise_for_nan(name_arguments(self.model, self.args, self.kwargs))
 
     def refuse_random(self, w: Tensor, what: str) -> None:
         """Raises a ValueError where the density at the same weights, shape `(S, D)`, is another at every call."""

@@ -196,12 +196,10 @@ def test_a_run_within_handlers_is_found():
 TO_BE_MENDED = {
     "pyro_hypernet.model.announce.is_announced": "to be mended",
     "pyro_hypernet.cli.main": "the entry point of the command",
-    "pyro_hypernet.cli.read_diabetes": "to be mended",
     "pyro_hypernet.guide.copies.needs_its_model": "to be mended",
     "pyro_hypernet.graphs.agreement.tolerance": "to be mended",
     "pyro_hypernet.train.elbo.Estimate": "to be mended",
     "pyro_hypernet.train.optimiser.Schedule": "to be mended",
-    "pyro_hypernet.jobs.job.make_model": "to be mended",
     "pyro_hypernet.maps.bijection.Inverse": "to be mended",
     "pyro_hypernet.maps.coordinates.Coordinates": "to be mended",
     "pyro_hypernet.maps.coupling.conditioner": "to be mended",

@@ -22,15 +22,10 @@ _BOUNDS = {
 
 
 def resampled_counts(num_draws: int, num_replicates: int, *, block: int = 1) -> Tensor:
-    """How often every draw is taken in every bootstrap replicate, by blocks of neighbours on a circle.
+    """How often every draw is taken in every bootstrap replicate, whole numbers of shape `(R, S)`: rows sum to S.
 
-    Args:
-        num_draws: Number of draws S.
-        num_replicates: Number of replicates R.
-        block: Draws in a block: 1 for independent draws, about S over the effective sample size for a Markov chain.
-
-    Returns:
-        Whole numbers, shape `(R, S)`; every row sums to S.
+    Taken are blocks of neighbours on a circle: of 1 for independent draws, of about S over the effective sample size
+    for a Markov chain.
 
     Source: Politis and Romano 1992, the circular block bootstrap.
     """
@@ -115,15 +110,7 @@ class ResampledTarget:
         self._quantiles = torch.stack([columns.quantiles(replicate) for replicate in range(len(counts))])
 
     def replicates(self, draws: Tensor, counts: Tensor) -> dict[str, Tensor]:
-        """`wasserstein_over_sd` and `sd_ratio` in every replicate.
-
-        Args:
-            draws: Shape `(S, *shape)`.
-            counts: Shape `(R, S)`.
-
-        Returns:
-            A dict from "w1_over_sd" and "sd_ratio" to values of shape `(R,)`.
-        """
+        """`wasserstein_over_sd` and `sd_ratio` of draws `(S, *shape)` by counts `(R, S)`, each of shape `(R,)`."""
         columns = _ResampledColumns(draws, counts, self._varying)
         gaps = torch.stack(
             [(columns.quantiles(r) - quantiles).abs().mean(-1) for r, quantiles in enumerate(self._quantiles)]
@@ -131,50 +118,14 @@ class ResampledTarget:
         return {"w1_over_sd": (gaps / self._sd).nanmean(-1), "sd_ratio": (columns.sd / self._sd).nanmean(-1)}
 
 
-def mmd_replicates(
-    draws: Tensor, target: Tensor, counts: Tensor, target_counts: Tensor, *, bandwidth: Tensor
-) -> Tensor:
-    """`mmd_squared` in every replicate, shape `(R,)`; a draw taken twice makes no pair with itself.
-
-    With `target` the draws themselves and counts of 0 and 1 that never meet, the distance of one part from another.
-
-    Args:
-        draws: Shape `(S, *shape)`.
-        target: Shape `(T, *shape)`.
-        counts: Shape `(R, S)`.
-        target_counts: Shape `(R, T)`.
-        bandwidth: Length scale of the kernel.
-
-    Source: Arcones and Giné 1992, on the bootstrap of U-statistics.
-    """
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return torch.exp(torch.cdist(a, b).square_().div_(-2 * bandwidth**2))
-
-    def within(similar: Tensor, weights: Tensor) -> Tensor:
-        twice = weights.square().sum(-1)
-        return ((weights @ similar * weights).sum(-1) - twice) / (weights.sum(-1).square() - twice)
-
-    x, y = matrix(draws), matrix(target)
-    x, y = x - y.mean(0), y - y.mean(0)
-    ours, theirs = counts.to(x), target_counts.to(x)
-    similar = kernel(y, y)
-    own, between = (similar, similar) if draws is target else (kernel(x, x), kernel(x, y))
-    across = (ours @ between * theirs).sum(-1) / (ours.sum(-1) * theirs.sum(-1))
-    return within(own, ours) + within(similar, theirs) - 2 * across
-
-
 def class_replicates(probabilities: Tensor, target: Tensor, counts: Tensor, target_counts: Tensor) -> dict[str, Tensor]:
-    """`total_variation` and `agreement` of mean class probabilities in every replicate; at most 1 000 data looked at.
+    """`total_variation` and `agreement` of mean class probabilities in every replicate, by name, each of shape `(R,)`.
 
     Args:
-        probabilities: Shape `(S, N, C)` or `(S, N)`.
-        target: Shape `(T, N, C)` or `(T, N)`.
+        probabilities: Shape `(S, N, C)` or `(S, N)`; at most 1 000 of the N data are looked at.
+        target: The reference's, T draws.
         counts: Shape `(R, S)`.
         target_counts: Shape `(R, T)`.
-
-    Returns:
-        A dict from "agreement" and "total_variation" to values of shape `(R,)`.
     """
     size = probabilities.shape[1]
     kept = torch.linspace(0, size - 1, min(size, _MAX_DATA), device=probabilities.device).long()

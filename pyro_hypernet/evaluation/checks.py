@@ -91,18 +91,16 @@ def check_acceptance(facts: Facts) -> Check:
     """How often a Metropolis–Hastings chain would take the guide's proposals."""
     acceptance = facts.acceptance
     reading = f"A Metropolis–Hastings chain would accept {acceptance:.0%} of its draws."
-    if acceptance >= LEAST_ACCEPTANCE:
-        return Check("acceptance", acceptance, GOOD, reading)
-    return Check("acceptance", acceptance, DOUBTFUL, reading, "metropolis(model, guide, *args) corrects it; " + RETRAIN)
+    remedy = "metropolis(model, guide, *args) corrects it; " + RETRAIN
+    return _good_if(acceptance >= LEAST_ACCEPTANCE, "acceptance", acceptance, reading, remedy)
 
 
 def check_gap(facts: Facts) -> Check:
     """What the ELBO lacks to the importance-weighted evidence, an estimate of KL(q || p) from below."""
     gap = facts.gap
     reading = f"The ELBO lies {gap:.2f} nats below the importance-weighted evidence."
-    if not gap - _ERRORS * facts.gap_error > MOST_GAP:
-        return Check("gap", gap, GOOD, reading)
-    return Check("gap", gap, DOUBTFUL, reading, "resample(model, guide, *args) uses the weights; " + RETRAIN)
+    is_good = not gap - _ERRORS * facts.gap_error > MOST_GAP
+    return _good_if(is_good, "gap", gap, reading, "resample(model, guide, *args) uses the weights; " + RETRAIN)
 
 
 def check_moments(facts: Facts) -> Check:
@@ -118,13 +116,14 @@ def check_moments(facts: Facts) -> Check:
     logs = (sd / right_sd).log()
     extreme = float(logs[logs.abs().argmax()])
     spread = math.exp(math.copysign(max(0.0, abs(extreme) - noise), extreme))
+    remedy = "resample(model, guide, *args) corrects that; " + RETRAIN
     if shift > MOST_SHIFT:
         reading = f"Means are off by up to {shift:.2f} sds, by the importance weights."
-        return Check("moments", shift, DOUBTFUL, reading, "resample(model, guide, *args) corrects that; " + RETRAIN)
+        return Check("moments", shift, DOUBTFUL, reading, remedy)
     if not 1 / MOST_SPREAD < spread < MOST_SPREAD:
         how = "wide" if spread > 1 else "narrow"
         reading = f"Spreads are too {how}: {spread:.2f} of what they should be, by the importance weights."
-        return Check("moments", spread, DOUBTFUL, reading, "resample(model, guide, *args) corrects that; " + RETRAIN)
+        return Check("moments", spread, DOUBTFUL, reading, remedy)
     return Check("moments", max(0.0, shift), GOOD, "Means and spreads agree with those under the importance weights.")
 
 
@@ -143,7 +142,7 @@ def check_elsewhere(facts: Facts) -> Check:
     reading = f"{missed:.0%} of {len(found.log_weights)} {what} lie where the guide has almost no density."
     remedy = "Use num_components= or best_start, or refine(model, *args)."
     if found.how == "modes":
-        return Check(name, missed, DOUBTFUL if missed else GOOD, reading, remedy if missed else "")
+        return _good_if(not missed, name, missed, reading, remedy)
     if missed <= MOST_MISSED:
         return Check(name, missed, GOOD, reading)
     unsure = found.rhat > UNMIXED_RHAT or missed <= FAR_TOO_MUCH_MISSED
@@ -155,16 +154,12 @@ def check_functions(facts: Facts) -> Check | None:
     if facts.functions is None:
         return None
     (values, reference), found = facts.functions, facts.found
-    name = "functions"
-    distance = float(wasserstein_over_sd(values, reference))
-    floor = _noise_floor(reference, found.num_populations)
-    reading = (
-        f"Predictions lie {distance:.2f} sds from those of draws that owe nothing to the guide (noise {floor:.2f})."
-    )
+    name, distance = "functions", float(wasserstein_over_sd(values, reference))
+    floor, source = _noise_floor(reference, found.num_populations), "draws that owe nothing to the guide"
+    reading = f"Predictions lie {distance:.2f} sds from those of {source} (noise {floor:.2f})."
     if found.rhat > UNMIXED_RHAT:
-        return Check(
-            name, distance, GOOD, f"Inconclusive: these draws have not mixed, R-hat {found.rhat:.2f}. {reading}"
-        )
+        reading = f"Inconclusive: these draws have not mixed, R-hat {found.rhat:.2f}. {reading}"
+        return Check(name, distance, GOOD, reading)
     if not distance > max(MOST_DISTANCE, DISTANCE_OVER_FLOOR * floor):
         return Check(name, distance, GOOD, reading)
     return Check(name, distance, BAD if distance > 3 * max(MOST_DISTANCE, floor) else DOUBTFUL, reading, RETRAIN)
@@ -177,9 +172,8 @@ def check_training(facts: Facts) -> Check | None:
         return None
     rise, error = rise_at_the_end(fit.losses)
     reading = f"The ELBO rose by {rise:.2f} nats over the last fifth of the {fit.num_steps} steps."
-    if not rise - _ERRORS * error > MOST_RISE:
-        return Check("training", rise, GOOD, reading)
-    return Check("training", rise, DOUBTFUL, reading, f"Train longer: num_steps={4 * fit.num_steps}.")
+    is_good = not rise - _ERRORS * error > MOST_RISE
+    return _good_if(is_good, "training", rise, reading, f"Train longer: num_steps={4 * fit.num_steps}.")
 
 
 def check_range(facts: Facts) -> Check | None:
@@ -191,10 +185,8 @@ def check_range(facts: Facts) -> Check | None:
     middle, half = (low + high) / 2, (high - low).clamp(min=1e-12) / 2
     outside = float(((w - middle).abs() > 1.5 * half).to(w).mean(0).max())
     reading = f"Up to {outside:.0%} of the draws of a weight lie outside the range of {len(prior)} prior draws."
-    if outside <= 0.5:
-        return Check("range", outside, GOOD, reading)
     remedy = "Check the prior's scale against the data's units: prior and data contradict each other."
-    return Check("range", outside, DOUBTFUL, reading, remedy)
+    return _good_if(outside <= 0.5, "range", outside, reading, remedy)
 
 
 # In the order in which a diagnosis names them.
@@ -208,6 +200,10 @@ CHECKS: list[Callable[[Facts], Check | None]] = [
     check_functions,
     check_training,
 ]
+
+
+def _good_if(is_good: bool, name: str, value: float, reading: str, remedy: str) -> Check:
+    return Check(name, value, GOOD, reading) if is_good else Check(name, value, DOUBTFUL, reading, remedy)
 
 
 def _noise_floor(reference: Tensor, num_populations: int) -> float:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
-from pyro_hypernet.model.traces import functions_of, map_in_chunks
+from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.rhat import side_by_side, worst
+from pyro_hypernet.target import Bound
 
 AGREED, DISAGREED = 1.05, 1.2
 # So many functions of every draw at most: an even choice of them.
@@ -80,10 +81,10 @@ def fits_agree(
     """
     if len(posteriors) < 2:
         raise ValueError(f"fits_agree needs at least two posteriors; got {len(posteriors)}.")
-    values, space = [], "function"
+    values, space, bound = [], "function", Bound(model, args, kwargs)
     for posterior in posteriors:
         samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
-        functions = function_values(model, samples, args, kwargs)
+        functions = function_values(bound, samples)
         space = space if functions is not None else "weights"
         values.append(side_by_side(samples, 1).double() if functions is None else functions)
     size = min(len(value) for value in values)
@@ -101,50 +102,40 @@ def _rhat(chains: Tensor) -> Tensor:
 def _read(rhat: float, num_fits: int, space: str) -> Check:
     where = "function space" if space == "function" else "the space of weights"
     reading = f"R-hat of {num_fits} fits in {where} is {rhat:.2f}."
-    if rhat <= AGREED:
-        return Check("restarts", rhat, GOOD, reading)
-    level = DOUBTFUL if rhat <= DISAGREED else BAD
-    return Check(
-        "restarts", rhat, level, reading, "The fits found different posteriors: refine(model, *args) finds all."
-    )
+    level = GOOD if rhat <= AGREED else DOUBTFUL if rhat <= DISAGREED else BAD
+    remedy = "" if level == GOOD else "The fits found different posteriors: refine(model, *args) finds all."
+    return Check("restarts", rhat, level, reading, remedy)
 
 
 @torch.no_grad()
-def function_values(model: Model, samples: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Tensor | None:
+def function_values(bound: Bound, samples: Mapping[str, Tensor]) -> Tensor | None:
     """The model's functions for every draw, flat.
 
     Args:
-        model: The Pyro model.
+        bound: The model with its arguments.
         samples: A dict from every latent site to draws of shape `(S, *shape)`.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
 
     Returns:
         Deterministic sites and means of observed sites (probabilities of classes), side by side and at most 500 of
         them, shape `(S, F)`, double precision; None where the model has neither.
     """
-    values = map_in_chunks(model, samples, args, kwargs, collect=lambda trace: functions_of(trace, samples))
-    flat = side_by_side(values, 1)
+    flat = side_by_side(bound.map(samples, lambda trace: functions_of(trace, samples)), 1)
     if flat is None:
         return None
     flat = flat[:, :: -(-flat.shape[1] // _MOST_FUNCTIONS)].double()
     return flat[:, flat.isfinite().all(0)]
 
 
-def function_rhat(
-    model: Model, samples: Mapping[str, Tensor], args: tuple, num_populations: int, kwargs: dict | None = None
-) -> float:
+def function_rhat(bound: Bound, samples: Mapping[str, Tensor], num_populations: int) -> float:
     """The worst R-hat of populations that follow each other, in function space, or of the sites where there is none.
 
     Args:
-        model: The Pyro model.
+        bound: The model with its arguments.
         samples: A dict from site to draws of shape `(populations * n, *shape)`.
-        args: The model's arguments.
         num_populations: How many there are; NaN for one.
-        kwargs: The model's keyword arguments.
     """
     if num_populations < 2:
         return math.nan
-    values = function_values(model, samples, args, kwargs or {})
+    values = function_values(bound, samples)
     values = side_by_side(samples, 1).double() if values is None else values
     return worst({"functions": gelman_rubin(values.unflatten(0, (num_populations, -1)))})

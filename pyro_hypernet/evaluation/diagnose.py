@@ -41,13 +41,11 @@ class Examination:
 
     Attributes:
         diagnosis: The verdict and its figures.
-        proposals: Draws of the guide with their weights.
         bracket: Figures around the log evidence.
         independent: Points that owe nothing to the guide.
     """
 
     diagnosis: Diagnosis
-    proposals: WeightedDraws = field(repr=False)
     bracket: Bracket
     independent: IndependentDraws = field(repr=False)
 
@@ -146,7 +144,7 @@ def examine(
     checks = [check for check in (judge(facts) for judge in CHECKS) if check is not None]
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
     remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
-    return Examination(diagnosis, proposals, bracket, found)
+    return Examination(diagnosis, bracket, found)
 
 
 def _at_most(num_draws: int, dim: int) -> int:
@@ -192,9 +190,7 @@ def _functions(
     if not found.has_draws:
         return None
     ours = {name: value[:num_draws] for name, value in proposals.samples.items()}
-    values, reference = (
-        function_values(target.model, samples, target.args, target.kwargs) for samples in (ours, found.samples)
-    )
+    values, reference = (function_values(target, samples) for samples in (ours, found.samples))
     is_known = values is not None and reference is not None and values.shape[1] == reference.shape[1]
     return (values, reference) if is_known else None
 

@@ -36,28 +36,14 @@ def wasserstein_over_sd(draws: Tensor, reference: Tensor) -> Tensor:
 def sd_ratio(draws: Tensor, reference: Tensor) -> Tensor:
     """Standard deviation of every coordinate over the reference's, averaged; below 1 means too narrow.
 
-    Args:
-        draws: Shape `(S, *shape)`.
-        reference: Shape `(T, *shape)`.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: If the shapes do not fit.
+    Args and Raises: As of `wasserstein_over_sd`.
     """
     draws, reference, sd = _comparable(draws, reference)
     return (_sd(draws) / sd).mean()
 
 
 def median_bandwidth(reference: Tensor) -> Tensor:
-    """Median Euclidean distance between different draws, the usual length scale for `mmd_squared`.
-
-    Args:
-        reference: Shape `(T, *shape)`.
-
-    Returns:
-        A scalar, in the units of the draws.
+    """Median Euclidean distance between different draws `(T, *shape)`, the usual length scale for `mmd_squared`.
 
     Source: Gretton et al. 2012, section 8.
     """
@@ -83,17 +69,42 @@ def mmd_squared(draws: Tensor, reference: Tensor, *, bandwidth: Tensor | None = 
     Source: Gretton et al. 2012, equation 3.
     """
     _check(draws, reference)
-    x, y = matrix(draws), matrix(reference)
-    x, y = x - y.mean(0), y - y.mean(0)  # distances of centred points lose fewer digits
     scale = median_bandwidth(reference) if bandwidth is None else bandwidth
+    once = (torch.ones(1, len(values)) for values in (draws, reference))
+    return mmd_replicates(draws, reference, *once, bandwidth=scale)[0]
+
+
+def mmd_replicates(
+    draws: Tensor, target: Tensor, counts: Tensor, target_counts: Tensor, *, bandwidth: Tensor
+) -> Tensor:
+    """`mmd_squared` in every replicate, shape `(R,)`; a draw taken twice makes no pair with itself.
+
+    With `target` the draws themselves and counts of 0 and 1 that never meet, the distance of one part from another.
+
+    Args:
+        draws: Shape `(S, *shape)`.
+        target: Shape `(T, *shape)`.
+        counts: Shape `(R, S)`.
+        target_counts: Shape `(R, T)`.
+        bandwidth: Length scale of the kernel.
+
+    Source: Arcones and Giné 1992, on the bootstrap of U-statistics.
+    """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return torch.exp(-torch.cdist(a, b).square() / (2 * scale**2))
+        return torch.exp(torch.cdist(a, b).square_().div_(-2 * bandwidth**2))
 
-    def within(a: Tensor) -> Tensor:
-        return (kernel(a, a).sum() - len(a)) / (len(a) * (len(a) - 1))
+    def within(similar: Tensor, weights: Tensor) -> Tensor:
+        twice = weights.square().sum(-1)
+        return ((weights @ similar * weights).sum(-1) - twice) / (weights.sum(-1).square() - twice)
 
-    return within(x) + within(y) - 2 * kernel(x, y).mean()
+    x, y = matrix(draws), matrix(target)
+    x, y = x - y.mean(0), y - y.mean(0)  # distances of centred points lose fewer digits
+    ours, theirs = counts.to(x), target_counts.to(x)
+    similar = kernel(y, y)
+    own, between = (similar, similar) if draws is target else (kernel(x, x), kernel(x, y))
+    across = (ours @ between * theirs).sum(-1) / (ours.sum(-1) * theirs.sum(-1))
+    return within(own, ours) + within(similar, theirs) - 2 * across
 
 
 def _comparable(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,13 +62,7 @@ def draws(posterior: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) ->
 
 @torch.no_grad()
 def draws_and_log_prob(guide: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) -> tuple[dict, Tensor]:
-    """Draws from a guide with their densities.
-
-    Args:
-        guide: An AutoHypernet or any other Pyro guide with a density.
-        args: The model's arguments.
-        num_samples: Number of draws S.
-        kwargs: The model's keyword arguments.
+    """Draws from a guide with their densities; arguments as those of `draws`.
 
     Returns:
         A dict from site to draws of shape `(S, *shape)`, and log q of these constrained values, Jacobians included, in

@@ -115,13 +115,7 @@ def elbo(
 ) -> tuple[float, float]:
     """The evidence lower bound of a guide and its standard error.
 
-    Args:
-        model: The Pyro model.
-        guide: A guide with a density; see `weighted_draws`.
-        args: The model's arguments, data included.
-        num_samples: Number of draws.
-        max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
-        kwargs: The model's keyword arguments.
+    Args: As those of `weighted_draws`.
 
     Returns:
         The mean of `log p(data, w) − log q(w)` and its Monte Carlo standard error, both in nats.
@@ -145,13 +139,7 @@ def khat(
     misses mass that the posterior has, or is too narrow. k-hat judges all weights jointly: for a network with
     symmetries or hundreds of weights it is often above 0.7 although the predictions are good, so look at `compare` too.
 
-    Args:
-        model: The Pyro model.
-        guide: A guide with a density; see `weighted_draws`.
-        args: The model's arguments, data included.
-        num_samples: Number of draws.
-        max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.
-        kwargs: The model's keyword arguments.
+    Args: As those of `weighted_draws`.
 
     Returns:
         k-hat, without unit; 0 where all weights are within one per cent of each other, as those of an exact posterior.
@@ -176,13 +164,7 @@ def khat(
 
 
 def khat_of(log_weights: Tensor) -> float:
-    """`khat` from log weights that are there already.
-
-    Args:
-        log_weights: In nats, shape `(S,)`; −inf for draws that the posterior excludes.
-
-    Returns:
-        k-hat, without unit.
+    """`khat` from log weights in nats, shape `(S,)`, that are −inf for draws that the posterior excludes.
 
     Raises:
         ValueError: If a weight is NaN or infinite.
@@ -199,15 +181,9 @@ def khat_of(log_weights: Tensor) -> float:
 
 
 def expected_acceptance(log_weights: Tensor) -> float:
-    """The acceptance rate of the chains in the long run, from the weights of independent draws alone.
+    """The acceptance rate of the chains in the long run, in [0, 1], from log weights of independent draws, `(S,)`.
 
     `E min(1, w' / w)`, w' of q and w of the posterior (draws of q, weighted), over all pairs.
-
-    Args:
-        log_weights: In nats, shape `(S,)`.
-
-    Returns:
-        In [0, 1]; 1 where all weights are equal.
 
     Source: Neklyudov et al. 2018, arXiv 1810.07151, equation 9.
     """
@@ -220,10 +196,7 @@ def expected_acceptance(log_weights: Tensor) -> float:
 
 
 def finite_log_weights(log_weights: Tensor) -> Tensor:
-    """Log weights with −inf, weight zero, where they are not a number or +inf.
-
-    Args:
-        log_weights: In nats, shape `(S,)`.
+    """Log weights, shape `(S,)`, with −inf, weight zero, where they are not a number or +inf.
 
     Raises:
         ValueError: If none is finite.

@@ -85,7 +85,7 @@ def find_independently(target: Target, guide: Any, *, max_seconds: float = 20.0,
     return replace(
         found,
         log_weights=None if log_q is None else target.log_density(found.samples) - log_q,
-        rhat=function_rhat(target.model, found.samples, target.args, found.num_populations, target.kwargs),
+        rhat=function_rhat(target, found.samples, found.num_populations),
         seconds=time.perf_counter() - start,
     )
 

@@ -7,8 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, EQUAL_WEIGHTS, finite_log_weights, weighted_draws
-from pyro_hypernet.evaluation.predict import log_likelihood
+from pyro_hypernet.evaluation.importance import (
+    BELIEVABLE_KHAT,
+    EQUAL_WEIGHTS,
+    bind_to_weigh,
+    draw_weighted,
+    finite_log_weights,
+)
+from pyro_hypernet.evaluation.predict import log_likelihood_at
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.model.vectorize import Model
 
@@ -62,8 +68,9 @@ def loo(model: Model, guide: Any, *args: Any, num_samples: int = 4000, site: str
     Source: Magnusson, Andersen, Jonasson and Vehtari 2019, arXiv 1904.10679, equation 6; PSIS-LOO: Vehtari, Gelman and
         Gabry 2017.
     """
-    drawn = weighted_draws(model, guide, *args, num_samples=num_samples, what="loo", **kwargs)
-    likelihood = log_likelihood(model, drawn.samples, *args, num_samples=num_samples, **kwargs)
+    target = bind_to_weigh(model, guide, args, kwargs)
+    drawn = draw_weighted(target, guide, num_samples=num_samples, what="loo")
+    likelihood = log_likelihood_at(target, drawn.samples)
     if site is None and len(likelihood) > 1:
         raise ValueError(f"The model observes {list(likelihood)}: name one by site=.")
     if site is not None and site not in likelihood:

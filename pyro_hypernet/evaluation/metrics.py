@@ -46,7 +46,11 @@ def calibration_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 1
     Returns:
         Mean confidence, accuracy and number of data of every bin that is not empty, three tensors of shape `(B,)`.
     """
-    _check_labels(probabilities, labels)
+    if probabilities.dim() not in (1, 2) or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            "probabilities must have shape (N, C) or (N,) and labels shape (N,); got "
+            f"{tuple(probabilities.shape)} and {tuple(labels.shape)}."
+        )
     confidence, predicted = _with_both_classes(probabilities).max(-1)
     correct = (predicted == labels).to(confidence)
     index = (confidence * num_bins).long().clamp(0, num_bins - 1)
@@ -59,10 +63,7 @@ def calibration_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 1
 def ece(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> Tensor:
     """Expected calibration error of the most probable class: mean |confidence − accuracy| over equal-width bins.
 
-    Args:
-        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
-        labels: Classes 0 to C − 1, shape `(N,)`.
-        num_bins: Number of bins on [0, 1].
+    Args: As those of `calibration_bins`.
 
     Returns:
         A probability, lower is better; biased upwards where bins hold few data.
@@ -89,7 +90,11 @@ def coverage(draws: Tensor, target: Tensor, *, level: float = 0.9) -> Tensor:
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie inside (0, 1); got {level}.")
-    _check_draws(draws, target)
+    if draws.shape[1:] != target.shape:
+        raise ValueError(
+            f"draws must have shape (S, *{tuple(target.shape)}), one axis more than the target; got "
+            f"{tuple(draws.shape)}."
+        )
     lower, upper = quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
     return ((target >= lower) & (target <= upper)).to(draws).mean()
 
@@ -104,23 +109,20 @@ def total_variation(probabilities: Tensor, reference: Tensor) -> Tensor:
     Returns:
         In [0, 1], lower is closer.
     """
-    _check_same_shape(probabilities, reference)
-    return (_with_both_classes(probabilities) - _with_both_classes(reference)).abs().sum(-1).mean() / 2
+    ours, theirs = _comparable(probabilities, reference)
+    return (ours - theirs).abs().sum(-1).mean() / 2
 
 
 def agreement(probabilities: Tensor, reference: Tensor) -> Tensor:
     """Fraction of data on which two predictions name the same class.
 
-    Args:
-        probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
-        reference: The same shape.
+    Args: As those of `total_variation`.
 
     Returns:
         In [0, 1], higher is closer.
     """
-    _check_same_shape(probabilities, reference)
-    same = _with_both_classes(probabilities).argmax(-1) == _with_both_classes(reference).argmax(-1)
-    return same.to(probabilities).mean()
+    ours, theirs = _comparable(probabilities, reference)
+    return (ours.argmax(-1) == theirs.argmax(-1)).to(probabilities).mean()
 
 
 def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
@@ -143,6 +145,11 @@ def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
     return torch.lerp(ordered[lower], ordered[upper], weight)
 
 
+def _comparable(probabilities: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    _check_same_shape(probabilities, reference)
+    return _with_both_classes(probabilities), _with_both_classes(reference)
+
+
 def _with_both_classes(probabilities: Tensor) -> Tensor:
     if probabilities.dim() == 1:
         return torch.stack([1 - probabilities, probabilities], -1)
@@ -153,20 +160,4 @@ def _check_same_shape(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
         raise ValueError(
             f"Both arguments must have the same shape; got {tuple(first.shape)} and {tuple(second.shape)}."
-        )
-
-
-def _check_labels(probabilities: Tensor, labels: Tensor) -> None:
-    if probabilities.dim() not in (1, 2) or labels.shape != probabilities.shape[:1]:
-        raise ValueError(
-            "probabilities must have shape (N, C) or (N,) and labels shape (N,); got "
-            f"{tuple(probabilities.shape)} and {tuple(labels.shape)}."
-        )
-
-
-def _check_draws(draws: Tensor, target: Tensor) -> None:
-    if draws.shape[1:] != target.shape:
-        raise ValueError(
-            f"draws must have shape (S, *{tuple(target.shape)}), one axis more than the target; got "
-            f"{tuple(draws.shape)}."
         )

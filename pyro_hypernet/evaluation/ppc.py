@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import DOUBTFUL, GOOD, Check
-from pyro_hypernet.model.traces import map_in_chunks, predictive_nodes
+from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.target import Bound
 
 Statistic = Callable[[Tensor], Tensor]
 STATISTICS: dict[str, Statistic] = {
@@ -74,23 +76,15 @@ def replicate(
 
     Source: Gelman, Meng and Stern 1996.
     """
-    samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
-    observed: dict[str, Tensor] = {}
+    samples, bound = draws(posterior, *args, num_samples=num_samples, **kwargs), Bound(model, args, kwargs)
 
-    def collect(trace: Any) -> dict[str, Tensor]:
-        nodes = {n: node for n, node in predictive_nodes(trace, samples).items() if node["is_observed"]}
-        return {name: node["fn"].sample() for name, node in nodes.items()}
+    def modelled(trace: Trace) -> dict[str, Any]:
+        return {name: node for name, node in predictive_nodes(trace, samples).items() if node["is_observed"]}
 
-    def note(trace: Any) -> dict[str, Tensor]:
-        nodes = {n: node for n, node in predictive_nodes(trace, samples).items() if node["is_observed"]}
-        observed.update({name: node["value"].detach() for name, node in nodes.items()})
-        return {}
-
-    first = {name: value[:1] for name, value in samples.items()}
-    map_in_chunks(model, first, args, kwargs, collect=note)
+    observed = {name: node["value"] for name, node in modelled(bound.trace_first(samples)).items()}
     if not observed:
         raise ValueError("The model observes nothing: pass its data, as in training.")
-    made = map_in_chunks(model, samples, args, kwargs, collect=collect)
+    made = bound.map(samples, lambda trace: {name: node["fn"].sample() for name, node in modelled(trace).items()})
     chosen = STATISTICS if statistics is None else statistics
     return tuple(
         _compare(site, name, function, observed[site], made[site], level)

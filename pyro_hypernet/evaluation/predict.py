@@ -12,12 +12,12 @@ from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.model.traces import (
     MAX_BYTES,
     deterministic_nodes,
-    map_in_chunks,
     observed_nodes,
     pointwise_log_prob,
     predictive_nodes,
 )
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.target import Bound
 from pyro_hypernet.train.notices import recall, warn_of_bad_numbers
 
 
@@ -67,12 +67,26 @@ def predict(
     """
     recall(posterior)
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
+    options = {"batch_size": batch_size, "max_bytes": max_bytes}
+    return predict_at(Bound(model, args, kwargs), samples, return_sites=return_sites, **options)
+
+
+@torch.no_grad()
+def predict_at(
+    bound: Bound,
+    samples: Mapping[str, Tensor],
+    *,
+    return_sites: Iterable[str] | None = None,
+    batch_size: int | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> dict[str, Any]:
+    """`predict` at all of given draws, of a model that is bound to its arguments."""
     wanted = None if return_sites is None else tuple(return_sites)
 
     def collect(trace: Trace) -> dict[str, Any]:
         return _select(_predicted(trace, samples), samples, wanted)
 
-    result = map_in_chunks(model, samples, args, kwargs, collect=collect, batch_size=batch_size, max_bytes=max_bytes)
+    result = bound.map(samples, collect, batch_size=batch_size, max_bytes=max_bytes)
     warn_of_bad_numbers(result)
     return {**result, **{name: samples[name] for name in wanted or () if name in samples}}
 
@@ -89,14 +103,7 @@ def log_likelihood(
 ) -> dict[str, Tensor]:
     """Log likelihood of every datum under every draw.
 
-    Args:
-        model: A Pyro model.
-        posterior: A guide, a result of `nuts`, or a dict of samples; see `draws`.
-        args: The model's arguments, data included.
-        num_samples: Number of draws S.
-        batch_size: Draws run at once; None for as many as fit into `max_bytes`.
-        max_bytes: Memory for the intermediate results of one chunk, in bytes.
-        kwargs: The model's keyword arguments.
+    Args: As those of `predict`, data included.
 
     Returns:
         A dict from observed site to log densities in nats, shape `(S, *batch_shape)`: one per datum, without plate
@@ -106,6 +113,14 @@ def log_likelihood(
         ValueError: If no site is observed.
     """
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
+    return log_likelihood_at(Bound(model, args, kwargs), samples, batch_size=batch_size, max_bytes=max_bytes)
+
+
+@torch.no_grad()
+def log_likelihood_at(
+    bound: Bound, samples: Mapping[str, Tensor], *, batch_size: int | None = None, max_bytes: int = MAX_BYTES
+) -> dict[str, Tensor]:
+    """`log_likelihood` at all of given draws, of a model that is bound to its arguments."""
 
     def collect(trace: Trace) -> dict[str, Tensor]:
         nodes = observed_nodes(trace, samples)
@@ -113,7 +128,7 @@ def log_likelihood(
             raise ValueError("The model observes nothing: pass its data to log_likelihood, as to the guide's training.")
         return {name: pointwise_log_prob(node) for name, node in nodes.items()}
 
-    return map_in_chunks(model, samples, args, kwargs, collect=collect, batch_size=batch_size, max_bytes=max_bytes)
+    return bound.map(samples, collect, batch_size=batch_size, max_bytes=max_bytes)
 
 
 def _predicted(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, Any]:

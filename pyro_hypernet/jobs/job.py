@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
-from pyro_hypernet.evaluation.compare import Comparison, compare
+from pyro_hypernet.evaluation.compare import Comparison, align, compare
 from pyro_hypernet.evaluation.importance import elbo, khat
 from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
 from pyro_hypernet.evaluation.predict import log_likelihood, predict
@@ -95,13 +95,10 @@ class Result:
 
     def to_string(self) -> str:
         """The table, aligned, and the verdict under it."""
-        cells = self.cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join([name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]) for name, *rest in cells]
-        return "\n".join([*lines, "", f"Verdict: {self.posterior.verdict}. {self.posterior.because}"])
+        return f"{align(self.cells())}\n\nVerdict: {self.posterior.verdict}. {self.posterior.because}"
 
 
-def make_model(table: Table, hidden: int) -> Model:
+def _make_model(table: Table, hidden: int) -> Model:
     """A tanh network of one hidden layer with weights `N(0, 1.5 / sqrt(fan_in))`, for a table's task."""
     outputs = len(table.classes) if len(table.classes) > 2 else 1
     net = nn.Sequential(nn.Linear(len(table.features), hidden), nn.Tanh(), nn.Linear(hidden, outputs))
@@ -127,7 +124,7 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     data = split(table, seed=options.seed)
     args = (data.x_train, data.y_train)
     budget = DEFAULT_BUDGET if options.budget is None else read_budget(options.budget)
-    task = Task(make_model(table, options.hidden), args, {}, Clock(budget), NUM_DRAWS, say, progress)
+    task = Task(_make_model(table, options.hidden), args, {}, Clock(budget), NUM_DRAWS, say, progress)
     task, posterior = _begin(task, options)
     found = {HYPERNET: _guide_of(task, posterior, options)}
     if posterior.source != "guide":

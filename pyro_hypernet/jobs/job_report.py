@@ -1,18 +1,17 @@
 """What the job writes: its draws, table and pictures, and the page on what `infer` found."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.metrics import coverage
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide.checkpoint import save
 from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
-from pyro_hypernet.output.axes import divide, import_matplotlib
-from pyro_hypernet.output.plots import calibration_curve, marginals, predictive_band, reliability, spell_entry
-from pyro_hypernet.output.report import Band, report
+from pyro_hypernet.output.axes import new_axes
+from pyro_hypernet.output.pictures import draw_intervals
+from pyro_hypernet.output.plots import marginals, predictive_band, reliability, spell_entry
+from pyro_hypernet.output.report import Band, Page, Show, report
 from pyro_hypernet.output.report import Table as TableOfText
 from pyro_hypernet.tabular import Split, Table
 
@@ -21,7 +20,7 @@ _NOTE = (
     "rows. W1/sd: distance of the network's outputs from those of NUTS, in standard deviations; W1 over floor: the "
     "same as a multiple of the distance of one half of the draws of NUTS from the other."
 )
-_LEVELS, _DPI = [k / 10 for k in range(1, 10)], 130
+_DPI = 130
 
 
 def write(result: Result, table: Table, out: Path) -> list[Path]:
@@ -49,28 +48,29 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
 
 
 def _write_page(result: Result, table: Table, out: Path) -> Path:
-    data = result.data
-    cells = [tuple(line) for line in result.cells()]
-    source = result.posterior.source
+    data, source = result.data, result.posterior.source
+    headings, *cells = [tuple(line) for line in result.cells()]
+    guides = TableOfText("Guides and NUTS on this table", headings, tuple(cells), _NOTE)
+    facts = {
+        "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
+        f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
+        "Inputs": ", ".join(table.features),
+        **({"Notes": " ".join(table.notes)} if table.notes else {}),
+    }
     return report(
         result.model,
         result.posterior,
         data.x_train,
         data.y_train,
         out=out,
-        title=f"{table.target}: a Bayesian network and how far to trust it",
         comparison=result.comparison,
-        name=HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
-        beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
-        held_out=(data.x_test, data.y_test),
-        band=_band(result, table),
-        facts={
-            "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
-            f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
-            "Inputs": ", ".join(table.features),
-            **({"Notes": " ".join(table.notes)} if table.notes else {}),
-        },
-        tables=[TableOfText("Guides and NUTS on this table", cells[0], tuple(cells[1:]), _NOTE)],
+        page=Page(f"{table.target}: a Bayesian network and how far to trust it", facts, [guides]),
+        show=Show(
+            HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
+            beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
+            held_out=(data.x_test, data.y_test),
+            band=_band(result, table),
+        ),
     )
 
 
@@ -93,17 +93,18 @@ def _line_through_inputs(data: Split) -> tuple[int, Tensor, Tensor]:
     Returns:
         The column, positions of shape `(80,)`, and inputs of shape `(80, d)`, the others at their means.
     """
-    slopes = [abs(float(torch.corrcoef(torch.stack([x, data.y_train.to(x.dtype)]))[0, 1])) for x in data.x_train.T]
-    column = max(range(len(slopes)), key=slopes.__getitem__)
-    line = torch.linspace(float(data.x_train[:, column].min()), float(data.x_train[:, column].max()), 80)
-    grid = line.new_zeros(80, data.x_train.shape[1])
+    x = data.x_train
+    slopes = torch.corrcoef(torch.vstack([x.T, data.y_train.to(x)]))[-1, :-1].abs()
+    column = int(slopes.nan_to_num().argmax())
+    line = torch.linspace(float(x[:, column].min()), float(x[:, column].max()), 80)
+    grid = line.new_zeros(80, x.shape[1])
     grid[:, column] = line
     return column, line, grid
 
 
 def _draw_predictions(result: Result, table: Table, path: Path) -> None:
     """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
-    along, right = _axes((11, 4.2), 2)
+    along, right = new_axes(2, (11, 4.2), is_on_screen=False)
     column, line, grid = _line_through_inputs(result.data)
     for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
         f = predict(result.model, posterior, grid, num_samples=NUM_DRAWS)["f"]
@@ -118,8 +119,7 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
         if table.classes:
             reliability(class_probabilities(draws["f"]), result.data.y_test, ax=right, num_bins=8, label=name)
         else:
-            inside = [coverage(draws["y"], result.data.y_test, level=level) for level in _LEVELS]
-            calibration_curve(torch.tensor(_LEVELS), torch.stack(inside), ax=right, label=name)
+            draw_intervals(right, draws["y"], result.data.y_test, name)
             right.set(xlabel="level of the predictive interval", ylabel="held-out targets inside")
     along.figure.savefig(path, dpi=_DPI)
 
@@ -128,11 +128,6 @@ def _draw_posterior(result: Result, path: Path) -> None:
     """Marginals of a few weights under what `infer` returned, and NUTS."""
     draws = {HYPERNET: result.posterior.samples, NUTS: result.posteriors[NUTS].samples}
     sites = result.posteriors[HYPERNET].layout.sites[:8]
-    axes = _axes((2.6 * min(4, len(sites)), 2.3 * -(-len(sites) // 4)), len(sites))
+    axes = new_axes(len(sites), is_on_screen=False)
     marginals(draws, [spell_entry(site.name, [0] * len(site.shape)) for site in sites], axes=axes)
     axes[0].figure.savefig(path, dpi=_DPI)
-
-
-def _axes(size: tuple[float, float], count: int) -> Any:
-    """Axes of a figure of so many inches that needs no screen."""
-    return divide(import_matplotlib().figure.Figure(figsize=size, layout="constrained"), count, min(4, count))

@@ -1,5 +1,6 @@
 """Options that a verb once took itself and that are given in a value of their own now: they work on, with a warning."""
 
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -10,7 +11,7 @@ Value = TypeVar("Value")
 
 def spell_value(where: str, made: str, options: Mapping[str, Any]) -> str:
     """How a value with these options is given as a parameter, such as "optim=Optim(keep='last')"."""
-    return f"{where}={made}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
+    return f"{where}={made}({', '.join(f'{name}={reprlib.repr(value)}' for name, value in options.items())})"
 
 
 def warn_of_moved(verb: str, names: Iterable[str], now: Iterable[str]) -> None:

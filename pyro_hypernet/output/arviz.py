@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
-from pyro_hypernet.evaluation.predict import log_likelihood, predict
+from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.layout import minibatch_plates, plate_names
-from pyro_hypernet.model.traces import map_in_chunks, observed_nodes
-from pyro_hypernet.model.validate import name_arguments
-from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro, trace_one
+from pyro_hypernet.model.traces import observed_nodes
+from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro
+from pyro_hypernet.target import Bound
 
 Groups = dict[str, dict[str, np.ndarray]]
 _OWN_AXES = {"chain", "draw"}
@@ -79,58 +78,55 @@ def to_arviz(
     """
     if num_prior_samples < 0:
         raise ValueError(f"num_prior_samples must be 0 or more; got {num_prior_samples}.")
-    samples, log_q, num_chains = _draws(posterior, args, kwargs, num_samples)
-    trace = trace_one(model, {name: value[0] for name, value in samples.items()}, args, kwargs)
-    predicted = _predict_anew(model, samples, args, kwargs)
+    bound = Bound(model, args, kwargs)
+    samples, log_q, num_chains = _draws(posterior, bound, num_samples)
+    trace = bound.trace_first(samples)
+    predicted = _predict_anew(bound, samples)
     groups = {"posterior": _by_chain(samples, num_chains), "posterior_predictive": _by_chain(predicted, num_chains)}
     observed = {name: node for name, node in observed_nodes(trace, samples).items() if name in predicted}
     if observed:
-        total = next(iter(samples.values())).shape[0]
-        likelihood = log_likelihood(model, samples, *args, num_samples=total, **kwargs)
+        likelihood = log_likelihood_at(bound, samples)
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
-    stats = _densities(model, samples, log_q, trace, args, kwargs)
+    stats = _densities(bound, samples, log_q, trace)
     if log_q is None and guide is not None:
         stats["log_q"] = guide.log_prob(samples)
     groups["sample_stats"] = _by_chain(stats, num_chains)
     diverging = getattr(posterior, "diverging", None)
     if isinstance(diverging, Tensor):
         groups["sample_stats"]["diverging"] = diverging.cpu().numpy()
-    prior = _sample_prior(model, samples, args, kwargs, num_prior_samples)
+    prior = _sample_prior(bound, samples, num_prior_samples)
     if prior:
         groups["prior"] = _by_chain(prior, 1)
-        groups["prior_predictive"] = _by_chain(_predict_anew(model, prior, args, kwargs), 1)
-    constants = _constants(model, trace, args, kwargs)
+        groups["prior_predictive"] = _by_chain(_predict_anew(bound, prior), 1)
+    constants = _constants(bound, trace)
     groups["constant_data"] = {name: _to_numpy(value) for name, value in constants.items()}
     names = {**_plates(trace), **_axes_of_constants(constants, trace), **(dims or {})}
     groups = {name: group for name, group in groups.items() if group}
     return _convert(*_without_collisions(groups, coords or {}, names))
 
 
-def _draws(posterior: Any, args: tuple, kwargs: dict, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
+def _draws(posterior: Any, bound: Bound, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
     """Draws of shape `(S, *shape)`, log q of them where they come from a guide with a density, and the chains."""
     chains = getattr(posterior, "samples_by_chain", None)
     if chains:
         return posterior.samples, None, next(iter(chains.values())).shape[0]
     if is_guide(posterior):
         try:
-            return (*draws_and_log_prob(posterior, *args, num_samples=num_samples, **kwargs), 1)
+            return (*draws_and_log_prob(posterior, *bound.args, num_samples=num_samples, **bound.kwargs), 1)
         except TypeError:  # a point estimate, which has no density; anything else fails again below
             pass
-    return draws(posterior, *args, num_samples=num_samples, **kwargs), None, 1
+    return draws(posterior, *bound.args, num_samples=num_samples, **bound.kwargs), None, 1
 
 
-def _predict_anew(model: Model, samples: dict[str, Tensor], args: tuple, kwargs: dict) -> dict[str, Tensor]:
+def _predict_anew(bound: Bound, samples: dict[str, Tensor]) -> dict[str, Tensor]:
     """The observed sites sampled again and the deterministic ones, `(S, *shape)`."""
-    total = next(iter(samples.values())).shape[0]
-    predicted = predict(poutine.uncondition(model), samples, *args, num_samples=total, **kwargs)
+    predicted = predict_at(bound.anew(), samples)
     predicted.pop("_RETURN", None)
     return predicted
 
 
-def _densities(
-    model: Model, samples: dict[str, Tensor], log_q: Tensor | None, trace: Trace, args: tuple, kwargs: dict
-) -> dict[str, Tensor]:
+def _densities(bound: Bound, samples: dict[str, Tensor], log_q: Tensor | None, trace: Trace) -> dict[str, Tensor]:
     """log p, log q and their difference for every draw, shape `(S,)`, as far as they are known."""
     known = {} if log_q is None else {"log_q": log_q}
     if any(name not in samples and not site_is_subsample(node) for name, node in trace.iter_stochastic_nodes()):
@@ -142,17 +138,15 @@ def _densities(
         one.compute_log_prob()
         return torch.stack([node["log_prob_sum"] for node in one.nodes.values() if "log_prob_sum" in node]).sum()
 
-    known["lp"] = map_in_chunks(model, samples, args, kwargs, collect=collect)
+    known["lp"] = bound.map(samples, collect)
     return {**known, "log_weight": known["lp"] - log_q} if log_q is not None else known
 
 
-def _sample_prior(
-    model: Model, samples: dict[str, Tensor], args: tuple, kwargs: dict, num_samples: int
-) -> dict[str, Tensor]:
+def _sample_prior(bound: Bound, samples: dict[str, Tensor], num_samples: int) -> dict[str, Tensor]:
     """Draws of the same sites from the prior; none where it is improper."""
 
     def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        trace = trace_one(model, {}, args, kwargs)
+        trace = Bound(bound.model, args, kwargs).trace({})
         return {name: trace.nodes[name]["value"] for name in samples}
 
     if not num_samples:
@@ -161,17 +155,18 @@ def _sample_prior(
         # Dirichlets and their like are drawn one by one, which once is no harm.
         warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
         try:
-            return Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
+            run = Vectorized(one, mode="eager", randomness="different")
+            return run(torch.zeros(num_samples), bound.args, bound.kwargs)
         except NotImplementedError:
             return {}
 
 
-def _constants(model: Model, trace: Trace, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+def _constants(bound: Bound, trace: Trace) -> dict[str, Tensor]:
     """The model's tensor arguments that no site observes, by name."""
     sites = {name: node["value"] for name, node in trace.nodes.items() if node["type"] == "sample"}
     return {
         name.replace("number ", "argument_"): value
-        for name, value in name_arguments(model, args, kwargs).items()
+        for name, value in bound.arguments.items()
         if isinstance(value, Tensor) and name not in sites and not any(value is other for other in sites.values())
     }
 

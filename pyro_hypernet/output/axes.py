@@ -21,16 +21,17 @@ def import_matplotlib() -> ModuleType:
     return matplotlib
 
 
-def new_axes(count: int, size: tuple[float, float] | None = None) -> Any:
-    """Axes of a new figure of pyplot, an array of shape `(count,)`; `size` is the figure's, in inches."""
-    columns = min(count, 4)
+def new_axes(
+    count: int, size: tuple[float, float] | None = None, *, columns: int = 4, is_on_screen: bool = True
+) -> Any:
+    """Axes of a new figure, so many in a row at most, an array of shape `(count,)`.
+
+    Its size is in inches; pyplot, which may show it, knows of a figure that is on the screen.
+    """
+    columns = min(count, columns)
     size = size or ((6.0, 4.0) if count == 1 else (2.6 * columns, 2.3 * -(-count // columns)))
-    return divide(import_matplotlib().pyplot.figure(figsize=size, layout="constrained"), count, columns)
-
-
-def divide(figure: Any, count: int, columns: int) -> Any:
-    """Axes of an empty figure, so many in a row, an array of shape `(count,)`."""
-    axes = figure.subplots(-(-count // columns), columns, squeeze=False).flatten()
+    make = import_matplotlib().pyplot.figure if is_on_screen else import_matplotlib().figure.Figure
+    axes = make(figsize=size, layout="constrained").subplots(-(-count // columns), columns, squeeze=False).flatten()
     for unused in axes[count:]:
         unused.remove()
     return axes[:count]

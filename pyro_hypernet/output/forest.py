@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_hypernet.evaluation.comparison import CANONICAL_SPACE, FUNCTION, HEADINGS, NOISE_FLOOR, Comparison
+from pyro_hypernet.evaluation.compare import CANONICAL_SPACE, FUNCTION, HEADINGS, NOISE_FLOOR, Comparison
 from pyro_hypernet.output.axes import add_legend, new_axes
 
 _MOST_PLACES = 24

@@ -4,13 +4,13 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from pyro_hypernet.evaluation.comparison import NOISE_FLOOR
+from pyro_hypernet.evaluation.compare import NOISE_FLOOR
 from pyro_hypernet.evaluation.verdict import BAD, DO_NOT_TRUST, DOUBTFUL, GOOD, REFINE, USE
 
 PAGE_NAME, FILE_NAME = "report.html", "report.json"
@@ -34,6 +34,23 @@ class Table:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says beside what it finds out itself.
+
+    Attributes:
+        title: Of the page.
+        facts: Further lines under "What was fitted".
+        tables: Further tables.
+        log: What was done, line by line; none for that of `infer`.
+    """
+
+    title: str = "A posterior and how far to trust it"
+    facts: Mapping[str, str] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
+    log: Sequence[str] = ()
 
 
 def write_report(content: Mapping[str, Any], folder: Path) -> Path:

@@ -4,16 +4,16 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.comparison import Comparison
+from pyro_hypernet.evaluation.compare import Comparison
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.metrics import coverage, ece, quantiles
-from pyro_hypernet.output.axes import add_legend, divide, import_matplotlib, to_numpy
+from pyro_hypernet.output.axes import add_legend, import_matplotlib, new_axes, to_numpy
 from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, forest_size, place_of
 from pyro_hypernet.output.plots import (
     calibration_curve,
@@ -63,6 +63,33 @@ class Band:
     data: tuple[Tensor, Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Show:
+    """What the pictures of a report show.
+
+    Attributes:
+        name: The posterior's name in them.
+        beside: From a name to other posteriors to show beside this one, such as the reference.
+        held_out: All arguments with data that the posterior has not seen, for the calibration; None to judge it by the
+            data of training, and say so.
+        band: A line through input space along which to show the function.
+        num_samples: Draws of every posterior behind pictures and checks.
+
+    Raises:
+        ValueError: If `name` is also a name in `beside`.
+    """
+
+    name: str = "this posterior"
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    held_out: tuple | None = None
+    band: Band | None = None
+    num_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.name in (self.beside or {}):
+            raise ValueError(f"name must differ from the names in beside; got {self.name!r} in both.")
+
+
 def style() -> AbstractContextManager[None]:
     """Matplotlib's default style with a few changes, in which pictures come out the same every time."""
     return import_matplotlib().style.context(["default", _STYLE])
@@ -70,7 +97,7 @@ def style() -> AbstractContextManager[None]:
 
 def draw_band(functions: Mapping[str, Tensor], band: Band, colors: Mapping[str, str]) -> Picture:
     """Median and 90 % interval along a line, of draws of the function by posterior, shape `(S, G)` or `(S, G, C)`."""
-    ax = _axes(3.6)
+    (ax,) = _axes(3.6)
     for name, f in functions.items():
         f = f.reshape(*f.shape[:2], -1)
         f = {"identity": f, "sigmoid": f.sigmoid(), "softmax": f.softmax(-1)}[band.kind][..., band.column]
@@ -88,8 +115,8 @@ def draw_calibration(
 
     Of classes where the data are classes, whose probabilities are frequencies among the draws; else of intervals.
     """
-    ax, data, classes = _axes(3.8), "held-out data" if held_out else "training data", _count_classes(observed)
-    draw = _draw_intervals if classes is None else _draw_classes
+    (ax,), data, classes = _axes(3.8), "held-out data" if held_out else "training data", _count_classes(observed)
+    draw = draw_intervals if classes is None else _draw_classes
     readings = [f"{name}: {draw(ax, y, observed, name, colors[name])}" for name, y in replicated.items()]
     words = {"names": _listed(replicated), "reading": f"{readings[0]}, on {data}"}
     if classes is None:
@@ -98,7 +125,8 @@ def draw_calibration(
     return {"title": "Reliability", "svg": _svg(ax, "confidence", f"accuracy on {data}"), **words}
 
 
-def _draw_intervals(ax: Any, y: Tensor, observed: Tensor, name: str, color: str) -> str:
+def draw_intervals(ax: Any, y: Tensor, observed: Tensor, name: str, color: str | None = None) -> str:
+    """How often data lie in their predictive intervals, from replicates `(S, *shape)`; returns the reading."""
     levels = torch.linspace(0.1, 0.9, 9)
     inside = torch.tensor([float(coverage(y, observed.to(y), level=float(level))) for level in levels])
     calibration_curve(levels, inside, ax=ax, label=name, color=color)
@@ -119,7 +147,11 @@ def draw_check(replicated: Tensor, observed: Tensor, site: str) -> Picture:
     counts = torch.histogram(observed.double().flatten().cpu(), edges).hist
     made = torch.stack([torch.histogram(one, edges).hist for one in replicated.double().flatten(1).cpu()])
     low, middle, high = quantiles(made, [(1 - _LEVEL) / 2, 0.5, (1 + _LEVEL) / 2])
-    ax, middles, is_discrete = _axes(3.4), to_numpy(edges[:-1] + edges.diff() / 2), _count_classes(observed) is not None
+    (ax,), middles, is_discrete = (
+        _axes(3.4),
+        to_numpy(edges[:-1] + edges.diff() / 2),
+        _count_classes(observed) is not None,
+    )
     width = float(edges[1] - edges[0]) * (0.7 if is_discrete else 1.0)
     ax.bar(middles, to_numpy(counts), width, color="C0", alpha=0.45, label="data")
     marks = {"fmt": "o", "color": "C3", "markersize": 3, "linewidth": 1.2, "label": "sampled anew"}
@@ -134,9 +166,8 @@ def draw_forest(comparison: Comparison, colors: Mapping[str, str]) -> Picture:
     """Distances in function space and of the first sites, up to symmetry where that is known."""
     found = list(dict.fromkeys(place_of(row) for row in comparison.rows if math.isfinite(row["w1_over_sd"])))
     places = [place for place in found if place + UP_TO_SYMMETRY not in found][:_MOST_PLACES]
-    ax = forest(
-        comparison, colors=colors, places=places, ax=_axes(forest_size(len(places), len(comparison.names) - 1)[1])
-    )
+    (ax,) = _axes(forest_size(len(places), len(comparison.names) - 1)[1])
+    forest(comparison, colors=colors, places=places, ax=ax)
     distances = [f"{name} {comparison.row(name)['w1_over_sd']:.2f}" for name in comparison.names]
     return {"svg": _svg(ax), "distances": ", ".join(distances)}
 
@@ -154,7 +185,7 @@ def draw_marginals(posteriors: Mapping[str, Mapping[str, Tensor]], colors: Mappi
 
 def draw_trace(losses: Sequence[float] | Tensor) -> Picture:
     """The bound over the steps, of minus the bound at every step in nats."""
-    ax = elbo_trace(losses, ax=_axes(3.0))
+    ax = elbo_trace(losses, ax=_axes(3.0)[0])
     return {"svg": _svg(ax), "steps": len(losses), "last": f"{ax.lines[0].get_ydata()[-1]:.2f}"}
 
 
@@ -163,7 +194,7 @@ def draw_weights(log_weights: Tensor, khat: float) -> Picture:
     shares = log_weights.double().softmax(0).sort(descending=True).values.cumsum(0)
     total = len(shares)
     ranks = torch.logspace(0, math.log10(total), 60).round().long().unique().clamp(1, total)
-    ax, fraction = _axes(3.0), to_numpy(ranks / total)
+    (ax,), fraction = _axes(3.0), to_numpy(ranks / total)
     ax.plot(fraction, fraction, ":", color="0.4", linewidth=1, label="all weights equal")
     ax.plot(fraction, to_numpy(shares[ranks - 1]), label="this guide")
     ax.set_xscale("log")
@@ -179,7 +210,7 @@ def draw_weights(log_weights: Tensor, khat: float) -> Picture:
 
 def draw_loo(pointwise: Tensor, khat: Tensor, source: str) -> Picture:
     """The Pareto shapes of leaving data out, and their log densities given the others in nats, both of shape `(N,)`."""
-    ax = _axes(3.0)
+    (ax,) = _axes(3.0)
     ax.plot(to_numpy(khat), ".", markersize=4)
     for level, color in ((_GOOD_KHAT, "C1"), (BELIEVABLE_KHAT, "C3")):
         ax.axhline(level, linestyle="--", linewidth=1, color=color)
@@ -211,10 +242,8 @@ def _bins_of(observed: Tensor) -> Tensor:
     return torch.linspace(low - margin, high + margin, count + 1, dtype=torch.float64)
 
 
-def _axes(height: float, count: int = 0) -> Any:
-    """Axes of a figure that pyplot does not know of; an array of them where a count is given."""
-    figure = import_matplotlib().figure.Figure(figsize=(_WIDTH, height), layout="constrained")
-    return divide(figure, count, min(count, 3)) if count else figure.subplots()
+def _axes(height: float, count: int = 1) -> Any:
+    return new_axes(count, (_WIDTH, height), columns=3, is_on_screen=False)
 
 
 def _svg(ax: Any, x_label: str | None = None, y_label: str | None = None) -> str:

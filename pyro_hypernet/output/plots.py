@@ -1,6 +1,8 @@
 """Pictures of posteriors and of calibration: each function draws on the axes that it is given, or on new ones.
 
-It returns them. Without matplotlib it raises an ImportError that names the extra to install.
+All take `ax`, matplotlib axes, or where they draw several panels `axes`, a sequence of as many, None for new ones, and
+return them, in an array where there are several; `label`, the name in the legend; and `color`, a matplotlib colour.
+Without matplotlib they raise an ImportError that names the extra to install.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,14 +35,8 @@ def predictive_band(
     Args:
         x: Inputs in any order, shape `(N,)` or `(N, 1)`.
         draws: Draws of the function, or of observations, shape `(S, N)` or `(S, N, 1)`.
-        ax: Matplotlib axes; None for new ones.
         levels: Probabilities of the intervals.
         data: Inputs and targets to show as points.
-        label: Name in the legend.
-        color: A matplotlib colour.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: If there is more than one input or output, or sizes differ.
@@ -79,12 +75,8 @@ def marginals(
         draws: From the name of a posterior to its dict of samples, site to `(S, *shape)`. The first says which sites
             there are; another is left out where it lacks one.
         sites: Names of sites, or of single entries such as "weight[0,1]"; None for all. At most 12 coordinates.
-        axes: A sequence of as many matplotlib axes; None for new ones.
         num_bins: Number of bins, over all but the outermost 0.2 % of the draws.
         colors: From the name of a posterior to a matplotlib colour; None for those of the style.
-
-    Returns:
-        The array of axes, one for each coordinate.
 
     Raises:
         ValueError: If a site is unknown, there are too many coordinates, or too few axes.
@@ -108,11 +100,7 @@ def elbo_trace(losses: Mapping[str, Sequence[float]] | Sequence[float], *, ax: A
 
     Args:
         losses: Losses in nats, the negative ELBOs, as `fit` returns them, NaN for a skipped step; or such, by name.
-        ax: Matplotlib axes; None for new ones.
         skip: The share of first steps that does not set the scale of the vertical axis.
-
-    Returns:
-        The axes.
     """
     ax = new_axes(1)[0] if ax is None else ax
     named = losses if isinstance(losses, Mapping) else {None: losses}
@@ -142,12 +130,6 @@ def calibration_curve(
     Args:
         expected: Probabilities, shape `(B,)`: confidences from `metrics.calibration_bins`, or levels of intervals.
         observed: Frequencies, shape `(B,)`: accuracies from there, or `metrics.coverage` at these levels.
-        ax: Matplotlib axes; None for new ones.
-        label: Name in the legend.
-        color: A matplotlib colour.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: If the shapes differ.
@@ -181,13 +163,8 @@ def reliability(
     Args:
         probabilities: Class probabilities, shape `(N, C)`, or those of the positive class, shape `(N,)`.
         labels: Classes 0 to C − 1, shape `(N,)`.
-        ax: Matplotlib axes; None for new ones.
         num_bins: Bins of equal width.
-        label: Name in the legend, to which the expected calibration error is added.
-        color: A matplotlib colour.
-
-    Returns:
-        The axes.
+        label: To which the expected calibration error is added.
 
     Source: DeGroot and Fienberg 1983; Guo et al. 2017.
     """
@@ -214,11 +191,7 @@ def plot_sbc(
     Args:
         found: What `sbc` returned.
         entries: Names of entries; None for the first 12.
-        axes: A sequence of as many matplotlib axes; None for new ones.
         coverage: Of the band, in every panel by itself.
-
-    Returns:
-        The array of axes, one for each entry.
 
     Raises:
         ValueError: If an entry is unknown or there are too few axes.

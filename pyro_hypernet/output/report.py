@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.evaluation.comparison import NOISE_FLOOR, Comparison
-from pyro_hypernet.evaluation.diagnose import diagnose
+from pyro_hypernet.evaluation.compare import NOISE_FLOOR, Comparison
+from pyro_hypernet.evaluation.diagnose import examine
 from pyro_hypernet.evaluation.draws import draws, is_guide
-from pyro_hypernet.evaluation.importance import WeightedDraws, finite_log_weights, weighted_draws
+from pyro_hypernet.evaluation.importance import WeightedDraws, bind_to_weigh, draw_weighted, finite_log_weights
 from pyro_hypernet.evaluation.loo import leave_out
-from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.evaluation.predict import predict_at
 from pyro_hypernet.evaluation.verdict import Diagnosis
-from pyro_hypernet.model.traces import map_in_chunks, observed_nodes, pointwise_log_prob, predictive_nodes
-from pyro_hypernet.model.validate import name_arguments
-from pyro_hypernet.model.vectorize import Model, trace_one
+from pyro_hypernet.model.moved_options import take_moved
+from pyro_hypernet.model.traces import observed_nodes, pointwise_log_prob, predictive_nodes
+from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.output import pictures
-from pyro_hypernet.output.page import Table, report_from, write_report
-from pyro_hypernet.output.pictures import Band, Picture
+from pyro_hypernet.output.page import Page, Table, report_from, write_report
+from pyro_hypernet.output.pictures import Band, Picture, Show
+from pyro_hypernet.target import Bound
 from pyro_hypernet.train.fit import Fit
 
-__all__ = ["Band", "Table", "report", "report_from"]
+__all__ = ["Band", "Page", "Show", "Table", "report", "report_from"]
 
 _PACKAGES = ("pyro-hypernet", "torch", "pyro-ppl", "arviz")
 _WEIGHT_DRAWS, _MOST_LEFT_OUT = 4000, 400
@@ -47,24 +47,16 @@ _COMPARISON_NOTE = (
 )
 
 
-@torch.no_grad()
 def report(
     model: Model,
     posterior: Any,
     *args: Any,
     out: str | os.PathLike[str],
-    title: str = "A posterior and how far to trust it",
     fit: Fit | None = None,
     diagnosis: Diagnosis | None = None,
     comparison: Comparison | None = None,
-    name: str = "this posterior",
-    beside: Mapping[str, Any] | None = None,
-    held_out: tuple | None = None,
-    band: Band | None = None,
-    facts: Mapping[str, str] | None = None,
-    tables: Sequence[Table] = (),
-    log: Sequence[str] = (),
-    num_samples: int = 1000,
+    page: Page | None = None,
+    show: Show | None = None,
     **kwargs: Any,
 ) -> Path:
     """Writes `report.html`, one self-contained page, and `report.json`, from which `report_from` makes it again.
@@ -78,19 +70,12 @@ def report(
         posterior: What `infer` returned; a guide; a result of `nuts` or `refine`, or whatever else `draws` knows.
         args: The model's arguments, data included, as in training.
         out: The folder; made if need be.
-        title: Of the page.
         fit: What `fit` returned: steps, seconds and the trace of the bound; None for that of `infer`.
         diagnosis: What `diagnose` returned; None for that of `infer`, or to diagnose a guide now.
         comparison: What `compare` returned, with the reference, or None.
-        name: The posterior's name in the pictures.
-        beside: From a name to other posteriors to show beside this one, such as the reference.
-        held_out: All arguments with data that the posterior has not seen, for the calibration; None to judge it by the
-            data of training, and say so.
-        band: A line through input space along which to show the function.
-        facts: Further lines under "What was fitted".
-        tables: Further tables.
-        log: What was done, line by line; none for that of `infer`.
-        num_samples: Draws behind pictures and checks.
+        page: Title, and further facts, tables and lines of the log, as `Page(title="Rates")`.
+        show: What the pictures show: other posteriors beside this one, held-out data, a line through input space, as
+            `Show(held_out=(x_test, y_test))`.
         kwargs: The model's keyword arguments.
 
     Returns:
@@ -99,7 +84,7 @@ def report(
     Raises:
         ImportError: If matplotlib is not installed.
         TypeError: If a posterior is of no known kind.
-        ValueError: If samples do not fit the model, or `name` is also a name in `beside`.
+        ValueError: If samples do not fit the model, or held-out arguments hold no data.
 
     Example:
         >>> import tempfile, pyro, pyro.distributions as dist
@@ -111,35 +96,29 @@ def report(
         >>> report(model, exact, torch.ones(3), out=tempfile.mkdtemp()).name
         'report.html'
     """
-    if name in (beside or {}):
-        raise ValueError(f"name must differ from the names in beside; got {name!r} in both.")
+    page = take_moved("report", "page", page or Page(), kwargs)
+    show = take_moved("report", "show", show or Show(), kwargs)
     if Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"out must be a folder; {out} is a file.")
     style = pictures.style()  # an error without matplotlib, before any work
-    guide = getattr(posterior, "guide", None) or posterior
-    fit = getattr(posterior, "fit", None) if fit is None else fit
-    diagnosis = getattr(posterior, "diagnosis", None) if diagnosis is None else diagnosis
-    if diagnosis is None and is_guide(guide):
-        diagnosis = diagnose(model, guide, *args, fit=fit, **kwargs)
-    judge = posterior if hasattr(posterior, "verdict") else diagnosis
-    named = {name: posterior, **(beside or {})}
-    samples = {key: draws(value, *args, num_samples=num_samples, **kwargs) for key, value in named.items()}
-    subject = _Subject(model, args, kwargs, posterior, guide, samples, fit, diagnosis)
-    with style:
-        shown = dict(_pictures(subject, comparison, held_out, band))
-    checks = () if diagnosis is None else diagnosis.checks
-    content = {
-        "title": title,
-        "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        "verdict": "" if judge is None else judge.verdict,
-        "because": "" if judge is None else judge.because,
-        "verdict_on_guide": "" if diagnosis is None else diagnosis.verdict,
-        "checks": [{key: getattr(check, key) for key in ("name", "level", "reading", "remedy")} for check in checks],
-        "facts": list({**_facts(subject), **(facts or {}), "Versions": _versions()}.items()),
-        "tables": [asdict(table) for table in (*tables, *_comparison_tables(comparison))],
-        "pictures": shown,
-        "log": list(log or getattr(posterior, "log", ())),
-    }
+    with torch.no_grad():
+        subject = _subject(Bound(model, args, kwargs), posterior, show, fit, diagnosis)
+        with style:
+            shown = dict(_pictures(subject, comparison, show))
+        diagnosis = subject.diagnosis
+        judge, checks = subject.judge, () if diagnosis is None else diagnosis.checks
+        content = {
+            "title": page.title,
+            "created": datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+            "verdict": "" if judge is None else judge.verdict,
+            "because": "" if judge is None else judge.because,
+            "verdict_on_guide": "" if diagnosis is None else diagnosis.verdict,
+            "checks": [{k: getattr(check, k) for k in ("name", "level", "reading", "remedy")} for check in checks],
+            "facts": list({**_facts(subject), **(page.facts or {}), "Versions": _versions()}.items()),
+            "tables": [asdict(table) for table in (*page.tables, *_comparison_tables(comparison))],
+            "pictures": shown,
+            "log": list(page.log or getattr(posterior, "log", ())),
+        }
     return write_report(content, Path(out))
 
 
@@ -147,9 +126,7 @@ def report(
 class _Subject:
     """What a report is about: a model with its arguments, a posterior, and draws of all posteriors, its own first."""
 
-    model: Model
-    args: tuple
-    kwargs: dict[str, Any]
+    bound: Bound
     posterior: Any
     guide: Any
     samples: dict[str, dict[str, Tensor]]
@@ -160,33 +137,47 @@ class _Subject:
     def own(self) -> dict[str, Tensor]:
         return next(iter(self.samples.values()))
 
-    def predict(self, site: str, args: tuple, kwargs: dict[str, Any], samples: Mapping[str, Tensor]) -> Tensor:
-        """A site, sampled anew if it is observed, one for each draw."""
-        model, size = poutine.uncondition(self.model), _size(samples)
-        return predict(model, samples, *args, num_samples=size, return_sites=[site], **kwargs)[site]
+    @property
+    def judge(self) -> Any:
+        """Who has the verdict: what `infer` returned, or else a diagnosis; None where nobody has."""
+        return self.posterior if hasattr(self.posterior, "verdict") else self.diagnosis
 
-    def observed(self, args: tuple, kwargs: dict[str, Any]) -> tuple[str, Tensor] | None:
+    def observed(self, bound: Bound) -> tuple[str, Tensor] | None:
         """Name and data of the first observed site that can be sampled anew."""
-        trace = trace_one(self.model, {key: value[0] for key, value in self.own.items()}, args, kwargs)
+        trace = bound.trace_first(self.own)
         anew, found = predictive_nodes(trace, self.own), observed_nodes(trace, self.own)
         return next(((s, n["value"]) for s, n in found.items() if s in anew and n["value"].numel()), None)
 
 
-def _pictures(
-    subject: _Subject, comparison: Comparison | None, held_out: tuple | None, band: Band | None
-) -> Iterator[tuple[str, Picture]]:
+def _subject(bound: Bound, posterior: Any, show: Show, fit: Fit | None, diagnosis: Diagnosis | None) -> _Subject:
+    guide = getattr(posterior, "guide", None) or posterior
+    fit = getattr(posterior, "fit", None) if fit is None else fit
+    diagnosis = getattr(posterior, "diagnosis", None) if diagnosis is None else diagnosis
+    if diagnosis is None and is_guide(guide):
+        diagnosis = examine(bound.model, guide, bound.args, bound.kwargs, fit=fit).diagnosis
+    named, options = {show.name: posterior, **(show.beside or {})}, {"num_samples": show.num_samples, **bound.kwargs}
+    samples = {name: draws(value, *bound.args, **options) for name, value in named.items()}
+    return _Subject(bound, posterior, guide, samples, fit, diagnosis)
+
+
+def _sampled(site: str, bound: Bound, samples: Mapping[str, Tensor]) -> Tensor:
+    """A site, sampled anew if it is observed, one for each draw."""
+    return predict_at(bound.anew(), samples, return_sites=[site])[site]
+
+
+def _pictures(subject: _Subject, comparison: Comparison | None, show: Show) -> Iterator[tuple[str, Picture]]:
     """All that can be drawn, by kind, in the order in which to read it."""
     compared = () if comparison is None else comparison.names
     names = dict.fromkeys(name for name in (*subject.samples, *compared) if name != NOISE_FLOOR)
     colors = {name: f"C{order % 10}" for order, name in enumerate(names)}
+    bound, band = subject.bound, show.band
     if band is not None:
-        functions = {n: subject.predict(band.site, band.args, {}, one) for n, one in subject.samples.items()}
-        yield "band", pictures.draw_band(functions, band, colors)
-    observed = subject.observed(subject.args, subject.kwargs)
+        along = Bound(bound.model, band.args, {})
+        yield "band", pictures.draw_band(_of_all(subject, band.site, along), band, colors)
+    observed = subject.observed(bound)
     if observed is not None:
-        yield "calibration", _calibration(subject, observed[0], held_out, colors)
-        replicated = subject.predict(observed[0], subject.args, subject.kwargs, subject.own)
-        yield "check", pictures.draw_check(replicated, observed[1], observed[0])
+        yield "calibration", _calibration(subject, observed[0], show.held_out, colors)
+        yield "check", pictures.draw_check(_sampled(observed[0], bound, subject.own), observed[1], observed[0])
     if comparison is not None:
         yield "forest", pictures.draw_forest(comparison, colors)
     yield "marginals", pictures.draw_marginals(subject.samples, colors)
@@ -199,12 +190,16 @@ def _pictures(
         yield "loo", _loo(subject, weighted)
 
 
+def _of_all(subject: _Subject, site: str, bound: Bound) -> dict[str, Tensor]:
+    return {name: _sampled(site, bound, samples) for name, samples in subject.samples.items()}
+
+
 def _calibration(subject: _Subject, site: str, held_out: tuple | None, colors: Mapping[str, str]) -> Picture:
-    args, kwargs = (subject.args, subject.kwargs) if held_out is None else (held_out, {})
-    judged = subject.observed(args, kwargs)
+    bound = subject.bound if held_out is None else Bound(subject.bound.model, held_out, {})
+    judged = subject.observed(bound)
     if judged is None or judged[0] != site:
         raise ValueError(f"held_out must give data to site {site!r}, as the arguments of training do.")
-    replicated = {name: subject.predict(site, args, kwargs, one) for name, one in subject.samples.items()}
+    replicated = _of_all(subject, site, bound)
     return pictures.draw_calibration(replicated, judged[1], colors, held_out=held_out is not None)
 
 
@@ -212,8 +207,9 @@ def _weighted(subject: _Subject) -> WeightedDraws | None:
     """Draws of a guide that was diagnosed, so has a density, with their weights."""
     if subject.diagnosis is None or not is_guide(subject.guide):
         return None
-    options = {"num_samples": _WEIGHT_DRAWS, "what": "a report"}
-    return weighted_draws(subject.model, subject.guide, *subject.args, **options, **subject.kwargs)
+    bound = subject.bound
+    target = bind_to_weigh(bound.model, subject.guide, bound.args, bound.kwargs)
+    return draw_weighted(target, subject.guide, num_samples=_WEIGHT_DRAWS, what="a report")
 
 
 def _loo(subject: _Subject, weighted: WeightedDraws | None) -> Picture:
@@ -229,7 +225,7 @@ def _loo(subject: _Subject, weighted: WeightedDraws | None) -> Picture:
         nodes = observed_nodes(trace, samples).values()
         return torch.cat([pointwise_log_prob(node).flatten() for node in nodes])[:_MOST_LEFT_OUT]
 
-    likelihood = map_in_chunks(subject.model, samples, subject.args, subject.kwargs, collect=collect).T
+    likelihood = subject.bound.map(samples, collect).T
     if is_weighted:
         return pictures.draw_loo(*leave_out(likelihood, finite_log_weights(weighted.log_weights)), "guide")
     return pictures.draw_loo(*leave_out(likelihood), "moved" if source in ("guide", "moved") else "posterior")
@@ -248,7 +244,8 @@ def _facts(subject: _Subject) -> dict[str, str]:
     """What was fitted, to what, by what, as far as that is known."""
     posterior, guide, fit, diagnosis = subject.posterior, subject.guide, subject.fit, subject.diagnosis
     described = guide.describe() if hasattr(guide, "describe") else type(guide).__name__
-    facts = {"Posterior": described, "Model": getattr(subject.model, "__name__", repr(subject.model))[:300]}
+    model = subject.bound.model
+    facts = {"Posterior": described, "Model": getattr(model, "__name__", repr(model))[:300]}
     if fit is not None:
         skipped = f", {fit.num_skipped} skipped" if fit.num_skipped else ""
         facts["Training"] = f"{fit.num_steps} steps in {fit.seconds:.1f} s ({fit.stopped_because}{skipped})"
@@ -258,7 +255,9 @@ def _facts(subject: _Subject) -> dict[str, str]:
             f"sample size {diagnosis.ess:.0f} of {diagnosis.num_draws} draws, in {diagnosis.seconds:.1f} s"
         )
     if hasattr(posterior, "source"):
-        facts["Draws"] = f"{_size(posterior.samples)}, {_SOURCES.get(posterior.source, posterior.source)}"
+        facts["Draws"] = (
+            f"{len(next(iter(posterior.samples.values())))}, {_SOURCES.get(posterior.source, posterior.source)}"
+        )
     if hasattr(posterior, "log_evidence"):
         facts["Log evidence"] = f"{posterior.log_evidence:.2f} ± {posterior.log_evidence_error:.2f} nats"
     if hasattr(posterior, "max_function_rhat"):
@@ -268,8 +267,7 @@ def _facts(subject: _Subject) -> dict[str, str]:
         )
     if hasattr(posterior, "seconds"):
         facts["Time in all"] = f"{posterior.seconds:.1f} s"
-    arguments = name_arguments(subject.model, subject.args, subject.kwargs)
-    data = [f"{name}: {_shape(value)}" for name, value in arguments.items() if isinstance(value, Tensor)]
+    data = [f"{name}: {_shape(value)}" for name, value in subject.bound.arguments.items() if isinstance(value, Tensor)]
     return facts | ({"Data": "; ".join(data)} if data else {})
 
 
@@ -285,7 +283,3 @@ def _versions() -> str:
 
 def _shape(value: Tensor) -> str:
     return f"{' × '.join(map(str, value.shape)) or 'one number'}, {str(value.dtype).removeprefix('torch.')}"
-
-
-def _size(samples: Mapping[str, Tensor]) -> int:
-    return next(iter(samples.values())).shape[0]

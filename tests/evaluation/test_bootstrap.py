@@ -8,11 +8,10 @@ from pyro_hypernet.evaluation.bootstrap import (
     ResampledTarget,
     class_replicates,
     interval,
-    mmd_replicates,
     resampled_counts,
     shuffled_blocks,
 )
-from pyro_hypernet.evaluation.distances import mmd_squared, sd_ratio, wasserstein_over_sd
+from pyro_hypernet.evaluation.distances import mmd_replicates, mmd_squared, sd_ratio, wasserstein_over_sd
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
 
 

@@ -99,7 +99,7 @@ def test_guides_get_their_elbo_and_anybody_their_seconds():
         return prediction() if y is None else one_weight(y)
 
     exact = guide_of_width(1.0)
-    table = compare({"exact": exact, "nuts": reference}, reference, both, train_args=(Y,), seconds={"exact": 2})
+    table = compare({"exact": exact, "nuts": reference}, reference, both, train_args=(Y,)).with_seconds({"exact": 2})
     assert table.row("exact")["elbo"] == pytest.approx(LOG_EVIDENCE, abs=1e-4)
     assert table.row("exact")["elbo_error"] < 1e-4
     assert table.row("exact")["seconds"] == 2
@@ -115,7 +115,7 @@ def test_the_reference_may_be_a_result_with_samples_and_the_posterior_a_guide():
 
 def test_the_table_reads_well():
     reference = {"slope": torch.randn(200)}
-    table = compare({"one": reference, "another": reference}, reference, line, X, seconds={"one": 12.345})
+    table = compare({"one": reference, "another": reference}, reference, line, X).with_seconds({"one": 12.345})
     lines = str(table).splitlines()
     assert lines[0].split() == ["W1/sd", "sd", "ratio", "MMD²", "seconds"]
     assert [line.split("  ")[0] for line in lines[1:4]] == ["one", "another", NOISE_FLOOR]
@@ -233,7 +233,6 @@ def test_to_dataframe(monkeypatch):
         ({"posteriors": {NOISE_FLOOR: {"slope": torch.zeros(5)}}}, "posteriors must name at least one"),
         ({"canonical": True}, "canonical=True needs the model's arguments with data"),
         ({"num_bootstrap": -1}, "num_bootstrap must be 0 or more; got -1"),
-        ({"seconds": {"b": 1.0}}, r"seconds names \['b'\]"),
         ({"reference": {"slope": torch.zeros(3)}}, "The reference must have at least four draws"),
         ({"reference": {"other": torch.zeros(30)}}, "Samples hold site 'other'"),
     ],
@@ -244,6 +243,21 @@ def test_errors(options, message):
     arguments = {**defaults, **options}
     with pytest.raises(ValueError, match=message):
         compare(arguments.pop("posteriors"), arguments.pop("reference"), line, X, **arguments)
+
+
+def test_seconds_may_still_be_given_to_compare():
+    reference = {"slope": torch.randn(50)}
+    arguments = ({"a": reference}, reference, line, X)
+    with pytest.warns(
+        FutureWarning, match=r"compare have moved: seconds. It is now compare\(...\).with_seconds"
+    ) as told:
+        table = compare(*arguments, num_bootstrap=0, seconds={"a": 2})
+    assert told[0].filename == __file__
+    assert (table.row("a")["seconds"], "seconds" in table.row("a", "slope")) == (2, False)
+    with pytest.raises(ValueError, match=r"seconds names \['b'\]; the posteriors are \['a'\]"):
+        table.with_seconds({"b": 1.0})
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=r"seconds names \['b'\]"):
+        compare(*arguments, seconds={"b": 1.0})
 
 
 def test_a_model_without_function_and_observation_is_refused():

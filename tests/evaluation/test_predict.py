@@ -9,8 +9,9 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_hypernet.evaluation.predict import log_likelihood, predict
+from pyro_hypernet.evaluation.predict import log_likelihood, predict, predict_at
 from pyro_hypernet.model.traces import count_bytes
+from pyro_hypernet.target import Bound
 from tests.evaluation.conjugate import line
 from tests.seeds import seed
 from tests.small_models import Network, linear, linear_data, subsampled, with_switch
@@ -211,9 +212,20 @@ def test_sampling_under_vmap_does_not_warn():
         assert predict(linear, {"slope": torch.randn(1000, 2), "noise": torch.ones(1000)}, x)["y"].shape == (1000, 30)
 
 
+def test_a_bound_model_samples_anew_what_it_observes():
+    bound, samples = Bound(line, (X,), {"y": torch.zeros(6)}), {"slope": torch.randn(50)}
+    given, anew = (predict_at(one, samples) for one in (bound, bound.anew()))
+    torch.testing.assert_close(given["f"], samples["slope"][:, None] * X)
+    torch.testing.assert_close(anew["f"], given["f"])
+    assert (given["y"] == 0).all()
+    assert (anew["y"] != 0).all()
+    assert list(bound.arguments) == ["x", "y"]
+    assert bound.trace_first(samples).nodes["slope"]["value"] == samples["slope"][0]
+
+
 def test_many_chunks_run_as_a_graph_with_fresh_noise(monkeypatch):
     """Twenty chunks of 50 draws and a rest of 7: the same functions as in one piece, and no noise comes twice."""
-    from pyro_hypernet import traces as module
+    from pyro_hypernet.model import traces as module
 
     calls = []
     run_one = module.trace_one

@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_hypernet.evaluation.comparison import Comparison
+from pyro_hypernet.evaluation.compare import Comparison
 
 NASTY = "<script>alert('x')</script> $cost_{ & \"quoted\" %"
 

@@ -7,7 +7,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from pyro_hypernet.evaluation.comparison import CANONICAL_SPACE, FUNCTION, FUNCTION_SPACE, WEIGHT_SPACE, Comparison
+from pyro_hypernet.evaluation.compare import CANONICAL_SPACE, FUNCTION, FUNCTION_SPACE, WEIGHT_SPACE, Comparison
 from pyro_hypernet.output.forest import forest
 
 

@@ -24,7 +24,7 @@ from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.output.page import FILE_NAME, render
-from pyro_hypernet.output.report import Band, Table, report, report_from
+from pyro_hypernet.output.report import Band, Page, Show, Table, report, report_from
 from pyro_hypernet.train.fit import fit
 from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
@@ -60,7 +60,6 @@ def folder(tmp_path_factory):
         x,
         y,
         out=out,
-        title=NASTY,
         fit=trained,
         diagnosis=Diagnosis(
             "do not trust it",
@@ -69,14 +68,14 @@ def folder(tmp_path_factory):
             khat=1.25,
         ),
         comparison=compare({NASTY: guide}, reference, model, x, train_args=(x, y), num_samples=100, num_bootstrap=20),
-        name=NASTY,
-        beside={"reference": reference},
-        held_out=(x[::2], y[::2]),
-        band=Band(NASTY, x[:, 0], (x,), data=(x[:, 0], y)),
-        facts={"Inputs": NASTY},
-        tables=[Table(NASTY, ("", NASTY), ((NASTY, "1"),))],
-        log=[NASTY],
-        num_samples=100,
+        page=Page(NASTY, {"Inputs": NASTY}, [Table(NASTY, ("", NASTY), ((NASTY, "1"),))], [NASTY]),
+        show=Show(
+            NASTY,
+            beside={"reference": reference},
+            held_out=(x[::2], y[::2]),
+            band=Band(NASTY, x[:, 0], (x,), data=(x[:, 0], y)),
+            num_samples=100,
+        ),
     )
     assert page == out / "report.html"
     return out
@@ -137,7 +136,7 @@ def test_bad_names_do_nothing_in_chromium(tmp_path, width):
 
 
 def test_a_guide_is_diagnosed_where_nobody_has(tmp_path):
-    report(one_weight, guide_of_width(1.0), Y, out=tmp_path, num_samples=50)
+    report(one_weight, guide_of_width(1.0), Y, out=tmp_path, show=Show(num_samples=50))
     content = content_of(tmp_path)
     assert content["verdict"] == "use it"
     assert float(content["pictures"]["weights"]["khat"]) < 0.5
@@ -156,7 +155,7 @@ def test_leaving_out_is_corrected_for_the_guide(tmp_path, kind):
     posterior = {"guide": guide, "draws": samples}.get(kind)
     if posterior is None:
         posterior = SimpleNamespace(guide=guide, samples=samples, source=kind)
-    report(one_weight, posterior, Y, out=tmp_path, num_samples=1000)
+    report(one_weight, posterior, Y, out=tmp_path)
     shown = content_of(tmp_path)["pictures"]["loo"]
     corrected = kind in ("guide", "resampled")
     assert shown["source"] == {"moved": "moved"}.get(kind, "guide" if corrected else "posterior")
@@ -243,9 +242,25 @@ def test_errors(tmp_path):
     x, y = linear_data()
     samples = {"slope": torch.randn(20, 2), "noise": torch.rand(20)}
     with pytest.raises(ValueError, match="name must differ from the names in beside"):
-        report(linear, samples, x, y, out=tmp_path, name="a", beside={"a": samples})
+        Show("a", beside={"a": samples})
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="out must be a folder"):
         report(linear, samples, x, y, out=tmp_path / "file")
     with pytest.raises(ValueError, match="held_out must give data to site 'y'"):
-        report(linear, samples, x, y, out=tmp_path, held_out=(x,))
+        report(linear, samples, x, y, out=tmp_path, show=Show(held_out=(x,)))
+
+
+def test_options_that_have_moved_work_on(tmp_path):
+    samples = {"mean": torch.randn(40)}
+    old = {"title": "Rates", "facts": {"Unit": "nats"}, "log": ["done"], "name": "mine", "beside": {"other": samples}}
+    with pytest.warns(FutureWarning, match="Options of report have moved") as told:
+        report(one_weight, samples, Y, out=tmp_path, **old, num_samples=20)
+    assert {warning.filename for warning in told} == {__file__}
+    assert "page=Page(title='Rates', facts={'Unit': 'nats'}, log=['done'])" in str(told[0].message)
+    assert "show=Show(name='mine', beside=" in str(told[1].message)
+    content = content_of(tmp_path)
+    assert (content["title"], content["log"]) == ("Rates", ["done"])
+    assert ["Unit", "nats"] in content["facts"]
+    assert content["pictures"]["marginals"]["names"] == "mine and other"
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="name must differ"):
+        report(one_weight, samples, Y, out=tmp_path, name="a", beside={"a": samples})
