@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.culprits import is_numerical
+from pyro_hypernet.model.batched import grad_and_value
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.vectorize import MODES, Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one
+from pyro_hypernet.model.vectorize import MODES, Vectorized
 
 # Runs of a model that may raise at draws of its prior.
 _ATTEMPTS = 100

@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.graphs.culprits import is_numerical
-from pyro_hypernet.model.vectorize import Model, Vectorized, trace_one
+from pyro_hypernet.model.single_run import Model, trace_one
+from pyro_hypernet.model.vectorize import Vectorized
 
 # Memory for one chunk's intermediate results.
 MAX_BYTES = 2**28

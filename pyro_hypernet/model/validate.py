@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, Site, minibatch_plates
-from pyro_hypernet.model.vectorize import Model, outside_of_pyro, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one
 
 # Supports of finite volume; and the masked places of a site that are looked at.
 _WITH_ENDS = (

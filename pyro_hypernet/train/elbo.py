@@ -16,10 +16,12 @@ from pyro.poutine.trace_struct import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.vectorize import MODES, TRANSPARENT, Model, describe_shapes, outside_of_pyro
+from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro
+from pyro_hypernet.model.vectorize import MODES
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.notices import warn_once
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
-from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.asked import Asked, put_in_place
 from pyro_hypernet.train.batches import Batches

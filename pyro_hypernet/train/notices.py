@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pyro_hypernet.graphs.culprits import first_line
+
 Result = TypeVar("Result")
 # Shorter fits are trials, of which nobody expects to have arrived.
 _LEAST_STEPS = 2000
@@ -103,8 +105,7 @@ def keep_going(function: Callable[[], Result], default: Result, what: str) -> Re
     try:
         return function()
     except Exception as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        warnings.warn(f"{what} failed: {text} What was reached before is kept.", stacklevel=3)
+        warnings.warn(f"{what} failed: {first_line(error)} What was reached before is kept.", stacklevel=3)
         return default
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers, why_no_script
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.vectorize import Model, describe_shapes
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.elbo import MAX_DISCREPANCY, VectorizedELBO
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import name_arguments
-from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.train.anneal import Annealing, TemperedModel
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
@@ -160,9 +161,8 @@ class Trainer:
             raise ValueError(f"{where}: it holds no data. Leave empty batches out. {kept}") from error
         cause = find_error(self.model, self.guide, batch) or error
         kind = ValueError if isinstance(cause, (ValueError, IndexError)) else RuntimeError
-        text = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
         raise kind(
-            f"{where}: {text} Look at the data of this batch and what the model makes of them. {kept}"
+            f"{where}: {first_line(cause)} Look at the data of this batch and what the model makes of them. {kept}"
         ) from cause
 
 
