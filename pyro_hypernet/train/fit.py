@@ -221,7 +221,7 @@ def _fit(
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
     _check_traits(traits, batches, asked.plan.rejection)
-    elbo._prepare(model, guide, batches.first, {})
+    elbo.prepare(model, guide, batches.first, {})
     start = time.perf_counter()
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
     trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps)
@@ -250,8 +250,8 @@ def _fit(
         seconds=time.perf_counter() - start,
         num_skipped=run.num_skipped,
         stopped_because=stopped_because,
-        gradient="path" if elbo._is_path(guide) and trainer.stepper.elbo._is_path(guide) else "total",
-        mode=elbo._log_joint.mode,
+        gradient="path" if elbo.is_path(guide) and trainer.stepper.elbo.is_path(guide) else "total",
+        mode=elbo.log_joint.mode,
         compile=trainer.stepper.compile,
         compile_reason=trainer.stepper.reason,
         acceptance=guide.rejection.rate if chosen else 1.0,
@@ -327,7 +327,7 @@ def _choose_annealing(
     asked: str | float, planned: float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
 ) -> Annealing | None:
     # Of its own accord only in a first fit, of a model without parameters of its own.
-    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo._params) else planned
+    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo.params) else planned
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
@@ -340,10 +340,10 @@ def _rejects(
     elbo: VectorizedELBO,
 ) -> bool:
     """Whether draws are to be chosen after the fit."""
-    if elbo._params or rejection != "auto":
-        return rejection is not None and not elbo._params
+    if elbo.params or rejection != "auto":
+        return rejection is not None and not elbo.params
     has_all_data = batches.is_fixed and not traits.noise
-    return has_all_data and elbo._log_joint.mode != "loop" and guide.suits_rejection(batches.first, kwargs)
+    return has_all_data and elbo.log_joint.mode != "loop" and guide.suits_rejection(batches.first, kwargs)
 
 
 def _choose_draws(

@@ -199,7 +199,7 @@ class Stepper:
 
     def _advance(self, batch: tuple) -> None:
         """Moves on to a faster stage if that pays."""
-        if self.elbo._log_joint.mode != "graph" and self._plan.stage == "off" and self._plan.goal != "off":
+        if self.elbo.log_joint.mode != "graph" and self._plan.stage == "off" and self._plan.goal != "off":
             self._plan.settle("off")
             self.reason = "the model cannot be captured as a graph"
         size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0

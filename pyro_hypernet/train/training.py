@@ -59,13 +59,13 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.elbo, self.annealing, self.num_steps = elbo, annealing, num_steps
-        self.parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+        self.parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
         self.is_ragged = False
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
         self.is_noisy = bool(traits.noise)
         is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
-        self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo._params
+        self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo.params
         self.least_loss = -math.inf
         if traits.is_discrete:
             self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
@@ -125,7 +125,7 @@ class Trainer:
         row = w[bad.nonzero()[0, 0]]
         if not bool(row.isfinite().all()):
             return "the guide's own draws"
-        terms = self.elbo._log_joint.site_log_probs(row, *batch)
+        terms = self.elbo.log_joint.site_log_probs(row, *batch)
         names = [name for name, value in terms.items() if not math.isfinite(float(value))]
         return "the density of site " + ", ".join(map(repr, names)) if names else "the density of the guide"
 
@@ -147,7 +147,7 @@ class Trainer:
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
         model, old = TemperedModel(self.model), self.elbo
         elbo = VectorizedELBO(**{**old.options, "num_particles": old.num_particles})
-        elbo._prepare(model, self.guide, model.arguments(1.0, batch), {})
+        elbo.prepare(model, self.guide, model.arguments(1.0, batch), {})
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 
     def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:

@@ -312,7 +312,7 @@ def test_clip_bounds_the_step_of_a_steep_start(is_fused):
     """Adam divides by the gradient's own size, so clipping shows in its first moment, a tenth of what it is given."""
     guide = AutoHypernet(regression, "identity", "full").setup(X, Y)
     elbo, parameters = VectorizedELBO(), FlatParameters(list(guide.parameters()))
-    elbo._prepare(regression, guide, (X, Y), {})
+    elbo.prepare(regression, guide, (X, Y), {})
     step = Stepper(regression, guide, elbo, parameters, compile="off", num_steps=1, is_fixed=True)((X, Y))
     assert step.norm > 1
     run = Optimiser(parameters.vectors, 10, Optim(0.01, warmup=0.0, clip=0.5, keep="last"))
