@@ -199,8 +199,6 @@ TO_BE_MENDED = {
     "pyro_hypernet.cli.read_diabetes": "to be mended",
     "pyro_hypernet.guide.copies.needs_its_model": "to be mended",
     "pyro_hypernet.sample.collapsed.Collapsed": "to be mended",
-    "pyro_hypernet.train.elbo.Estimate": "to be mended",
-    "pyro_hypernet.train.optimiser.Schedule": "to be mended",
     "pyro_hypernet.sample.tempering.effective_number": "to be mended",
     "pyro_hypernet.jobs.job.make_model": "to be mended",
     "pyro_hypernet.maps.bijection.Inverse": "to be mended",

@@ -18,13 +18,13 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.anneal import Annealing
-from pyro_hypernet.train.asked import Asked, put_in_place
+from pyro_hypernet.train.asked import Asked, check, check_restarts, check_traits, put_in_place, warn_of_scales
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.notices import after_fit, keep_going, warn_once
-from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
+from pyro_hypernet.train.notices import after_fit, keep_going
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies
 from pyro_hypernet.train.step import Step
-from pyro_hypernet.train.training import REMEDY, Trainer, copies
+from pyro_hypernet.train.training import REMEDY, Trainer
 from pyro_hypernet.train.traits import Traits, find_traits
 from pyro_hypernet.train.verification import verify
 
@@ -135,10 +135,10 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check(guide, num_steps, elbo, plan)
+    check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)
-    _check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
+    check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
     batches, kwargs = Batches(args), dict(kwargs or {})
     guide.reject(None)
     if num_restarts > 1:
@@ -178,8 +178,8 @@ def best_start(
         TypeError: As `fit`.
         ValueError: As `fit`.
     """
-    _check(guide, num_steps, elbo)
-    _check_restarts(num_restarts, most=math.inf)
+    check(guide, num_steps, elbo)
+    check_restarts(num_restarts, most=math.inf)
     batches, kwargs = Batches(args), dict(kwargs or {})
     # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
     asked = Asked(
@@ -220,7 +220,7 @@ def _fit(
     if kwargs:
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
-    _check_traits(traits, batches, asked.plan.rejection)
+    check_traits(traits, batches, asked.plan.rejection)
     elbo.prepare(model, guide, batches.first, {})
     start = time.perf_counter()
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
@@ -282,7 +282,7 @@ def _train(
             step, batch = trainer.step(number)
             run.clips_outliers = trainer.is_ragged
             if number == 1:
-                _warn_of_scales(trainer, traits)
+                warn_of_scales(trainer.guide, trainer.batches, traits)
             run.step(step)
             if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
                 trouble = _find_trouble(trainer, step, batch)
@@ -361,63 +361,3 @@ def _choose_draws(
     except Exception as error:
         warnings.warn(f"Every draw of the guide is kept, for choosing failed: {error}", stacklevel=3)
         return None, None
-
-
-def _check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
-    if not isinstance(guide, AutoHypernet):
-        raise TypeError(
-            f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
-            "takes VectorizedELBO too."
-        )
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
-    if elbo is not None and not isinstance(elbo, VectorizedELBO):
-        raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
-    if plan is not None and not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
-    _refuse_groups()
-
-
-def _check_restarts(num_restarts: int, *, most: float) -> None:
-    if not isinstance(num_restarts, int) or not 1 <= num_restarts <= most:
-        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
-
-
-def _refuse_groups() -> None:
-    """Raises where several processes would each train a guide of its own."""
-    group = torch.distributed
-    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-        raise RuntimeError(
-            f"fit trains in one process, and this is one of a group of {group.get_world_size()}, which would end with "
-            "as many different guides. Fit before torch.distributed.init_process_group, or in a process of its own, "
-            "and hand the guide on by save and load."
-        )
-
-
-def _check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:
-    """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
-    is_several = batches.length is not None and batches.length > 1
-    if traits.is_unscaled and is_several:
-        raise ValueError(_spell_unscaled(traits, batches))
-    if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
-        why, spelt = traits.noise or "args gives minibatches", rejection[0] if len(rejection) == 1 else rejection
-        raise ValueError(
-            f"rejection={spelt} needs the same density of all data at every call, but {why}. Pass all data as "
-            "one tuple, without subsample_size, or leave rejection out."
-        )
-
-
-def _spell_unscaled(traits: Traits, batches: Batches) -> str:
-    count, size = "several" if batches.length is None else batches.length, batches.spell_size()
-    return (
-        f"args gives {count} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
-        "minibatch once (scale 1): the posterior would be that of one minibatch, far too wide. Scale it to all data: "
-        f"bayesianize(..., num_data={size}), or pyro.plate(..., size={size}, subsample_size=len(x))."
-    )
-
-
-def _warn_of_scales(trainer: Trainer, traits: Traits) -> None:
-    """At the second step: says what is not certain before, or not certainly wrong."""
-    batches = trainer.batches
-    if not batches.is_fixed and batches.number > 0 and traits.unscaled:
-        warn_once(trainer.guide, "not scaled", _spell_unscaled(traits, batches), stacklevel=4)

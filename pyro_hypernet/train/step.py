@@ -38,7 +38,7 @@ class Step:
 
     Attributes:
         loss: Minus the bound in nats.
-        discrepancy: That of the estimate, see `elbo.Estimate`.
+        discrepancy: That of the estimate, see `estimate.Estimate`.
         norm: Of the whole gradient.
         gradients: The gradient, one vector for every vector of `FlatParameters`.
         particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`; None where there are
@@ -129,28 +129,28 @@ class Stepper:
         self.reason = "as asked for"
         self._graphs: dict[Any, Captured] = {}
         self._counts: Counter[Any] = Counter()
-        self._plan = _Plan(compile, num_steps)
+        self._stages = _Stages(compile, num_steps)
         if elbo.mode != "graph":
-            self._plan.settle("off")
+            self._stages.settle("off")
             self.reason = f'mode="{elbo.mode}" captures nothing'
 
     @property
     def compile(self) -> str:
         """What is in use: "off", "graph" or "inductor"."""
-        return self._plan.stage
+        return self._stages.stage
 
     def __call__(self, batch: tuple) -> Step:
         """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
         start = time.perf_counter()
-        captured = None if self._plan.settled and self._plan.stage == "off" else self._captured(batch)
+        captured = None if self._stages.settled and self._stages.stage == "off" else self._captured(batch)
         outputs = self._run(*batch) if captured is None else captured(batch)
         step = self._step(outputs)
         if step.discrepancy > MAX_DISCREPANCY:
             self.elbo.distrust(self.guide, step.discrepancy)
             self._start_again()
             return self(batch)
-        if not self._plan.settled:
-            self._plan.note(time.perf_counter() - start)
+        if not self._stages.settled:
+            self._stages.note(time.perf_counter() - start)
             self._advance(batch)
         return step
 
@@ -163,8 +163,8 @@ class Stepper:
     def _start_again(self) -> None:
         """Forgets the graphs of another gradient."""
         self._graphs.clear()
-        if self._plan.stage == "inductor":
-            self._plan.settle("graph")
+        if self._stages.stage == "inductor":
+            self._stages.settle("graph")
             self.reason = "path gradients were given up after compiling"
 
     def _run(self, *batch: Any) -> tuple[Any, ...]:
@@ -173,15 +173,12 @@ class Stepper:
         gradients = self.parameters.gather(
             torch.autograd.grad(estimate.surrogate, self.parameters.leaves, allow_unused=True)
         )
-        norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        stats = torch.stack([estimate.loss.double(), estimate.discrepancy.double(), norm])
-        return stats, *gradients, estimate.w, estimate.log_p, estimate.log_q
+        return estimate.numbers(gradients), *gradients, estimate.w, estimate.log_p, estimate.log_q
 
     @staticmethod
     def _step(outputs: tuple[Any, ...]) -> Step:
-        stats, *gradients, w, log_p, log_q = outputs
-        return Step(*stats.tolist(), gradients, (w, log_p, log_q))
+        numbers, *gradients, w, log_p, log_q = outputs
+        return Step(*numbers.tolist(), gradients, (w, log_p, log_q))
 
     def _captured(self, batch: tuple) -> Captured | None:
         """The graph for a batch, where there is one, or is to be one: what comes once is not captured."""
@@ -193,26 +190,26 @@ class Stepper:
         if len(self._counts) >= _MAX_COUNTED:
             self._counts.clear()
         self._counts[key] += 1
-        if key is None or self._plan.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
+        if key is None or self._stages.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
             return None
         return self._capture(key, batch)
 
     def _advance(self, batch: tuple) -> None:
         """Moves on to a faster stage if that pays."""
-        if self.elbo.log_joint.mode != "graph" and self._plan.stage == "off" and self._plan.goal != "off":
-            self._plan.settle("off")
+        if self.elbo.log_joint.mode != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
+            self._stages.settle("off")
             self.reason = "the model cannot be captured as a graph"
         size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
-        goal, why = self._plan.next(size, len(self._counts))
+        goal, why = self._stages.next(size, len(self._counts))
         self.reason = why or self.reason
         if goal is None:
             return
-        if self._plan.stage == "off":
-            self._plan.stage = "graph"
+        if self._stages.stage == "off":
+            self._stages.stage = "graph"
             key = describe_shapes(batch)
             if key is None:
                 self._fall_back("an argument is neither a tensor nor a plain value")
-            elif self._plan.is_auto and self._counts[key] < 2:
+            elif self._stages.is_auto and self._counts[key] < 2:
                 return  # it is captured when it comes again
             elif self._capture(key, batch) is None:
                 return
@@ -233,7 +230,7 @@ class Stepper:
         return captured
 
     def _fall_back(self, reason: str) -> None:
-        self._plan.settle("off")
+        self._stages.settle("off")
         self._graphs.clear()
         self.reason = reason
 
@@ -244,7 +241,7 @@ class Stepper:
             return
         on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
         if on_cpu and not has_compiler():
-            self._plan.settle("graph")
+            self._stages.settle("graph")
             self.reason = "no C++ compiler was found"
             return
         before, inputs = captured.run, captured.inputs(batch)
@@ -256,23 +253,23 @@ class Stepper:
             captured.check(batch)
         except RuntimeError as error:
             captured.run = before
-            self._plan.settle("graph")
+            self._stages.settle("graph")
             self.reason = str(error)
             return
-        self._plan.stage = "inductor"
-        if self._plan.is_auto:
+        self._stages.stage = "inductor"
+        if self._stages.is_auto:
             with same_random_numbers(self.parameters.leaves):
                 seconds = [_time(captured, batch, run) for run in (before, compiled)]
             if seconds[1] > seconds[0]:
                 captured.run = before
-                self._plan.settle("graph")
+                self._stages.settle("graph")
                 self.reason = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
                 return
-        self._plan.settle("inductor")
+        self._stages.settle("inductor")
 
 
-class _Plan:
-    """What to run now and what to move on to: weighs the time of compiling against the steps that are left."""
+class _Stages:
+    """From "off" to "graph" to "inductor", as far as what the steps left would save is worth the time that it takes."""
 
     def __init__(self, compile: str, num_steps: int) -> None:
         self.is_auto = compile == "auto"

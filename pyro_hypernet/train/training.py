@@ -3,11 +3,10 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.culprits import first_line
+from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import name_arguments
@@ -157,31 +156,10 @@ class Trainer:
     def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
         where = f"Step {number} of fit failed at {self.batches.spell(batch)}"
         kept = "The guide keeps what it had learnt."
-        if any(leaf.dim() and len(leaf) == 0 for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)):
+        if any(leaf.dim() and len(leaf) == 0 for leaf in tensors_in(batch)):
             raise ValueError(f"{where}: it holds no data. Leave empty batches out. {kept}") from error
         cause = find_error(self.model, self.guide, batch) or error
         kind = ValueError if isinstance(cause, (ValueError, IndexError)) else RuntimeError
         raise kind(
             f"{where}: {first_line(cause)} Look at the data of this batch and what the model makes of them. {kept}"
         ) from cause
-
-
-def copies(vectors: list[Tensor]) -> list[Tensor]:
-    """Copies of parameters.
-
-    Args:
-        vectors: The parameters.
-    """
-    return [vector.detach().clone() for vector in vectors]
-
-
-@torch.no_grad()
-def put(vectors: list[Tensor], values: list[Tensor]) -> None:
-    """Sets parameters.
-
-    Args:
-        vectors: The parameters.
-        values: What they are to be.
-    """
-    for vector, value in zip(vectors, values, strict=True):
-        vector.copy_(value)

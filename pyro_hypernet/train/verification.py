@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers
+from pyro_hypernet.train.optimiser import copies, put
 from pyro_hypernet.train.step import Step, Stepper
-from pyro_hypernet.train.training import Trainer, copies, put
+from pyro_hypernet.train.training import Trainer
 
 # One in so many steps is made once more, and these at least; up to one in twenty where minibatches make noise: all
 # those of a pass, and of a model that draws them itself so many.
