@@ -67,12 +67,17 @@ def culprit(error: BaseException) -> str:
     return "something that runs within it"
 
 
-def warn_caller(message: str) -> None:
-    """Warns at the first line outside of the package and of torch."""
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the user's line, the first outside of the package, Pyro and torch.
+
+    Args:
+        message: The warning.
+        category: Its kind.
+    """
     level, frame = 1, sys._getframe()
-    while frame is not None and _file(frame).startswith((_OWN, _TORCH)):
+    while frame is not None and _file(frame).startswith((_OWN, _PYRO, _TORCH)):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

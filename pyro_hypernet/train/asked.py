@@ -1,12 +1,12 @@
 """What a fit is asked to do, what of that it refuses, and where options went that were once its own."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
+from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.train.batches import Batches
@@ -63,9 +63,7 @@ def put_in_place(asked: Asked, moved: Mapping[str, Any]) -> tuple[Asked, int]:
     ]
     if "num_restarts" in moved:
         now.append("best_start(model, guide, args) before it")
-    warnings.warn(
-        f"Options of fit have moved: {', '.join(moved)}. It is now {', '.join(now)}.", FutureWarning, stacklevel=3
-    )
+    warn_caller(f"Options of fit have moved: {', '.join(moved)}. It is now {', '.join(now)}.", FutureWarning)
     elbo = VectorizedELBO(**{**asked.elbo.options, **given["elbo"]})
     asked = Asked(elbo, replace(asked.optim, **given["optim"]), replace(asked.plan, **given["plan"]))
     return asked, moved.get("num_restarts", 1)
@@ -129,4 +127,4 @@ def _spell_unscaled(traits: Traits, batches: Batches) -> str:
 def warn_of_scales(guide: AutoHypernet, batches: Batches, traits: Traits) -> None:
     """At the second step: says what is not certain before, or not certainly wrong."""
     if not batches.is_fixed and batches.number > 0 and traits.unscaled:
-        warn_once(guide, "not scaled", _spell_unscaled(traits, batches), stacklevel=4)
+        warn_once(guide, "not scaled", _spell_unscaled(traits, batches))

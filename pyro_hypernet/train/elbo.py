@@ -194,7 +194,6 @@ class VectorizedELBO(ELBO):
             f"The guide's density by the inverse of its map is off by {discrepancy:.2g} standard deviations of log q, "
             "which is rounding: training goes on with total gradients, which do without the inverse and are noisier. "
             'Use float64, another structure, or gradient="total" from the start.',
-            stacklevel=4,
         )
 
     def _trusted(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> Estimate:

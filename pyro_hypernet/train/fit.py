@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +12,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
@@ -356,8 +356,8 @@ def _choose_draws(
         return None, "interrupted"
     except ValueError as error:  # no weight is finite
         if is_asked:
-            warnings.warn(f"Every draw of the guide is kept: {error}", stacklevel=3)
+            warn_caller(f"Every draw of the guide is kept: {error}")
         return None, None
     except Exception as error:
-        warnings.warn(f"Every draw of the guide is kept, for choosing failed: {error}", stacklevel=3)
+        warn_caller(f"Every draw of the guide is kept, for choosing failed: {error}")
         return None, None
