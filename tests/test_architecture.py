@@ -194,7 +194,6 @@ def test_a_run_within_handlers_is_found():
 
 # Public definitions that no other module uses and nobody can import from the package: its dotted name to why it stands.
 TO_BE_MENDED = {
-    "pyro_hypernet.model.announce.is_announced": "to be mended",
     "pyro_hypernet.cli.main": "the entry point of the command",
     "pyro_hypernet.cli.read_diabetes": "to be mended",
     "pyro_hypernet.guide.copies.needs_its_model": "to be mended",

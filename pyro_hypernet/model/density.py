@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.model.batched import grad_and_value
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_one
 from pyro_hypernet.model.vectorize import MODES, Vectorized
 
 # Runs of a model that may raise at draws of its prior.
@@ -168,15 +168,9 @@ class LogJoint:
             A dict from name to the unconstrained leaf tensor that an optimiser steps.
         """
         values = self.layout.constrain(w.detach())[0]
-        with (
-            torch.no_grad(),
-            outside_of_pyro(),
-            poutine.trace(param_only=True) as capture,
-            pyro.validation_enabled(False),
-        ):
-            trace_one(self.model, values, args, kwargs)
-        values = {name: node["value"] for name, node in capture.trace.nodes.items()}
-        return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in values.items()}
+        nodes = trace_aside(self.model, values, args, kwargs).nodes
+        params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
+        return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in params.items()}
 
     def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The summands of the density of one draw, to see where a bad value comes from.

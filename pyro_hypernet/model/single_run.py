@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -35,6 +36,22 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
     """
     conditioned = poutine.condition(model, data=dict(values))
     return poutine.trace(_AsDensity()(conditioned)).get_trace(*args, **kwargs)
+
+
+def trace_aside(
+    model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: dict, *, seed: int | None = None
+) -> Trace:
+    """`trace_one` outside of all that is under way, nothing of it differentiable, without Pyro's validation.
+
+    Args:
+        model: A Pyro model.
+        values: A dict from latent site to its value, shape `shape`.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+        seed: As in `outside_of_pyro`.
+    """
+    with torch.no_grad(), outside_of_pyro(seed=seed), pyro.validation_enabled(False):
+        return trace_one(model, values, args, kwargs)
 
 
 @contextmanager

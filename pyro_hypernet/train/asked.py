@@ -64,7 +64,7 @@ def put_in_place(asked: Asked, moved: Mapping[str, Any]) -> tuple[Asked, int]:
     if "num_restarts" in moved:
         now.append("best_start(model, guide, args) before it")
     warn_caller(f"Options of fit have moved: {', '.join(moved)}. It is now {', '.join(now)}.", FutureWarning)
-    elbo = VectorizedELBO(**{**asked.elbo.options, **given["elbo"]})
+    elbo = asked.elbo.with_options(**given["elbo"])
     asked = Asked(elbo, replace(asked.optim, **given["optim"]), replace(asked.plan, **given["plan"]))
     return asked, moved.get("num_restarts", 1)
 

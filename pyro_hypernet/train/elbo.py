@@ -106,6 +106,10 @@ class VectorizedELBO(ELBO):
         self._counts: dict[Any, int] = {}
         self._steps: dict[Any, Captured] = {}
 
+    def with_options(self, **options: Any) -> "VectorizedELBO":
+        """The same bound with some arguments changed, not prepared for any model."""
+        return VectorizedELBO(**{**self.options, **options})
+
     def prepare(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> LogJoint:
         """The density of this model in the guide's layout, kept as long as both stay the same.
 

@@ -23,9 +23,8 @@ from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.notices import after_fit, keep_going
 from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies
-from pyro_hypernet.train.step import Step
 from pyro_hypernet.train.training import REMEDY, Trainer
-from pyro_hypernet.train.traits import Traits, find_traits
+from pyro_hypernet.train.traits import find_traits
 from pyro_hypernet.train.verification import verify
 
 # The share of the steps after which data count once that are annealed.
@@ -213,10 +212,7 @@ def _fit(
     """Trains from where the guide is, then lets the posterior choose among its draws."""
     guide.setup(*batches.first, **kwargs)
     plan = asked.plan.beside(guide.plan)
-    elbo = VectorizedELBO(
-        **{**asked.elbo.options, "num_particles": asked.elbo.options["num_particles"] or plan.num_particles}
-    )
-    optim = asked.optim
+    elbo = asked.elbo.with_options(num_particles=asked.elbo.options["num_particles"] or plan.num_particles)
     if kwargs:
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
@@ -225,21 +221,20 @@ def _fit(
     start = time.perf_counter()
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
     trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps)
-    run = Optimiser(trainer.parameters.vectors, num_steps, optim)
+    run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim)
     run.least_loss = trainer.least_loss
-    first = copies(run.parameters) if optim.keep == "best" else None
+    first = copies(run.parameters) if asked.optim.keep == "best" else None
     guide._start = None
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     try:
-        deadline = start + optim.max_seconds
-        reached, stopped_because, trouble = _train(trainer, run, traits, bar, num_steps=num_steps, deadline=deadline)
+        reached, stopped_because, trouble = _train(trainer, run, bar, deadline=start + asked.optim.max_seconds)
         if stopped_because != "interrupted":
             reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
     finally:
         trainer.parameters.release()
     after_fit(guide, run.losses, trouble)
     chosen = None
-    if _rejects(asked.plan.rejection, guide, batches, kwargs, traits, elbo) and stopped_because != "interrupted":
+    if _rejects(asked.plan.rejection, trainer, kwargs) and stopped_because != "interrupted":
         chosen, why = _choose_draws(
             guide, batches.first, kwargs, plan.rejection, is_asked=asked.plan.rejection != "auto"
         )
@@ -258,15 +253,7 @@ def _fit(
     )
 
 
-def _train(
-    trainer: Trainer,
-    run: Optimiser,
-    traits: Traits,
-    bar: tqdm,
-    *,
-    num_steps: int,
-    deadline: float,
-) -> tuple[float, str, str]:
+def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> tuple[float, str, str]:
     """Steps to the end; the parameters to keep are in place whatever happens.
 
     Returns:
@@ -274,7 +261,7 @@ def _train(
     """
     stopped_because, trouble, optim = "all steps done", "", run.optim
     try:
-        for number in range(num_steps):
+        for number in range(run.num_steps):
             if number and time.perf_counter() > deadline:
                 stopped_because = "out of time"
                 break
@@ -282,14 +269,14 @@ def _train(
             step, batch = trainer.step(number)
             run.clips_outliers = trainer.is_ragged
             if number == 1:
-                warn_of_scales(trainer.guide, trainer.batches, traits)
+                warn_of_scales(trainer.guide, trainer.batches, trainer.traits)
             run.step(step)
             if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
-                trouble = _find_trouble(trainer, step, batch)
+                trouble = trainer.find_trouble(step, batch)
             if run.skipped_in_a_row >= optim.max_skipped:
                 raise FloatingPointError(
                     f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
-                    f"{_find_trouble(trainer, step, batch)}. {REMEDY} The guide keeps the last finite parameters."
+                    f"{trainer.find_trouble(step, batch)}. {REMEDY} The guide keeps the last finite parameters."
                 )
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
@@ -303,13 +290,6 @@ def _train(
         bar.close()
         reached = -run.finish()
     return reached, stopped_because, trouble
-
-
-def _find_trouble(trainer: Trainer, step: Step, batch: tuple) -> str:
-    try:
-        return trainer.find_trouble(step, batch)
-    except Exception:  # the model does not even run there
-        return "the density, which raises an error"
 
 
 def _verify(
@@ -331,19 +311,13 @@ def _choose_annealing(
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
-def _rejects(
-    rejection: str | tuple[float, ...] | None,
-    guide: AutoHypernet,
-    batches: Batches,
-    kwargs: dict[str, Any],
-    traits: Traits,
-    elbo: VectorizedELBO,
-) -> bool:
+def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, kwargs: dict[str, Any]) -> bool:
     """Whether draws are to be chosen after the fit."""
+    elbo, batches = trainer.elbo, trainer.batches
     if elbo.params or rejection != "auto":
         return rejection is not None and not elbo.params
-    has_all_data = batches.is_fixed and not traits.noise
-    return has_all_data and elbo.log_joint.mode != "loop" and guide.suits_rejection(batches.first, kwargs)
+    has_all_data = batches.is_fixed and not trainer.traits.noise
+    return has_all_data and elbo.log_joint.mode != "loop" and trainer.guide.suits_rejection(batches.first, kwargs)
 
 
 def _choose_draws(

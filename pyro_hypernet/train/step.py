@@ -126,18 +126,21 @@ class Stepper:
         self.model, self.guide, self.elbo = model, guide, elbo
         self.parameters = parameters
         self.is_fixed = is_fixed
-        self.reason = "as asked for"
         self._graphs: dict[Any, Captured] = {}
         self._counts: Counter[Any] = Counter()
         self._stages = _Stages(compile, num_steps)
         if elbo.mode != "graph":
-            self._stages.settle("off")
-            self.reason = f'mode="{elbo.mode}" captures nothing'
+            self._stages.settle("off", f'mode="{elbo.mode}" captures nothing')
 
     @property
     def compile(self) -> str:
         """What is in use: "off", "graph" or "inductor"."""
         return self._stages.stage
+
+    @property
+    def reason(self) -> str:
+        """Why so, in words."""
+        return self._stages.reason
 
     def __call__(self, batch: tuple) -> Step:
         """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
@@ -164,8 +167,7 @@ class Stepper:
         """Forgets the graphs of another gradient."""
         self._graphs.clear()
         if self._stages.stage == "inductor":
-            self._stages.settle("graph")
-            self.reason = "path gradients were given up after compiling"
+            self._stages.settle("graph", "path gradients were given up after compiling")
 
     def _run(self, *batch: Any) -> tuple[Any, ...]:
         """As it stands: the density captured, the guide run by Python."""
@@ -197,11 +199,9 @@ class Stepper:
     def _advance(self, batch: tuple) -> None:
         """Moves on to a faster stage if that pays."""
         if self.elbo.log_joint.mode != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
-            self._stages.settle("off")
-            self.reason = "the model cannot be captured as a graph"
+            self._stages.settle("off", "the model cannot be captured as a graph")
         size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
-        goal, why = self._stages.next(size, len(self._counts))
-        self.reason = why or self.reason
+        goal = self._stages.next(size, len(self._counts))
         if goal is None:
             return
         if self._stages.stage == "off":
@@ -226,13 +226,13 @@ class Stepper:
             return self._fall_back(str(error))
         self._graphs[key] = captured
         if captured.run is captured.module:  # neither scripted nor recorded on a GPU
-            self.reason = f"captured, run from Python: {why_no_script() or 'TorchScript lacks one of its operations'}"
+            why = why_no_script() or "TorchScript lacks one of its operations"
+            self._stages.reason = f"captured, run from Python: {why}"
         return captured
 
     def _fall_back(self, reason: str) -> None:
-        self._stages.settle("off")
+        self._stages.settle("off", reason)
         self._graphs.clear()
-        self.reason = reason
 
     def _compile(self, batch: tuple) -> None:
         """Compiles what was captured, if there is a compiler, and keeps it if it is faster."""
@@ -241,8 +241,7 @@ class Stepper:
             return
         on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
         if on_cpu and not has_compiler():
-            self._stages.settle("graph")
-            self.reason = "no C++ compiler was found"
+            self._stages.settle("graph", "no C++ compiler was found")
             return
         before, inputs = captured.run, captured.inputs(batch)
         try:
@@ -253,8 +252,7 @@ class Stepper:
             captured.check(batch)
         except RuntimeError as error:
             captured.run = before
-            self._stages.settle("graph")
-            self.reason = str(error)
+            self._stages.settle("graph", str(error))
             return
         self._stages.stage = "inductor"
         if self._stages.is_auto:
@@ -262,8 +260,8 @@ class Stepper:
                 seconds = [_time(captured, batch, run) for run in (before, compiled)]
             if seconds[1] > seconds[0]:
                 captured.run = before
-                self._stages.settle("graph")
-                self.reason = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
+                took = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
+                self._stages.settle("graph", took)
                 return
         self._stages.settle("inductor")
 
@@ -279,11 +277,13 @@ class _Stages:
         self.first = math.nan
         self.seconds: list[float] = []
         self.settled = compile == "off"
+        self.reason = "as asked for"
 
-    def settle(self, stage: str) -> None:
-        """Stays at this stage."""
+    def settle(self, stage: str, reason: str = "") -> None:
+        """Stays at this stage, for a new reason or the old one."""
         self.stage = self.goal = stage
         self.settled = True
+        self.reason = reason or self.reason
 
     def note(self, seconds: float) -> None:
         """Notes what a step took."""
@@ -293,18 +293,18 @@ class _Stages:
         elif len(self.seconds) < _WARM_UP + _TIMED:
             self.seconds.append(seconds)
 
-    def next(self, num_operations: int, num_shapes: int) -> tuple[str | None, str | None]:
-        """The stage to move on to, or None, and what to say of it."""
+    def next(self, num_operations: int, num_shapes: int) -> str | None:
+        """The stage to move on to, or None."""
         if self.settled:
-            return None, None
+            return None
         if not self.is_auto:
             self.settled = True
-            return self.goal, None
+            return self.goal
         if len(self.seconds) < _WARM_UP + _TIMED:
-            return None, None
+            return None
         if self.stage == "off" and num_shapes > _MAX_GRAPHS:
-            self.settle("off")
-            return None, f"the first {_WARM_UP + _TIMED + 1} batches have {num_shapes} shapes: few would come again"
+            first = f"the first {_WARM_UP + _TIMED + 1} batches have"
+            return self.settle("off", f"{first} {num_shapes} shapes: few would come again")
         each = sorted(self.seconds[_WARM_UP:])[_TIMED // 2]
         stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first * max(1, num_shapes))
         if self.stage == "graph":
@@ -312,12 +312,10 @@ class _Stages:
         saved = self.left * each * (1 - share)
         self.seconds.clear()
         verb = {"graph": "capturing", "inductor": "compiling"}[stage]
-        why = f"{verb} would take about {cost:.2g} s and save {saved:.2g} s"
         if saved <= cost:
-            self.settle(self.stage)
-            return None, why
-        self.goal = stage
-        return stage, why.replace("would take", "was to take").replace("and save", "and to save")
+            return self.settle(self.stage, f"{verb} would take about {cost:.2g} s and save {saved:.2g} s")
+        self.goal, self.reason = stage, f"{verb} was to take about {cost:.2g} s and to save {saved:.2g} s"
+        return stage
 
 
 def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:

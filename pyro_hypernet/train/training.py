@@ -40,7 +40,6 @@ class Trainer:
         parameters: All that is trained.
         least_loss: A loss below it cannot be, in nats: of discrete data no bound on the evidence exceeds zero.
         has_one_target: Whether the evidence is one number, the same at all parameters and steps.
-        is_noisy: Whether the density is another at every call, as of a model that draws minibatches itself.
         is_ragged: Whether one of few batches is shorter than others.
         stepper: What ran the last step.
     """
@@ -56,15 +55,14 @@ class Trainer:
         annealing: Annealing | None,
         num_steps: int,
     ) -> None:
-        self.model, self.guide, self.batches = model, guide, batches
+        self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
         self.elbo, self.annealing, self.num_steps = elbo, annealing, num_steps
         self.parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
         self.is_ragged = False
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
-        self.is_noisy = bool(traits.noise)
         is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
-        self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo.params
+        self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo.params
         self.least_loss = -math.inf
         if traits.is_discrete:
             self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
@@ -109,6 +107,12 @@ class Trainer:
 
     def find_trouble(self, step: Step, batch: tuple) -> str:
         """Where a step that is not finite went wrong, in words."""
+        try:
+            return self._find_trouble(step, batch)
+        except Exception:  # the model does not even run there
+            return "the density, which raises an error"
+
+    def _find_trouble(self, step: Step, batch: tuple) -> str:
         for name, value in name_arguments(self.model, batch, {}).items():
             if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
                 places = f"{int(value.isnan().sum())} of {value.numel()} places"
@@ -144,8 +148,7 @@ class Trainer:
         return self._tempered, TemperedModel.arguments(beta, batch)
 
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
-        model, old = TemperedModel(self.model), self.elbo
-        elbo = VectorizedELBO(**{**old.options, "num_particles": old.num_particles})
+        model, elbo = TemperedModel(self.model), self.elbo.with_options()
         elbo.prepare(model, self.guide, model.arguments(1.0, batch), {})
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 

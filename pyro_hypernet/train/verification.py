@@ -87,7 +87,7 @@ def _count(trainer: Trainer, num_steps: int) -> int:
     """How many estimates: whole passes over the minibatches where they are short."""
     least, length = max(_LEAST, num_steps // _SHARE), trainer.batches.length
     if trainer.batches.is_fixed:
-        return max(_LEAST, num_steps // _PASS_SHARE) if trainer.is_noisy else least
+        return max(_LEAST, num_steps // _PASS_SHARE) if trainer.traits.noise else least
     if length is not None and length <= max(_LEAST, num_steps // _PASS_SHARE):
         return length * math.ceil(least / length)
     return 2 * least
