@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,42 +21,31 @@ from pyro_hypernet.model.single_run import outside_of_pyro
 _MAX_TRIED = 16
 
 
+@dataclass(eq=False)
 class Batched:
     """A function of one draw and the model's arguments as a function of a batch of draws, nothing of it captured.
 
     A function that cannot be vmapped runs in a loop from then on, after one warning that names the line.
 
-    Args:
-        function: `function(draw, args, kwargs)` to a pytree of tensors.
-        randomness: What `torch.func.vmap` does with random numbers drawn inside: "same" or "different" in every draw.
-        is_differentiated: Whether results are to be differentiated by autograd.
-        failed: From a draw, and what was computed in spite of it or None, to what stands for its result where the
-            function raises at it; None to raise.
-        loops: Whether it runs in a loop from the start.
-
     Attributes:
+        function: `function(draw, args, kwargs)` to a pytree of tensors.
+        randomness: As of `Vectorized`.
+        is_differentiated: Whether results are to be differentiated by autograd.
+        failed: As of `Vectorized`.
+        loops: Whether it runs in a loop.
         num_failed: At how many draws so far the function raised.
         notes_failures: Whether `vmapped` gives, beside the results, at which draws they are but stood for.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        *,
-        randomness: str,
-        is_differentiated: bool,
-        failed: Callable[[Any, Any], Any] | None,
-        loops: bool,
-    ) -> None:
-        self.function = function
-        self.randomness = randomness
-        self.is_differentiated = is_differentiated
-        self.failed = failed
-        self.loops = loops
-        self.num_failed = 0
-        self.notes_failures = False
-        self._worked_at: Any = None
-        self._factories = UNFILLED
+    function: Callable[..., Any]
+    randomness: str
+    is_differentiated: bool
+    failed: Callable[[Any, Any], Any] | None
+    loops: bool
+    num_failed: int = 0
+    notes_failures: bool = False
+    _worked_at: Any = None
+    _factories: frozenset[Any] = UNFILLED
 
     def __call__(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         """The function's results at draws of shape `(S, ...)`, with a leading axis S."""

@@ -1,13 +1,12 @@
 """A function of a batch of draws captured as a graph, with the `pyro.param`s that it holds by reference."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -23,33 +22,29 @@ from pyro_hypernet.model.single_run import outside_of_pyro
 _CHECKS = frozenset(8**power for power in range(1, 12))
 
 
+@dataclass(eq=False)
 class Graph:
     """A captured graph of tensor operations.
 
-    Args:
+    Attributes:
         module: Its operations.
         run: The same, in the form in which they run.
         out_spec: How results read as what the function returns.
-        params: A trace of the function's `pyro.param` statements.
+        params: The `pyro.param`s that it holds, by name.
         notes_failures: Whether the results are a pair, see `Batched.vmapped`.
-
-    Attributes:
         held: Kept alive as long as the graph, for its key knows tensors by identity.
         calls: How often it ran.
         has_gradient: Whether gradients through it were looked at.
     """
 
-    def __init__(
-        self, module: GraphModule, run: Callable[..., Any], out_spec: Any, params: Trace, *, notes_failures: bool
-    ) -> None:
-        self.module = module
-        self.run = run
-        self.out_spec = out_spec
-        self.params = {name: _leaf(name) for name in params.nodes}
-        self.notes_failures = notes_failures
-        self.held: list[Any] = []
-        self.calls = 0
-        self.has_gradient = False
+    module: GraphModule
+    run: Callable[..., Any]
+    out_spec: Any
+    params: dict[str, Tensor | None]
+    notes_failures: bool
+    held: Any = None
+    calls: int = 0
+    has_gradient: bool = False
 
     @property
     def is_due(self) -> bool:
@@ -80,12 +75,9 @@ def capture(batched: Batched, leaves: list[Any], spec: Any) -> Graph:
     """Captures a function of a batch of draws; where its graph may meet a failure it notes them from now on.
 
     Args:
-        batched: The function.
+        batched: The function; whatever it raises here is raised.
         leaves: Draws and arguments of the shapes that the graph is to take, flattened.
         spec: How they read as `(draws, args, kwargs)`.
-
-    Raises:
-        Exception: Whatever the function raises when it is recorded.
     """
     out_spec: list[Any] = [None]
 
@@ -112,8 +104,9 @@ def capture(batched: Batched, leaves: list[Any], spec: Any) -> Graph:
         module = simplify(module)
         scripted = not (batched.is_differentiated or params.trace.nodes)
         run = as_script(module, tensors) if scripted else module
-    return Graph(module, run, out_spec[0], params.trace, notes_failures=batched.notes_failures)
+    params = {name: _leaf(name) for name in params.trace.nodes}
+    return Graph(module, run, out_spec[0], params, batched.notes_failures)
 
 
-def _leaf(name: str) -> torch.Tensor | None:
+def _leaf(name: str) -> Tensor | None:
     return pyro.get_param_store()._params.get(name)

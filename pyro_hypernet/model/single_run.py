@@ -41,15 +41,7 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
 def trace_aside(
     model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: dict, *, seed: int | None = None
 ) -> Trace:
-    """`trace_one` outside of all that is under way, nothing of it differentiable, without Pyro's validation.
-
-    Args:
-        model: A Pyro model.
-        values: A dict from latent site to its value, shape `shape`.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
-        seed: As in `outside_of_pyro`.
-    """
+    """`trace_one` within `outside_of_pyro`, nothing of it differentiable, without Pyro's validation."""
     with torch.no_grad(), outside_of_pyro(seed=seed), pyro.validation_enabled(False):
         return trace_one(model, values, args, kwargs)
 

@@ -63,9 +63,8 @@ class Vectorized:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
         self.mode = mode
-        self._batched = Batched(
-            function, randomness=randomness, is_differentiated=differentiable, failed=failed, loops=mode == "loop"
-        )
+        options = {"randomness": randomness, "is_differentiated": differentiable, "failed": failed}
+        self._batched = Batched(function, loops=mode == "loop", **options)
         self._notes_failures = False
         self._graphs = Cache()
         self._outside: Outside | None = None
@@ -76,16 +75,7 @@ class Vectorized:
         return self._batched.num_failed
 
     def __call__(self, draws: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Evaluates the function for every draw.
-
-        Args:
-            draws: A tensor or dict of tensors, shape `(S, ...)`.
-            args: The model's arguments, the same for all draws.
-            kwargs: The model's keyword arguments.
-
-        Returns:
-            The function's results with a leading axis S.
-        """
+        """The results, with a leading axis S, at draws of shape `(S, ...)`, a tensor or a dict of tensors."""
         with pyro.validation_enabled(False):
             return self._evaluate(draws, args, kwargs or {})
 
@@ -94,10 +84,6 @@ class Vectorized:
 
         The graph is looked up once for every number of draws; the caller sees to it that neither the arguments nor the
         model's parameters change in between.
-
-        Args:
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
         """
         graphs: dict[int, Graph] = {}
         rest = tensors_in((args, kwargs or {}))

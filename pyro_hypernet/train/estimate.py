@@ -61,18 +61,11 @@ def path_estimate(
     bound: str,
     is_learnt: bool,
 ) -> Estimate:
-    """Without the score of q, whose mean is zero; for the importance weighted bound this is DReG.
+    """Without the score of q, whose mean is zero: by differentiable particles, and log q by the map's inverse.
 
-    Args:
-        particles: Draws of the guide, differentiable.
-        log_prob: log q by the inverse of the guide's map.
-        log_joint: The model's density.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
-        bound: "elbo" or "importance_weighted".
-        is_learnt: Whether the model has parameters of its own.
+    Where the model has parameters of its own, `is_learnt`, the surrogate's gradient by them counts too.
 
-    Source: Roeder et al. 2017 ("sticking the landing"); Tucker et al. 2019 (DReG).
+    Source: Roeder et al. 2017 ("sticking the landing"); Tucker et al. 2019 (DReG), for the importance weighted bound.
     """
     w, log_q, weights = particles
     leaf = w.detach().requires_grad_()
