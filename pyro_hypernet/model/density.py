@@ -35,7 +35,8 @@ class LogJoint:
     graph of their own; a model that reads what changes unseen, such as a clock, runs uncaptured once a graph is found
     to differ from it. A model that cannot be vmapped (`.item()`,
     `if` on a value) runs in a loop, after one warning that names the line. Weights at which the model raises an error,
-    such as a covariance without a Cholesky factor, have density zero, after one warning.
+    such as a covariance without a Cholesky factor, have density zero, after one warning. All methods take, after the
+    weights, the model's arguments and keyword arguments.
 
     Args:
         model: A Pyro model without discrete latent sites.
@@ -82,8 +83,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(..., D)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             log p(data, w) with the log determinant of the map to the supports, in nats, shape `(...)`.
@@ -100,8 +99,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(..., D)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             log p(data, w) in nats, shape `(...)`, and its gradient, shape `(..., D)`.
@@ -113,9 +110,7 @@ class LogJoint:
     def bind_value_and_grad(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`value_and_grad` at fixed arguments, with less to do at every call.
 
-        Args:
-            args: The model's arguments; they and its parameters must not change while the function is in use.
-            kwargs: The model's keyword arguments.
+        Neither the arguments nor the model's parameters may change while the function is in use.
 
         Returns:
             From weights of shape `(S, D)` to log densities in nats, shape `(S,)`, and gradients, shape `(S, D)`.
@@ -134,8 +129,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(..., D)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             Both, shape `(..., 2)`.
@@ -147,8 +140,6 @@ class LogJoint:
 
         Args:
             samples: A dict from site to values of shape `(..., *shape)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             Log density in nats, shape `(...)`.
@@ -161,8 +152,6 @@ class LogJoint:
 
         Args:
             w: Any unconstrained weights, shape `(D,)`, to run the model at.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             A dict from name to the unconstrained leaf tensor that an optimiser steps.
@@ -177,8 +166,6 @@ class LogJoint:
 
         Args:
             w: One unconstrained weight vector, shape `(D,)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             A dict from every sample site, latent or observed, to its log density in nats, shape `()`.
@@ -197,8 +184,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(S, D)`; S of some, for at one of them two runs may agree by chance.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
         """
         with torch.no_grad(), outside_of_pyro(), torch.random.fork_rng([w.device] if w.is_cuda else []):
             for row in w:

@@ -213,7 +213,7 @@ def test_sampling_under_vmap_does_not_warn():
 
 def test_many_chunks_run_as_a_graph_with_fresh_noise(monkeypatch):
     """Twenty chunks of 50 draws and a rest of 7: the same functions as in one piece, and no noise comes twice."""
-    from pyro_hypernet import traces as module
+    from pyro_hypernet.model import traces as module
 
     calls = []
     run_one = module.trace_one
