@@ -77,7 +77,7 @@ def stepper(model: Any, args: tuple, particles: int, compile: str) -> tuple[Any,
     guide = _ours(model)
     guide.setup(*args)
     elbo = VectorizedELBO(particles, gradient="total")
-    elbo._prepare(model, guide, args, {})
+    elbo.prepare(model, guide, args, {})
     parameters = FlatParameters(list(guide.parameters()))
     step = Stepper(model, guide, elbo, parameters, compile=compile, num_steps=10**6, is_fixed=True)
     run = Optimiser(parameters.vectors, 10**6, Optim(1e-3, keep="best"))

@@ -50,8 +50,8 @@ def one_cell(structure: str, dim: float, repeats: int) -> dict[str, Any]:
     before = _memory()
     guide = AutoHypernet(model, STRUCTURES[structure], structure).setup(x, y)
     elbo = VectorizedELBO(1)
-    elbo._prepare(model, guide, (x, y), {})
-    parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+    elbo.prepare(model, guide, (x, y), {})
+    parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
     stepper = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10**6, is_fixed=False)
     run = Optimiser(parameters.vectors, 10**6, Optim(1e-4, keep="last"))
 

@@ -90,7 +90,7 @@ def steady(
         mine.setup(*reference.args)
         counts[compile] = sum(p.numel() for p in mine.parameters())
         elbo = VectorizedELBO(PARTICLES)
-        elbo._prepare(reference.model, mine, reference.args, {})
+        elbo.prepare(reference.model, mine, reference.args, {})
         parameters = FlatParameters(list(mine.parameters()))
         stepper = Stepper(reference.model, mine, elbo, parameters, compile=compile, num_steps=10**6, is_fixed=True)
         run = Optimiser(parameters.vectors, 10**6, Optim(1e-3, keep="last"))

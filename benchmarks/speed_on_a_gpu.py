@@ -219,8 +219,8 @@ class Bench:
         pyro.set_rng_seed(0)
         guide = AutoHypernet(model, hypernet, structure).setup(*args)
         elbo = VectorizedELBO(particles)
-        elbo._prepare(model, guide, args, {})
-        parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+        elbo.prepare(model, guide, args, {})
+        parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
         step = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10**6, is_fixed=is_fixed)
         run = Optimiser(parameters.vectors, 10**6, Optim(1e-4, keep="last"))
 

@@ -1,7 +1,9 @@
 """What an error inside of a model is about: a draw's numbers, or the way that a line or a distribution is written."""
 
 import linecache
+import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -22,7 +24,7 @@ _OF_VALUES = ("math domain error", "to satisfy the constraint")
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]
+    return text.splitlines()[0][:300]
 
 
 def root_of(error: BaseException) -> BaseException:
@@ -63,6 +65,19 @@ def culprit(error: BaseException) -> str:
         frame, line = frames[users[-1]]
         return f"{_file(frame)}:{line}: `{linecache.getline(_file(frame), line).strip()}`"
     return "something that runs within it"
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the user's line, the first outside of the package, Pyro and torch.
+
+    Args:
+        message: The warning.
+        category: Its kind.
+    """
+    level, frame = 1, sys._getframe()
+    while frame is not None and _file(frame).startswith((_OWN, _PYRO, _TORCH)):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,14 +1,22 @@
-"""A function of tensors recorded as a graph of operations, at little cost."""
+"""A function recorded as a graph of operations, and whether two runs of it agree, up to rounding."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+# Random numbers may fall on the other side of a threshold, or whole numbers come of rounded ones, in this share.
+_LOOSE = 0.05
+# By so much more than its own change under rounded arguments may a result differ.
+_MARGIN = 10.0
+# Whether a function is being recorded, so that captured graphs within it are to run operation by operation.
+is_recording = False
 
 
 def record(function: Callable[..., Any], *tensors: Tensor) -> torch.fx.GraphModule:
-    """Runs the function once and records what it does, gradients and vmap included.
+    """Runs the function once and records what it does, gradients and vmap included, at little cost.
 
     Args:
         function: Of tensors alone; Python numbers and branches in it are fixed from now on.
@@ -19,6 +27,69 @@ def record(function: Callable[..., Any], *tensors: Tensor) -> torch.fx.GraphModu
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # One mode for the shapes of all values; torch would make one for every value, a quarter of the time.
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        return make_fx(function)(*tensors)
+    global is_recording
+    before, is_recording = is_recording, True
+    try:
+        # One mode for the shapes of all values; torch would make one for every value, a quarter of the time.
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            return make_fx(function)(*tensors)
+    finally:
+        is_recording = before
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Greatest relative difference that counts as rounding: 1e-3 in float32, 4e-8 in float64."""
+    return 3 * torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point else _LOOSE
+
+
+def rounded_away(draws: Any) -> Any:
+    """The same draws, every number off by some last digits, to see how much that alone does to a result.
+
+    Args:
+        draws: A pytree of tensors.
+    """
+
+    def off(draw: Any) -> Any:
+        if not (isinstance(draw, Tensor) and draw.is_floating_point()):
+            return draw
+        signs = 1 - 2 * (torch.arange(draw.numel(), device=draw.device) % 2).view(draw.shape).to(draw.dtype)
+        return draw.detach() * (1 + 4 * torch.finfo(draw.dtype).eps * signs)
+
+    return pytree.tree_map(off, draws)
+
+
+def excess(expected: Any, found: Any, moved: Any = None, *, is_random: bool = False) -> float:
+    """By how many tolerances two results differ, in the worst draw and tensor; at most 1 where they agree.
+
+    Args:
+        expected: A pytree of tensors with a leading axis of draws.
+        found: The same of another run.
+        moved: The same at arguments that are rounded away: results that change by that alone may differ by more.
+        is_random: Whether random numbers are compared.
+    """
+    triples = zip(*map(_rows, (expected, found, expected if moved is None else moved)), strict=True)
+    triples = [triple for triple in triples if triple[0][0].numel()]
+    if any(one[0].shape != other[0].shape for one, other, _ in triples):
+        return float("inf")
+    if not triples:
+        return 0.0
+    are_numbers = [torch.stack([t[which][0].isfinite().all(1) for t in triples]).all(0) for which in (0, 1)]
+    if bool((are_numbers[0] != are_numbers[1]).double().mean() > 0.5):
+        return float("inf")
+    both = are_numbers[0] & are_numbers[1]
+    return max(_excess(*triple, both, is_random) for triple in triples) if bool(both.any()) else 0.0
+
+
+def _rows(results: Any) -> list[tuple[Tensor, torch.dtype]]:
+    """Every tensor as a matrix with a row for each draw, in double precision, and what its dtype was."""
+    leaves = [leaf.detach() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
+    return [(leaf.reshape(len(leaf), -1).double() if leaf.numel() else leaf.double(), leaf.dtype) for leaf in leaves]
+
+
+def _excess(expected: tuple[Tensor, torch.dtype], found: tuple, moved: tuple, both: Tensor, is_random: bool) -> float:
+    """Over the draws at which both are numbers."""
+    relative = max(_tolerance(expected[1]), _LOOSE if is_random else 0.0)
+    one, other, third = (rows[0][both] for rows in (expected, found, moved))
+    norm, own = one.norm(dim=1), (third - one).norm(dim=1).nan_to_num(nan=torch.inf)
+    difference = (other - one).norm(dim=1)
+    return float((difference / (relative * (1 + norm + norm.median()) + _MARGIN * own)).max())

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.products import in_place
 
@@ -117,6 +118,11 @@ def as_cuda_graph(run: Callable[..., Any], tensors: Sequence[Tensor], num_kept: 
         return results
 
     return replay
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors among the leaves of a pytree, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.culprits import is_numerical
+from pyro_hypernet.model.batched import grad_and_value
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.vectorize import MODES, Model, Vectorized, grad_and_value, outside_of_pyro, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_one
+from pyro_hypernet.model.vectorize import MODES, Vectorized
 
 # Runs of a model that may raise at draws of its prior.
 _ATTEMPTS = 100
@@ -33,7 +35,8 @@ class LogJoint:
     graph of their own; a model that reads what changes unseen, such as a clock, runs uncaptured once a graph is found
     to differ from it. A model that cannot be vmapped (`.item()`,
     `if` on a value) runs in a loop, after one warning that names the line. Weights at which the model raises an error,
-    such as a covariance without a Cholesky factor, have density zero, after one warning.
+    such as a covariance without a Cholesky factor, have density zero, after one warning. All methods take, after the
+    weights, the model's arguments and keyword arguments.
 
     Args:
         model: A Pyro model without discrete latent sites.
@@ -80,8 +83,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(..., D)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             log p(data, w) with the log determinant of the map to the supports, in nats, shape `(...)`.
@@ -98,8 +99,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(..., D)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             log p(data, w) in nats, shape `(...)`, and its gradient, shape `(..., D)`.
@@ -111,9 +110,7 @@ class LogJoint:
     def bind_value_and_grad(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`value_and_grad` at fixed arguments, with less to do at every call.
 
-        Args:
-            args: The model's arguments; they and its parameters must not change while the function is in use.
-            kwargs: The model's keyword arguments.
+        Neither the arguments nor the model's parameters may change while the function is in use.
 
         Returns:
             From weights of shape `(S, D)` to log densities in nats, shape `(S,)`, and gradients, shape `(S, D)`.
@@ -132,8 +129,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(..., D)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             Both, shape `(..., 2)`.
@@ -145,8 +140,6 @@ class LogJoint:
 
         Args:
             samples: A dict from site to values of shape `(..., *shape)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             Log density in nats, shape `(...)`.
@@ -159,30 +152,20 @@ class LogJoint:
 
         Args:
             w: Any unconstrained weights, shape `(D,)`, to run the model at.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             A dict from name to the unconstrained leaf tensor that an optimiser steps.
         """
         values = self.layout.constrain(w.detach())[0]
-        with (
-            torch.no_grad(),
-            outside_of_pyro(),
-            poutine.trace(param_only=True) as capture,
-            pyro.validation_enabled(False),
-        ):
-            trace_one(self.model, values, args, kwargs)
-        values = {name: node["value"] for name, node in capture.trace.nodes.items()}
-        return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in values.items()}
+        nodes = trace_aside(self.model, values, args, kwargs).nodes
+        params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
+        return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in params.items()}
 
     def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The summands of the density of one draw, to see where a bad value comes from.
 
         Args:
             w: One unconstrained weight vector, shape `(D,)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
 
         Returns:
             A dict from every sample site, latent or observed, to its log density in nats, shape `()`.
@@ -201,8 +184,6 @@ class LogJoint:
 
         Args:
             w: Unconstrained weights, shape `(S, D)`; S of some, for at one of them two runs may agree by chance.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
         """
         with torch.no_grad(), outside_of_pyro(), torch.random.fork_rng([w.device] if w.is_cuda else []):
             for row in w:

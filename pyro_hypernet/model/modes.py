@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_hypernet.model.density import LogJoint, sample_prior, trace_prior
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.vectorize import Model, outside_of_pyro
+from pyro_hypernet.model.single_run import Model, outside_of_pyro
 
 # A point further below the best than this many nats, and half a nat per weight, is no mode worth a component.
 _DEPTH = 10.0

@@ -1,10 +1,11 @@
 """Options that a verb once took itself and that are given in a value of their own now: they work on, with a warning."""
 
 import reprlib
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
+
+from pyro_hypernet.graphs.culprits import warn_caller
 
 Value = TypeVar("Value")
 
@@ -15,9 +16,8 @@ def spell_value(where: str, made: str, options: Mapping[str, Any]) -> str:
 
 
 def warn_of_moved(verb: str, names: Iterable[str], now: Iterable[str]) -> None:
-    """Says what to write now instead of options; called by a function that the verb calls, which the user calls."""
-    text = f"Options of {verb} have moved: {', '.join(names)}. It is now {', '.join(now)}."
-    warnings.warn(text, FutureWarning, stacklevel=4)
+    """Says at the user's line what to write now instead of options."""
+    warn_caller(f"Options of {verb} have moved: {', '.join(names)}. It is now {', '.join(now)}.", FutureWarning)
 
 
 def take_moved(verb: str, where: str, value: Value, options: dict[str, Any]) -> Value:

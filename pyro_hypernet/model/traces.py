@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.graphs.culprits import is_numerical
-from pyro_hypernet.model.vectorize import Model, Vectorized, trace_one
+from pyro_hypernet.model.single_run import Model, trace_one
+from pyro_hypernet.model.vectorize import Vectorized
 
 # Memory for one chunk's intermediate results.
 MAX_BYTES = 2**28
@@ -81,14 +82,7 @@ def functions_of(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _mean_of(fn: Any) -> Tensor | None:
-    """What a distribution says of its mean: probabilities where it, or what it wraps, has them: classes count as such.
-
-    Args:
-        fn: A distribution.
-
-    Returns:
-        The mean, that of what it wraps where it has none itself, or None.
-    """
+    """The mean of a distribution, or of what it wraps where it has none itself, or None; probabilities count as one."""
     inner = fn
     while hasattr(inner, "base_dist") and not hasattr(inner, "probs"):
         inner = inner.base_dist
@@ -115,15 +109,7 @@ def class_probabilities(fn: Any) -> Tensor | None:
 
 
 def _check_samples(samples: Mapping[str, Tensor], trace: Trace) -> None:
-    """Raises unless every site of a dict of samples is a sample site of the trace, of the same shape.
-
-    Args:
-        samples: A dict from site to values of shape `(S, *shape)`.
-        trace: A trace of the model.
-
-    Raises:
-        ValueError: Naming the site.
-    """
+    """Raises a ValueError unless all samples, of shape `(S, *shape)`, are of the trace's sample sites and shapes."""
     for name, value in samples.items():
         node = trace.nodes.get(name)
         if node is None or node["type"] != "sample" or node["infer"].get("_deterministic"):

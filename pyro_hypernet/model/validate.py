@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, Site, minibatch_plates
-from pyro_hypernet.model.vectorize import Model, outside_of_pyro, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside
 
 # Supports of finite volume; and the masked places of a site that are looked at.
 _WITH_ENDS = (
@@ -78,7 +78,7 @@ def refuse_vanished_priors(model: Model, layout: Layout, trace: Trace, args: tup
 
     With no prior and no likelihood its posterior is flat on an endless support, so that there is none; where the
     likelihood depends on it, or the support has an end, it may have one, as after `ImproperUniform`. Latents that
-    `obs_mask` makes have a prior in all places in our densities, see `vectorize.trace_one`.
+    `obs_mask` makes have a prior in all places in our densities, see `single_run.trace_one`.
     """
     values = {name: trace.nodes[name]["value"].detach() for name in layout.names}
     for site in layout.sites:
@@ -106,8 +106,7 @@ def _is_flat(
         moved = values[name].reshape(places, -1).clone()
         moved[place] = moved[place] * factor + (factor - 1.0)
         changed = {**values, name: moved.reshape(values[name].shape)}
-        with torch.no_grad(), outside_of_pyro(seed=0), pyro.validation_enabled(False):
-            totals.append(float(trace_one(model, changed, args, kwargs).log_prob_sum()))
+        totals.append(float(trace_aside(model, changed, args, kwargs, seed=0).log_prob_sum()))
     return all(abs(total - totals[0]) <= 1e-6 * (1 + abs(totals[0])) for total in totals)
 
 

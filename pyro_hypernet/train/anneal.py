@@ -7,7 +7,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.model.single_run import Model
 
 
 class TemperedModel:

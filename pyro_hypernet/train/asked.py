@@ -1,13 +1,19 @@
-"""What a fit is asked to do, and where options went that were once its own."""
+"""What a fit is asked to do, what of that it refuses, and where options went that were once its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.moved_options import spell_value, warn_of_moved
+from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.notices import warn_once
 from pyro_hypernet.train.optimiser import Optim
+from pyro_hypernet.train.traits import Traits
 
 _OF_ELBO = ("num_particles", "gradient", "bound", "mode", "compile")
 _OF_OPTIM = tuple(field.name for field in fields(Optim) if field.name != "method")
@@ -54,6 +60,67 @@ def put_in_place(asked: Asked, moved: Mapping[str, Any]) -> tuple[Asked, int]:
     if "num_restarts" in moved:
         now.append("best_start(model, guide, args) before it")
     warn_of_moved("fit", moved, now)
-    elbo = VectorizedELBO(**{**asked.elbo.options, **given["elbo"]})
+    elbo = asked.elbo.with_options(**given["elbo"])
     asked = Asked(elbo, replace(asked.optim, **given["optim"]), replace(asked.plan, **given["plan"]))
     return asked, moved.get("num_restarts", 1)
+
+
+def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
+    """Raises where the arguments of a fit are of the wrong kind, as `fit` says."""
+    if not isinstance(guide, AutoHypernet):
+        raise TypeError(
+            f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
+            "takes VectorizedELBO too."
+        )
+    if not isinstance(num_steps, int) or num_steps < 1:
+        raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
+    if elbo is not None and not isinstance(elbo, VectorizedELBO):
+        raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
+    if plan is not None and not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
+    _refuse_groups()
+
+
+def check_restarts(num_restarts: int, *, most: float) -> None:
+    """Raises unless the number of restarts is an integer from 1 to `most`."""
+    if not isinstance(num_restarts, int) or not 1 <= num_restarts <= most:
+        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
+
+
+def _refuse_groups() -> None:
+    """Raises where several processes would each train a guide of its own."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        raise RuntimeError(
+            f"fit trains in one process, and this is one of a group of {group.get_world_size()}, which would end with "
+            "as many different guides. Fit before torch.distributed.init_process_group, or in a process of its own, "
+            "and hand the guide on by save and load."
+        )
+
+
+def check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:
+    """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
+    is_several = batches.length is not None and batches.length > 1
+    if traits.is_unscaled and is_several:
+        raise ValueError(_spell_unscaled(traits, batches))
+    if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
+        why, spelt = traits.noise or "args gives minibatches", rejection[0] if len(rejection) == 1 else rejection
+        raise ValueError(
+            f"rejection={spelt} needs the same density of all data at every call, but {why}. Pass all data as "
+            "one tuple, without subsample_size, or leave rejection out."
+        )
+
+
+def _spell_unscaled(traits: Traits, batches: Batches) -> str:
+    count, size = "several" if batches.length is None else batches.length, batches.spell_size()
+    return (
+        f"args gives {count} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
+        "minibatch once (scale 1): the posterior would be that of one minibatch, far too wide. Scale it to all data: "
+        f"bayesianize(..., num_data={size}), or pyro.plate(..., size={size}, subsample_size=len(x))."
+    )
+
+
+def warn_of_scales(guide: AutoHypernet, batches: Batches, traits: Traits) -> None:
+    """At the second step: says what is not certain before, or not certainly wrong."""
+    if not batches.is_fixed and batches.number > 0 and traits.unscaled:
+        warn_once(guide, "not scaled", _spell_unscaled(traits, batches))

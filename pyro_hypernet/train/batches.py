@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.train.traits import Traits
 
 _EXPECTED = "args must be a tuple of the model's arguments, such as (x, y), or an iterable of such tuples"
@@ -74,7 +74,7 @@ class Batches:
 
     def spell(self, batch: tuple) -> str:
         """Which batch this is, the last, for messages."""
-        shapes = ", ".join(str(tuple(v.shape)) for v in _tensors(batch)) or "no tensors"
+        shapes = ", ".join(str(tuple(v.shape)) for v in tensors_in(batch)) or "no tensors"
         return f"the arguments (shapes {shapes})" if self.is_fixed else f"batch {self.number} (shapes {shapes})"
 
 
@@ -139,9 +139,5 @@ def _length(iterable: Any) -> int | None:
         return None
 
 
-def _tensors(batch: tuple) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
 def _shapes(batch: tuple) -> tuple[torch.Size, ...]:
-    return tuple(tensor.shape for tensor in _tensors(batch))
+    return tuple(tensor.shape for tensor in tensors_in(batch))

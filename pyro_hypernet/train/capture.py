@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.record import record
-from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers
+from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers, tensors_in
 from pyro_hypernet.graphs.simplify import simplify
-from pyro_hypernet.model.vectorize import inlined, outside_of_pyro
+from pyro_hypernet.model.single_run import outside_of_pyro
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
 TOLERANCE = 1e-3
@@ -74,7 +75,7 @@ class Captured:
             merged = [next(remaining) if isinstance(value, Tensor) else value for value in values]
             return self.function(*pytree.tree_unflatten(merged, spec))
 
-        with same_random_numbers(self.views), outside_of_pyro(), pyro.validation_enabled(False), inlined():
+        with same_random_numbers(self.views), outside_of_pyro(), pyro.validation_enabled(False):
             module = record(traced, *self.leaves, *self._tensors(batch))
         return simplify(module, constants=True)
 
@@ -116,10 +117,4 @@ class Captured:
         return max(math.inf if math.isnan(difference) else difference for difference in differences)
 
     def _tensors(self, batch: tuple) -> list[Tensor]:
-        return [] if self.is_fixed else [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+        return [] if self.is_fixed else tensors_in(batch)

@@ -1,13 +1,9 @@
-"""The evidence lower bound with all particles in one pass, by total or path gradients."""
+"""VectorizedELBO: the evidence lower bound of any model under a guide, all particles in one pass."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
@@ -16,46 +12,28 @@ from pyro.poutine.trace_struct import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.vectorize import MODES, TRANSPARENT, Model, describe_shapes, outside_of_pyro
+from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro
+from pyro_hypernet.model.vectorize import MODES
 from pyro_hypernet.train.capture import Captured
+from pyro_hypernet.train.estimate import Estimate, VectorizedGuide, densities, path_estimate, reduce, total_estimate
 from pyro_hypernet.train.notices import warn_once
 
-GRADIENTS = ("auto", "path", "total")
-BOUNDS = ("elbo", "importance_weighted")
-COMPILES = ("auto", "graph", "inductor", "off")
+_CHOICES = {
+    "gradient": ("auto", "path", "total"),
+    "bound": ("elbo", "importance_weighted"),
+    "mode": MODES,
+    "compile": ("auto", "graph", "inductor", "off"),
+}
 _NUM_PARTICLES = 8
 # Steps of the same shapes before the whole of one is captured; and how many shapes are.
 _CAPTURE_AFTER, _MAX_GRAPHS = 30, 4
 # Of the density by the map's inverse from that by the map itself, in standard deviations of the log density of a
 # Gaussian: with more the score that path gradients take from the inverse is rounding.
 MAX_DISCREPANCY = 1.0
-VectorizedGuide = AutoContinuous | AutoNormal
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One Monte Carlo estimate of the bound.
-
-    Attributes:
-        loss: Minus the bound in nats, shape `()`, detached.
-        surrogate: A scalar whose gradient estimates that of the loss.
-        w: The particles, shape `(K, D)`, detached.
-        log_p: log p(data, w) of every particle in nats, shape `(K,)`, detached.
-        log_q: log q(w) of every particle in nats, shape `(K,)`, detached.
-        discrepancy: How far log q by the map's inverse, through which path gradients go, is from `log_q`, which the
-            map itself gives: the greatest over particles, in units of `sqrt(D / 2)` nats, shape `()`; 0 without path
-            gradients. Above MAX_DISCREPANCY rounding has the upper hand.
-    """
-
-    loss: Tensor
-    surrogate: Tensor
-    w: Tensor
-    log_p: Tensor
-    log_q: Tensor
-    discrepancy: Tensor
 
 
 class VectorizedELBO(ELBO):
@@ -77,6 +55,11 @@ class VectorizedELBO(ELBO):
             rounding: "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which
             takes a minute or so; "auto": the one of them that earns its time back. Plain SVI captures a step after a
             while, unless it is "off".
+
+    Attributes:
+        options: All arguments, by name.
+        log_joint: The density of the model that is trained, once `prepare` was called.
+        params: The parameters of this model's own, by name.
 
     Raises:
         ValueError: If an option is unknown or the number of particles is not positive.
@@ -106,35 +89,29 @@ class VectorizedELBO(ELBO):
     ) -> None:
         if num_particles is not None and (not isinstance(num_particles, int) or num_particles < 1):
             raise ValueError(f"num_particles must be a positive integer; got {num_particles!r}.")
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {gradient!r}.")
-        if bound not in BOUNDS:
-            raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}.")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}.")
-        if compile not in COMPILES:
-            raise ValueError(f"compile must be one of {', '.join(COMPILES)}; got {compile!r}.")
+        chosen = {"gradient": gradient, "bound": bound, "mode": mode, "compile": compile}
+        for name, value in chosen.items():
+            if value not in _CHOICES[name]:
+                raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")
         super().__init__(num_particles=num_particles or _NUM_PARTICLES, vectorize_particles=True)
-        self.options = {
-            "num_particles": num_particles,
-            "gradient": gradient,
-            "bound": bound,
-            "mode": mode,
-            "compile": compile,
-        }
+        self.options = {"num_particles": num_particles, **chosen}
         self.gradient = gradient
         self.bound = bound
         self.mode = mode
-        self._log_joint: LogJoint | None = None
+        self.log_joint: LogJoint | None = None
+        self.params: dict[str, Tensor] = {}
         self._prototype: Trace | None = None
-        self._params: dict[str, Tensor] = {}
         self._is_distrusted = False
         self._may_capture = mode == "graph" and compile != "off"
         self._counts: dict[Any, int] = {}
         self._steps: dict[Any, Captured] = {}
 
-    def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
-        """Estimates the bound and a surrogate for its gradient.
+    def with_options(self, **options: Any) -> "VectorizedELBO":
+        """The same bound with some arguments changed, not prepared for any model."""
+        return VectorizedELBO(**{**self.options, **options})
+
+    def prepare(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> LogJoint:
+        """The density of this model in the guide's layout, kept as long as both stay the same.
 
         Args:
             model: The Pyro model.
@@ -145,18 +122,46 @@ class VectorizedELBO(ELBO):
         Raises:
             TypeError: If the guide is of another kind.
         """
-        log_joint = self._prepare(model, guide, args, kwargs)
-        sample, log_prob = _densities(guide, args, kwargs)
-        if self._is_path(guide):
-            return self._path(log_joint, sample, log_prob, args, kwargs)
-        return self._total(log_joint, sample, args, kwargs)
+        if not isinstance(guide, (AutoContinuous, AutoNormal)):
+            raise TypeError(
+                f"VectorizedELBO needs an AutoHypernet or another AutoContinuous guide over all latent sites; got "
+                f"{type(guide).__name__}. For lists of guides, enumerated sites or handlers around the guide use "
+                "Pyro's Trace_ELBO or TraceEnum_ELBO, which work with AutoHypernet too."
+            )
+        if guide.prototype_trace is None:
+            guide._setup_prototype(*args, **kwargs)
+        is_same = self.log_joint is not None and self.log_joint.model is model
+        if not is_same or self._prototype is not guide.prototype_trace:
+            layout = guide.layout if isinstance(guide, AutoHypernet) else Layout.from_trace(guide.prototype_trace)
+            self.log_joint = LogJoint(model, layout, mode=self.mode)
+            self._prototype = guide.prototype_trace
+            self._counts, self._steps, self._is_distrusted = {}, {}, False
+            self.params = self.log_joint.params(densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)
+        return self.log_joint
+
+    def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
+        """Estimates the bound and a surrogate for its gradient; arguments and errors as of `prepare`."""
+        log_joint = self.prepare(model, guide, args, kwargs)
+        sample, log_prob = densities(guide, args, kwargs)
+        particles, options = sample(self.num_particles), {"bound": self.bound, "is_learnt": bool(self.params)}
+        if self.is_path(guide):
+            return path_estimate(particles, log_prob, log_joint, args, kwargs, **options)
+        return total_estimate(particles, log_joint, args, kwargs, **options)
+
+    def is_path(self, guide: VectorizedGuide) -> bool:
+        """Whether this guide's gradient goes by paths alone."""
+        if self._is_distrusted:
+            return False
+        if self.gradient == "auto":
+            return isinstance(guide, AutoHypernet) and guide.bijection.suits_path_gradient
+        return self.gradient == "path"
 
     def loss(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> float:
         """Minus the estimated bound, in nats."""
         with torch.no_grad():
-            log_joint = self._prepare(model, guide, args, kwargs)
-            w, log_q, weights = _densities(guide, args, kwargs)[0](self.num_particles)
-            loss = -_reduce(log_joint(w, *args, **kwargs) - log_q, weights, self.bound).item()
+            log_joint = self.prepare(model, guide, args, kwargs)
+            w, log_q, weights = densities(guide, args, kwargs)[0](self.num_particles)
+            loss = -reduce(log_joint(w, *args, **kwargs) - log_q, weights, self.bound).item()
         warn_if_nan(loss, "loss")
         return loss
 
@@ -168,7 +173,7 @@ class VectorizedELBO(ELBO):
 
     def loss_and_grads(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> float:
         """Minus the estimated bound in nats; adds the gradient to every parameter's `.grad`."""
-        self._prepare(model, guide, args, kwargs)
+        self.prepare(model, guide, args, kwargs)
         captured = None if kwargs else self._captured(guide, args)
         if captured is not None:
             return self._replay(captured, model, guide, args)
@@ -193,20 +198,19 @@ class VectorizedELBO(ELBO):
             f"The guide's density by the inverse of its map is off by {discrepancy:.2g} standard deviations of log q, "
             "which is rounding: training goes on with total gradients, which do without the inverse and are noisier. "
             'Use float64, another structure, or gradient="total" from the start.',
-            stacklevel=4,
         )
 
     def _trusted(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> Estimate:
         """An estimate whose gradient is not lost in the inverse."""
         estimate = self.estimate(model, guide, *args, **kwargs)
-        if not self._is_path(guide) or float(estimate.discrepancy) <= MAX_DISCREPANCY:
+        if not self.is_path(guide) or float(estimate.discrepancy) <= MAX_DISCREPANCY:
             return estimate
         self.distrust(guide, float(estimate.discrepancy))
         return self.estimate(model, guide, *args, **kwargs)
 
     def _captured(self, guide: VectorizedGuide, args: tuple) -> Captured | None:
         """The whole estimate with its gradient as one graph, once there were many steps of the same shapes."""
-        if not self._may_capture or not isinstance(guide, AutoHypernet) or self._log_joint.mode != "graph":
+        if not self._may_capture or not isinstance(guide, AutoHypernet) or self.log_joint.mode != "graph":
             return None
         key = describe_shapes(args)
         if key is None or not all(isinstance(handler, TRANSPARENT) for handler in _PYRO_STACK):
@@ -215,8 +219,8 @@ class VectorizedELBO(ELBO):
             self._counts[key] = self._counts.get(key, 0) + 1
             if self._counts[key] <= _CAPTURE_AFTER or len(self._steps) >= _MAX_GRAPHS:
                 return None
-            leaves = [*guide.parameters(), *self._params.values()]
-            function = partial(self._numbers_and_gradients, self._log_joint.model, guide, leaves)
+            leaves = [*guide.parameters(), *self.params.values()]
+            function = partial(self._numbers_and_gradients, self.log_joint.model, guide, leaves)
             try:
                 with outside_of_pyro():
                     step = Captured(function, leaves, args, is_fixed=False, num_gradients=len(leaves))
@@ -230,15 +234,13 @@ class VectorizedELBO(ELBO):
 
     def _numbers_and_gradients(self, model: Model, guide: VectorizedGuide, leaves: list, *args: Any) -> tuple:
         estimate = self.estimate(model, guide, *args)
-        gradients = torch.autograd.grad(estimate.surrogate, leaves, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
-        norm = torch.stack([gradient.norm().double() for gradient in filled]).norm()
-        return torch.stack([estimate.loss.double(), estimate.discrepancy.double(), norm]), *filled
+        gradients = torch.autograd.grad(estimate.surrogate, leaves, allow_unused=True, materialize_grads=True)
+        return estimate.numbers(gradients), *gradients
 
     def _replay(self, captured: Captured, model: Model, guide: AutoHypernet, args: tuple) -> float:
         """A step of the graph, its gradients added to the parameters', which are announced to who listens."""
         guide.get_transform()
-        for name in self._params if _PYRO_STACK else ():
+        for name in self.params if _PYRO_STACK else ():
             pyro.param(name)
         numbers, *gradients = captured(args)
         loss, discrepancy, _ = numbers.tolist()
@@ -253,107 +255,3 @@ class VectorizedELBO(ELBO):
 
     def _get_trace(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> Any:
         raise TypeError("VectorizedELBO makes no traces; use pyro.infer.Trace_ELBO where traces are needed.")
-
-    def _prepare(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> LogJoint:
-        """The density of this model in the guide's layout, kept as long as both stay the same."""
-        if not isinstance(guide, (AutoContinuous, AutoNormal)):
-            raise TypeError(
-                f"VectorizedELBO needs an AutoHypernet or another AutoContinuous guide over all latent sites; got "
-                f"{type(guide).__name__}. For lists of guides, enumerated sites or handlers around the guide use "
-                "Pyro's Trace_ELBO or TraceEnum_ELBO, which work with AutoHypernet too."
-            )
-        if guide.prototype_trace is None:
-            guide._setup_prototype(*args, **kwargs)
-        if (
-            self._log_joint is None
-            or self._log_joint.model is not model
-            or self._prototype is not guide.prototype_trace
-        ):
-            layout = guide.layout if isinstance(guide, AutoHypernet) else Layout.from_trace(guide.prototype_trace)
-            self._log_joint = LogJoint(model, layout, mode=self.mode)
-            self._prototype = guide.prototype_trace
-            self._counts, self._steps, self._is_distrusted = {}, {}, False
-            self._params = self._log_joint.params(_densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)
-        return self._log_joint
-
-    def _is_path(self, guide: VectorizedGuide) -> bool:
-        if self._is_distrusted:
-            return False
-        if self.gradient == "auto":
-            return isinstance(guide, AutoHypernet) and guide.bijection.suits_path_gradient
-        return self.gradient == "path"
-
-    def _path(self, log_joint: LogJoint, sample: Callable, log_prob: Callable, args: tuple, kwargs: dict) -> Estimate:
-        w, log_q, weights = sample(self.num_particles)
-        leaf = w.detach().requires_grad_()
-        by_inverse = log_prob(leaf)
-        (score_q,) = torch.autograd.grad(by_inverse.sum(), leaf)
-        if self._params:
-            log_p = log_joint(leaf, *args, **kwargs)
-            (score_p,) = torch.autograd.grad(log_p.sum(), leaf, retain_graph=True)
-        else:
-            log_p, score_p = log_joint.value_and_grad(leaf, *args, **kwargs)
-        log_weights = (log_p - log_q).detach()
-        share = _shares(log_weights, weights.detach(), self.bound)
-        squared = share if self.bound == "elbo" else share**2 / (weights.detach() * len(w))
-        surrogate = -(squared[:, None] * (score_p - score_q) * w).sum()
-        if weights.requires_grad:  # of a mixture: better components gain weight
-            surrogate = surrogate - _reduce(log_weights, weights, self.bound)
-        if self._params:
-            surrogate = surrogate - (share * log_p).sum()
-        loss = -_reduce(log_weights, weights.detach(), self.bound)
-        discrepancy = _discrepancy(log_q.detach(), by_inverse.detach(), w.shape[-1])
-        return Estimate(loss, surrogate, leaf.detach(), log_p.detach(), log_q.detach(), discrepancy)
-
-    def _total(self, log_joint: LogJoint, sample: Callable, args: tuple, kwargs: dict) -> Estimate:
-        w, log_q, weights = sample(self.num_particles)
-        if self._params:
-            log_p = log_joint(w, *args, **kwargs)
-            value = log_p.detach()
-        else:
-            value, score = log_joint.value_and_grad(w, *args, **kwargs)
-            linear = (score * w).sum(-1)
-            log_p = value + (linear - linear.detach())
-        surrogate = -_reduce(log_p - log_q, weights, self.bound)
-        loss = -_reduce(value - log_q.detach(), weights.detach(), self.bound)
-        return Estimate(loss, surrogate, w.detach(), value, log_q.detach(), torch.zeros_like(loss))
-
-
-def _densities(guide: VectorizedGuide, args: tuple, kwargs: dict) -> tuple[Callable, Callable]:
-    """How to draw with a density from the guide, and how to score given weights."""
-    if isinstance(guide, AutoHypernet):
-        return guide.sample_strata, guide.unconstrained_log_prob
-    with guide._pyro_context:  # PyroParams of Pyro's guides announce themselves only in their module's context
-        posterior = _flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)
-
-    def sample(num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        w = posterior.rsample((num_samples,))
-        log_q = posterior.log_prob(w)
-        return w, log_q, torch.full_like(log_q, 1 / num_samples)
-
-    return sample, posterior.log_prob
-
-
-def _flat_normal(guide: AutoNormal) -> dist.TorchDistribution:
-    """The mean field of AutoNormal, site by site, as one normal over all unconstrained weights."""
-    locs_and_scales = [guide._get_loc_and_scale(name) for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
-    loc, scale = (torch.cat([value.reshape(-1) for value in values]) for values in zip(*locs_and_scales, strict=True))
-    return dist.Normal(loc, scale).to_event(1)
-
-
-def _discrepancy(log_q: Tensor, by_inverse: Tensor, dim: int) -> Tensor:
-    """See `Estimate`; where the map itself gives no number, the inverse is not to blame."""
-    gap = (by_inverse - log_q).abs().nan_to_num(nan=math.inf, posinf=math.inf) / math.sqrt(dim / 2)
-    return torch.where(log_q.isfinite(), gap, torch.zeros_like(gap)).max()
-
-
-def _reduce(log_weights: Tensor, weights: Tensor, bound: str) -> Tensor:
-    """The bound from log p − log q of particles that stand for these shares of q, which sum to one."""
-    if bound == "elbo":
-        return (weights * log_weights).sum()
-    return (log_weights + weights.log()).logsumexp(0)
-
-
-def _shares(log_weights: Tensor, weights: Tensor, bound: str) -> Tensor:
-    """Each particle's share in the bound's gradient, shape `(K,)`, summing to one."""
-    return weights if bound == "elbo" else (log_weights + weights.log()).softmax(0)

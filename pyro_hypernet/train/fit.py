@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,19 +12,19 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
-from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.anneal import Annealing
-from pyro_hypernet.train.asked import Asked, put_in_place
+from pyro_hypernet.train.asked import Asked, check, check_restarts, check_traits, put_in_place, warn_of_scales
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.notices import after_fit, keep_going, warn_once
-from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
-from pyro_hypernet.train.step import Step
-from pyro_hypernet.train.training import REMEDY, Trainer, copies
-from pyro_hypernet.train.traits import Traits, find_traits
+from pyro_hypernet.train.notices import after_fit, keep_going
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies
+from pyro_hypernet.train.training import REMEDY, Trainer
+from pyro_hypernet.train.traits import find_traits
 from pyro_hypernet.train.verification import verify
 
 # The share of the steps after which data count once that are annealed.
@@ -135,10 +134,10 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    _check(guide, num_steps, elbo, plan)
+    check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)
-    _check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
+    check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
     batches, kwargs = Batches(args), dict(kwargs or {})
     guide.reject(None)
     if num_restarts > 1:
@@ -178,8 +177,8 @@ def best_start(
         TypeError: As `fit`.
         ValueError: As `fit`.
     """
-    _check(guide, num_steps, elbo)
-    _check_restarts(num_restarts, most=math.inf)
+    check(guide, num_steps, elbo)
+    check_restarts(num_restarts, most=math.inf)
     batches, kwargs = Batches(args), dict(kwargs or {})
     # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
     asked = Asked(
@@ -213,33 +212,29 @@ def _fit(
     """Trains from where the guide is, then lets the posterior choose among its draws."""
     guide.setup(*batches.first, **kwargs)
     plan = asked.plan.beside(guide.plan)
-    elbo = VectorizedELBO(
-        **{**asked.elbo.options, "num_particles": asked.elbo.options["num_particles"] or plan.num_particles}
-    )
-    optim = asked.optim
+    elbo = asked.elbo.with_options(num_particles=asked.elbo.options["num_particles"] or plan.num_particles)
     if kwargs:
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
-    _check_traits(traits, batches, asked.plan.rejection)
-    elbo._prepare(model, guide, batches.first, {})
+    check_traits(traits, batches, asked.plan.rejection)
+    elbo.prepare(model, guide, batches.first, {})
     start = time.perf_counter()
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
     trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps)
-    run = Optimiser(trainer.parameters.vectors, num_steps, optim)
+    run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim)
     run.least_loss = trainer.least_loss
-    first = copies(run.parameters) if optim.keep == "best" else None
+    first = copies(run.parameters) if asked.optim.keep == "best" else None
     guide._start = None
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     try:
-        deadline = start + optim.max_seconds
-        reached, stopped_because, trouble = _train(trainer, run, traits, bar, num_steps=num_steps, deadline=deadline)
+        reached, stopped_because, trouble = _train(trainer, run, bar, deadline=start + asked.optim.max_seconds)
         if stopped_because != "interrupted":
             reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
     finally:
         trainer.parameters.release()
     after_fit(guide, run.losses, trouble)
     chosen = None
-    if _rejects(asked.plan.rejection, guide, batches, kwargs, traits, elbo) and stopped_because != "interrupted":
+    if _rejects(asked.plan.rejection, trainer, kwargs) and stopped_because != "interrupted":
         chosen, why = _choose_draws(
             guide, batches.first, kwargs, plan.rejection, is_asked=asked.plan.rejection != "auto"
         )
@@ -250,23 +245,15 @@ def _fit(
         seconds=time.perf_counter() - start,
         num_skipped=run.num_skipped,
         stopped_because=stopped_because,
-        gradient="path" if elbo._is_path(guide) and trainer.stepper.elbo._is_path(guide) else "total",
-        mode=elbo._log_joint.mode,
+        gradient="path" if elbo.is_path(guide) and trainer.stepper.elbo.is_path(guide) else "total",
+        mode=elbo.log_joint.mode,
         compile=trainer.stepper.compile,
         compile_reason=trainer.stepper.reason,
         acceptance=guide.rejection.rate if chosen else 1.0,
     )
 
 
-def _train(
-    trainer: Trainer,
-    run: Optimiser,
-    traits: Traits,
-    bar: tqdm,
-    *,
-    num_steps: int,
-    deadline: float,
-) -> tuple[float, str, str]:
+def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> tuple[float, str, str]:
     """Steps to the end; the parameters to keep are in place whatever happens.
 
     Returns:
@@ -274,7 +261,7 @@ def _train(
     """
     stopped_because, trouble, optim = "all steps done", "", run.optim
     try:
-        for number in range(num_steps):
+        for number in range(run.num_steps):
             if number and time.perf_counter() > deadline:
                 stopped_because = "out of time"
                 break
@@ -282,14 +269,14 @@ def _train(
             step, batch = trainer.step(number)
             run.clips_outliers = trainer.is_ragged
             if number == 1:
-                _warn_of_scales(trainer, traits)
+                warn_of_scales(trainer.guide, trainer.batches, trainer.traits)
             run.step(step)
             if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
-                trouble = _find_trouble(trainer, step, batch)
+                trouble = trainer.find_trouble(step, batch)
             if run.skipped_in_a_row >= optim.max_skipped:
                 raise FloatingPointError(
                     f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
-                    f"{_find_trouble(trainer, step, batch)}. {REMEDY} The guide keeps the last finite parameters."
+                    f"{trainer.find_trouble(step, batch)}. {REMEDY} The guide keeps the last finite parameters."
                 )
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
@@ -303,13 +290,6 @@ def _train(
         bar.close()
         reached = -run.finish()
     return reached, stopped_because, trouble
-
-
-def _find_trouble(trainer: Trainer, step: Step, batch: tuple) -> str:
-    try:
-        return trainer.find_trouble(step, batch)
-    except Exception:  # the model does not even run there
-        return "the density, which raises an error"
 
 
 def _verify(
@@ -327,23 +307,17 @@ def _choose_annealing(
     asked: str | float, planned: float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
 ) -> Annealing | None:
     # Of its own accord only in a first fit, of a model without parameters of its own.
-    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo._params) else planned
+    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo.params) else planned
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
-def _rejects(
-    rejection: str | tuple[float, ...] | None,
-    guide: AutoHypernet,
-    batches: Batches,
-    kwargs: dict[str, Any],
-    traits: Traits,
-    elbo: VectorizedELBO,
-) -> bool:
+def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, kwargs: dict[str, Any]) -> bool:
     """Whether draws are to be chosen after the fit."""
-    if elbo._params or rejection != "auto":
-        return rejection is not None and not elbo._params
-    has_all_data = batches.is_fixed and not traits.noise
-    return has_all_data and elbo._log_joint.mode != "loop" and guide.suits_rejection(batches.first, kwargs)
+    elbo, batches = trainer.elbo, trainer.batches
+    if elbo.params or rejection != "auto":
+        return rejection is not None and not elbo.params
+    has_all_data = batches.is_fixed and not trainer.traits.noise
+    return has_all_data and elbo.log_joint.mode != "loop" and trainer.guide.suits_rejection(batches.first, kwargs)
 
 
 def _choose_draws(
@@ -356,68 +330,8 @@ def _choose_draws(
         return None, "interrupted"
     except ValueError as error:  # no weight is finite
         if is_asked:
-            warnings.warn(f"Every draw of the guide is kept: {error}", stacklevel=3)
+            warn_caller(f"Every draw of the guide is kept: {error}")
         return None, None
     except Exception as error:
-        warnings.warn(f"Every draw of the guide is kept, for choosing failed: {error}", stacklevel=3)
+        warn_caller(f"Every draw of the guide is kept, for choosing failed: {error}")
         return None, None
-
-
-def _check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
-    if not isinstance(guide, AutoHypernet):
-        raise TypeError(
-            f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
-            "takes VectorizedELBO too."
-        )
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")
-    if elbo is not None and not isinstance(elbo, VectorizedELBO):
-        raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
-    if plan is not None and not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
-    _refuse_groups()
-
-
-def _check_restarts(num_restarts: int, *, most: float) -> None:
-    if not isinstance(num_restarts, int) or not 1 <= num_restarts <= most:
-        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
-
-
-def _refuse_groups() -> None:
-    """Raises where several processes would each train a guide of its own."""
-    group = torch.distributed
-    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-        raise RuntimeError(
-            f"fit trains in one process, and this is one of a group of {group.get_world_size()}, which would end with "
-            "as many different guides. Fit before torch.distributed.init_process_group, or in a process of its own, "
-            "and hand the guide on by save and load."
-        )
-
-
-def _check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:
-    """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
-    is_several = batches.length is not None and batches.length > 1
-    if traits.is_unscaled and is_several:
-        raise ValueError(_spell_unscaled(traits, batches))
-    if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
-        why, spelt = traits.noise or "args gives minibatches", rejection[0] if len(rejection) == 1 else rejection
-        raise ValueError(
-            f"rejection={spelt} needs the same density of all data at every call, but {why}. Pass all data as "
-            "one tuple, without subsample_size, or leave rejection out."
-        )
-
-
-def _spell_unscaled(traits: Traits, batches: Batches) -> str:
-    count, size = "several" if batches.length is None else batches.length, batches.spell_size()
-    return (
-        f"args gives {count} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
-        "minibatch once (scale 1): the posterior would be that of one minibatch, far too wide. Scale it to all data: "
-        f"bayesianize(..., num_data={size}), or pyro.plate(..., size={size}, subsample_size=len(x))."
-    )
-
-
-def _warn_of_scales(trainer: Trainer, traits: Traits) -> None:
-    """At the second step: says what is not certain before, or not certainly wrong."""
-    batches = trainer.batches
-    if not batches.is_fixed and batches.number > 0 and traits.unscaled:
-        warn_once(trainer.guide, "not scaled", _spell_unscaled(traits, batches), stacklevel=4)

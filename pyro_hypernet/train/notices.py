@@ -1,13 +1,14 @@
 """Never a silent wrong answer: what fits, guides and draws warn of, once each, with the figure and the remedy."""
 
 import math
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from pyro_hypernet.graphs.culprits import first_line, warn_caller
 
 Result = TypeVar("Result")
 # Shorter fits are trials, of which nobody expects to have arrived.
@@ -23,14 +24,13 @@ _verdicts: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
-def warn_once(subject: Any, kind: str, text: str, *, stacklevel: int = 3) -> None:
+def warn_once(subject: Any, kind: str, text: str) -> None:
     """Warns of something about a guide or a result, unless that has been done.
 
     Args:
         subject: What the warning is about; remembered weakly, and not at all where it cannot be.
         kind: A word for the trouble, such as "k-hat".
         text: The warning: the figure and the remedy.
-        stacklevel: As in `warnings.warn`.
     """
     try:
         said = _said.setdefault(subject, set())
@@ -38,7 +38,7 @@ def warn_once(subject: Any, kind: str, text: str, *, stacklevel: int = 3) -> Non
         said = set()
     if kind not in said:
         said.add(kind)
-        warnings.warn(text, UserWarning, stacklevel=stacklevel)
+        warn_caller(text)
 
 
 def remember(guide: Any, text: str) -> None:
@@ -58,37 +58,34 @@ def remember(guide: Any, text: str) -> None:
         return
 
 
-def recall(posterior: Any, *, stacklevel: int = 3) -> None:
+def recall(posterior: Any) -> None:
     """Warns, once, where a posterior is a guide with a bad verdict on it that is used all the same.
 
     Args:
         posterior: Whatever is used.
-        stacklevel: As in `warnings.warn`.
     """
     try:
         text = _verdicts.get(posterior)
     except TypeError:  # not hashable, or no weak references
         return
     if text:
-        warn_once(posterior, "verdict", text, stacklevel=stacklevel + 1)
+        warn_once(posterior, "verdict", text)
 
 
-def warn_of_bad_numbers(values: dict[str, Any], *, stacklevel: int = 3) -> None:
+def warn_of_bad_numbers(values: dict[str, Any]) -> None:
     """Warns where predictions hold NaN or infinite numbers, naming the site and the share of the draws.
 
     Args:
         values: A dict from site to tensors of shape `(S, *shape)`.
-        stacklevel: As in `warnings.warn`.
     """
     for name, value in values.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.sum().isfinite()):
             # The sum, one quick pass, is finite unless a value is not, or it overflows.
             bad = ~value.isfinite().reshape(len(value), -1).all(1)
             if bool(bad.any()):
-                warnings.warn(
+                warn_caller(
                     f"{int(bad.sum())} of {len(bad)} draws predict values of {name!r} that are NaN or infinite: means "
                     "and intervals of them are wrong. Bound the site's parameters, or look at the guide with diagnose.",
-                    stacklevel=stacklevel,
                 )
 
 
@@ -103,8 +100,7 @@ def keep_going(function: Callable[[], Result], default: Result, what: str) -> Re
     try:
         return function()
     except Exception as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        warnings.warn(f"{what} failed: {text} What was reached before is kept.", stacklevel=3)
+        warn_caller(f"{what} failed: {first_line(error)} What was reached before is kept.")
         return default
 
 
@@ -126,7 +122,6 @@ def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
             f"{num_skipped} of {len(losses)} steps were skipped, for loss or gradient were not finite; the trouble is "
             f"in {trouble}. What such draws or data say is left out of the guide: drop, impute or mask bad data, "
             "bound the site's prior or likelihood away from zero, lower learning_rate, or use float64.",
-            stacklevel=4,
         )
     if len(losses) >= _LEAST_STEPS:
         rise, error = rise_at_the_end(values)
@@ -136,7 +131,6 @@ def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
                 "still rising",
                 f"The ELBO was still rising when training ended: by {rise:.1f} nats over the last fifth of "
                 f"{len(losses)} steps. The guide is not what it can be: train it further, num_steps={4 * len(losses)}.",
-                stacklevel=4,
             )
 
 

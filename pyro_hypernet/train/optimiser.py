@@ -99,6 +99,21 @@ class Optim:
             raise TypeError(f"{_ASKED}; got {made!r}.")
         return made
 
+    def rate(self, step: int, num_steps: int) -> float:
+        """The step size, or its factor: a linear rise to the peak, then a cosine down to zero.
+
+        Args:
+            step: The number of the step, from 0.
+            num_steps: How many steps there will be.
+        """
+        rise = max(1, int(self.warmup * num_steps))
+        if step < rise:
+            return self.learning_rate * ((step + 1) / rise)
+        if not self.decay:
+            return self.learning_rate
+        share = min(1.0, (step - rise) / max(1, num_steps - rise))
+        return self.learning_rate * (0.5 * (1 + math.cos(math.pi * share)))
+
 
 def as_optim(optim: Any) -> Optim:
     """What `fit` takes: a peak step size for Adam, an optimiser as it is, or an `Optim`."""
@@ -126,13 +141,13 @@ class Optimiser:
     def __init__(self, vectors: list[Tensor], num_steps: int, optim: Optim) -> None:
         self.parameters = vectors
         self.optim = optim
+        self.num_steps = num_steps
         self.window = max(1, num_steps // _WINDOWS)
         self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
         self.counts = [torch.zeros((), device=vector.device) for vector in vectors]
         self.is_fused = all(vector.device.type in ("cpu", "cuda") for vector in vectors)
         self.method = None if optim.method is None else optim.make(vectors)
         self.rates = [] if self.method is None else [group["lr"] for group in self.method.param_groups]
-        self.schedule = Schedule(num_steps, optim.warmup, optim.decay)
         self.least_loss = -math.inf
         self.clips_outliers = False
         self.usual_norm: float | None = None
@@ -147,7 +162,7 @@ class Optimiser:
         """Steps the parameters by Adam; does nothing but count where loss or gradient cannot be right."""
         is_good = step.is_finite and step.loss >= self.least_loss
         if is_good:
-            self._update(step, self.optim.learning_rate * self.schedule(len(self.losses)))
+            self._update(step, self.optim.rate(len(self.losses), self.num_steps))
             self.skipped_in_a_row = 0
         else:
             self.num_skipped += 1
@@ -198,15 +213,13 @@ class Optimiser:
         if mean < self.best_loss:
             self.best_loss, self.windows_since_best = mean, 0
             if self.optim.keep == "best":
-                self.kept = [parameter.detach().clone() for parameter in self.parameters]
+                self.kept = copies(self.parameters)
         return mean
 
-    @torch.no_grad()
     def finish(self) -> float:
         """Puts the parameters to keep in place; returns the mean loss of the window that they stand for."""
         if self.kept is not None:
-            for parameter, kept in zip(self.parameters, self.kept, strict=True):
-                parameter.copy_(kept)
+            put(self.parameters, self.kept)
         if not math.isfinite(self.best_loss) and self.losses:
             return self.losses[-1]
         return self.best_loss if self.optim.keep == "best" else getattr(self, "last_loss", math.nan)
@@ -215,28 +228,17 @@ class Optimiser:
     def _average(self) -> None:
         self.num_averaged += 1
         if self.kept is None:
-            self.kept = [parameter.detach().clone() for parameter in self.parameters]
+            self.kept = copies(self.parameters)
         torch._foreach_lerp_(self.kept, [p.detach() for p in self.parameters], 1 / self.num_averaged)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The share of the peak step size at every step: a linear rise, then a cosine down to zero.
+def copies(vectors: list[Tensor]) -> list[Tensor]:
+    """Copies of parameters."""
+    return [vector.detach().clone() for vector in vectors]
 
-    Attributes:
-        num_steps: How many steps there will be.
-        warmup: Share of them over which it rises.
-        decay: Whether it then falls.
-    """
 
-    num_steps: int
-    warmup: float
-    decay: bool
-
-    def __call__(self, step: int) -> float:
-        rise = max(1, int(self.warmup * self.num_steps))
-        if step < rise:
-            return (step + 1) / rise
-        if not self.decay:
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, self.num_steps - rise))))
+@torch.no_grad()
+def put(vectors: list[Tensor], values: list[Tensor]) -> None:
+    """Sets parameters to these values."""
+    for vector, value in zip(vectors, values, strict=True):
+        vector.copy_(value)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers, why_no_script
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.vectorize import Model, describe_shapes
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.elbo import MAX_DISCREPANCY, VectorizedELBO
 
@@ -37,7 +38,7 @@ class Step:
 
     Attributes:
         loss: Minus the bound in nats.
-        discrepancy: That of the estimate, see `elbo.Estimate`.
+        discrepancy: That of the estimate, see `estimate.Estimate`.
         norm: Of the whole gradient.
         gradients: The gradient, one vector for every vector of `FlatParameters`.
         particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`; None where there are
@@ -125,31 +126,34 @@ class Stepper:
         self.model, self.guide, self.elbo = model, guide, elbo
         self.parameters = parameters
         self.is_fixed = is_fixed
-        self.reason = "as asked for"
         self._graphs: dict[Any, Captured] = {}
         self._counts: Counter[Any] = Counter()
-        self._plan = _Plan(compile, num_steps)
+        self._stages = _Stages(compile, num_steps)
         if elbo.mode != "graph":
-            self._plan.settle("off")
-            self.reason = f'mode="{elbo.mode}" captures nothing'
+            self._stages.settle("off", f'mode="{elbo.mode}" captures nothing')
 
     @property
     def compile(self) -> str:
         """What is in use: "off", "graph" or "inductor"."""
-        return self._plan.stage
+        return self._stages.stage
+
+    @property
+    def reason(self) -> str:
+        """Why so, in words."""
+        return self._stages.reason
 
     def __call__(self, batch: tuple) -> Step:
         """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
         start = time.perf_counter()
-        captured = None if self._plan.settled and self._plan.stage == "off" else self._captured(batch)
+        captured = None if self._stages.settled and self._stages.stage == "off" else self._captured(batch)
         outputs = self._run(*batch) if captured is None else captured(batch)
         step = self._step(outputs)
         if step.discrepancy > MAX_DISCREPANCY:
             self.elbo.distrust(self.guide, step.discrepancy)
             self._start_again()
             return self(batch)
-        if not self._plan.settled:
-            self._plan.note(time.perf_counter() - start)
+        if not self._stages.settled:
+            self._stages.note(time.perf_counter() - start)
             self._advance(batch)
         return step
 
@@ -162,9 +166,8 @@ class Stepper:
     def _start_again(self) -> None:
         """Forgets the graphs of another gradient."""
         self._graphs.clear()
-        if self._plan.stage == "inductor":
-            self._plan.settle("graph")
-            self.reason = "path gradients were given up after compiling"
+        if self._stages.stage == "inductor":
+            self._stages.settle("graph", "path gradients were given up after compiling")
 
     def _run(self, *batch: Any) -> tuple[Any, ...]:
         """As it stands: the density captured, the guide run by Python."""
@@ -172,15 +175,12 @@ class Stepper:
         gradients = self.parameters.gather(
             torch.autograd.grad(estimate.surrogate, self.parameters.leaves, allow_unused=True)
         )
-        norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
-        norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        stats = torch.stack([estimate.loss.double(), estimate.discrepancy.double(), norm])
-        return stats, *gradients, estimate.w, estimate.log_p, estimate.log_q
+        return estimate.numbers(gradients), *gradients, estimate.w, estimate.log_p, estimate.log_q
 
     @staticmethod
     def _step(outputs: tuple[Any, ...]) -> Step:
-        stats, *gradients, w, log_p, log_q = outputs
-        return Step(*stats.tolist(), gradients, (w, log_p, log_q))
+        numbers, *gradients, w, log_p, log_q = outputs
+        return Step(*numbers.tolist(), gradients, (w, log_p, log_q))
 
     def _captured(self, batch: tuple) -> Captured | None:
         """The graph for a batch, where there is one, or is to be one: what comes once is not captured."""
@@ -192,26 +192,24 @@ class Stepper:
         if len(self._counts) >= _MAX_COUNTED:
             self._counts.clear()
         self._counts[key] += 1
-        if key is None or self._plan.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
+        if key is None or self._stages.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
             return None
         return self._capture(key, batch)
 
     def _advance(self, batch: tuple) -> None:
         """Moves on to a faster stage if that pays."""
-        if self.elbo._log_joint.mode != "graph" and self._plan.stage == "off" and self._plan.goal != "off":
-            self._plan.settle("off")
-            self.reason = "the model cannot be captured as a graph"
+        if self.elbo.log_joint.mode != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
+            self._stages.settle("off", "the model cannot be captured as a graph")
         size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
-        goal, why = self._plan.next(size, len(self._counts))
-        self.reason = why or self.reason
+        goal = self._stages.next(size, len(self._counts))
         if goal is None:
             return
-        if self._plan.stage == "off":
-            self._plan.stage = "graph"
+        if self._stages.stage == "off":
+            self._stages.stage = "graph"
             key = describe_shapes(batch)
             if key is None:
                 self._fall_back("an argument is neither a tensor nor a plain value")
-            elif self._plan.is_auto and self._counts[key] < 2:
+            elif self._stages.is_auto and self._counts[key] < 2:
                 return  # it is captured when it comes again
             elif self._capture(key, batch) is None:
                 return
@@ -228,13 +226,13 @@ class Stepper:
             return self._fall_back(str(error))
         self._graphs[key] = captured
         if captured.run is captured.module:  # neither scripted nor recorded on a GPU
-            self.reason = f"captured, run from Python: {why_no_script() or 'TorchScript lacks one of its operations'}"
+            why = why_no_script() or "TorchScript lacks one of its operations"
+            self._stages.reason = f"captured, run from Python: {why}"
         return captured
 
     def _fall_back(self, reason: str) -> None:
-        self._plan.settle("off")
+        self._stages.settle("off", reason)
         self._graphs.clear()
-        self.reason = reason
 
     def _compile(self, batch: tuple) -> None:
         """Compiles what was captured, if there is a compiler, and keeps it if it is faster."""
@@ -243,8 +241,7 @@ class Stepper:
             return
         on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
         if on_cpu and not has_compiler():
-            self._plan.settle("graph")
-            self.reason = "no C++ compiler was found"
+            self._stages.settle("graph", "no C++ compiler was found")
             return
         before, inputs = captured.run, captured.inputs(batch)
         try:
@@ -255,23 +252,22 @@ class Stepper:
             captured.check(batch)
         except RuntimeError as error:
             captured.run = before
-            self._plan.settle("graph")
-            self.reason = str(error)
+            self._stages.settle("graph", str(error))
             return
-        self._plan.stage = "inductor"
-        if self._plan.is_auto:
+        self._stages.stage = "inductor"
+        if self._stages.is_auto:
             with same_random_numbers(self.parameters.leaves):
                 seconds = [_time(captured, batch, run) for run in (before, compiled)]
             if seconds[1] > seconds[0]:
                 captured.run = before
-                self._plan.settle("graph")
-                self.reason = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
+                took = f"compiled, a step took {1e3 * seconds[1]:.1f} ms instead of {1e3 * seconds[0]:.1f}"
+                self._stages.settle("graph", took)
                 return
-        self._plan.settle("inductor")
+        self._stages.settle("inductor")
 
 
-class _Plan:
-    """What to run now and what to move on to: weighs the time of compiling against the steps that are left."""
+class _Stages:
+    """From "off" to "graph" to "inductor", as far as what the steps left would save is worth the time that it takes."""
 
     def __init__(self, compile: str, num_steps: int) -> None:
         self.is_auto = compile == "auto"
@@ -281,11 +277,13 @@ class _Plan:
         self.first = math.nan
         self.seconds: list[float] = []
         self.settled = compile == "off"
+        self.reason = "as asked for"
 
-    def settle(self, stage: str) -> None:
-        """Stays at this stage."""
+    def settle(self, stage: str, reason: str = "") -> None:
+        """Stays at this stage, for a new reason or the old one."""
         self.stage = self.goal = stage
         self.settled = True
+        self.reason = reason or self.reason
 
     def note(self, seconds: float) -> None:
         """Notes what a step took."""
@@ -295,18 +293,18 @@ class _Plan:
         elif len(self.seconds) < _WARM_UP + _TIMED:
             self.seconds.append(seconds)
 
-    def next(self, num_operations: int, num_shapes: int) -> tuple[str | None, str | None]:
-        """The stage to move on to, or None, and what to say of it."""
+    def next(self, num_operations: int, num_shapes: int) -> str | None:
+        """The stage to move on to, or None."""
         if self.settled:
-            return None, None
+            return None
         if not self.is_auto:
             self.settled = True
-            return self.goal, None
+            return self.goal
         if len(self.seconds) < _WARM_UP + _TIMED:
-            return None, None
+            return None
         if self.stage == "off" and num_shapes > _MAX_GRAPHS:
-            self.settle("off")
-            return None, f"the first {_WARM_UP + _TIMED + 1} batches have {num_shapes} shapes: few would come again"
+            first = f"the first {_WARM_UP + _TIMED + 1} batches have"
+            return self.settle("off", f"{first} {num_shapes} shapes: few would come again")
         each = sorted(self.seconds[_WARM_UP:])[_TIMED // 2]
         stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first * max(1, num_shapes))
         if self.stage == "graph":
@@ -314,12 +312,10 @@ class _Plan:
         saved = self.left * each * (1 - share)
         self.seconds.clear()
         verb = {"graph": "capturing", "inductor": "compiling"}[stage]
-        why = f"{verb} would take about {cost:.2g} s and save {saved:.2g} s"
         if saved <= cost:
-            self.settle(self.stage)
-            return None, why
-        self.goal = stage
-        return stage, why.replace("would take", "was to take").replace("and save", "and to save")
+            return self.settle(self.stage, f"{verb} would take about {cost:.2g} s and save {saved:.2g} s")
+        self.goal, self.reason = stage, f"{verb} was to take about {cost:.2g} s and to save {saved:.2g} s"
+        return stage
 
 
 def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:

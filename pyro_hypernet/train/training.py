@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.culprits import first_line
+from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import name_arguments
-from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.train.anneal import Annealing, TemperedModel
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
@@ -40,7 +40,6 @@ class Trainer:
         parameters: All that is trained.
         least_loss: A loss below it cannot be, in nats: of discrete data no bound on the evidence exceeds zero.
         has_one_target: Whether the evidence is one number, the same at all parameters and steps.
-        is_noisy: Whether the density is another at every call, as of a model that draws minibatches itself.
         is_ragged: Whether one of few batches is shorter than others.
         stepper: What ran the last step.
     """
@@ -56,15 +55,14 @@ class Trainer:
         annealing: Annealing | None,
         num_steps: int,
     ) -> None:
-        self.model, self.guide, self.batches = model, guide, batches
+        self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
         self.elbo, self.annealing, self.num_steps = elbo, annealing, num_steps
-        self.parameters = FlatParameters([*guide.parameters(), *elbo._params.values()])
+        self.parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
         self.is_ragged = False
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
-        self.is_noisy = bool(traits.noise)
         is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
-        self.has_one_target = is_plain and batches.is_fixed and not self.is_noisy and not elbo._params
+        self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo.params
         self.least_loss = -math.inf
         if traits.is_discrete:
             self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
@@ -109,6 +107,12 @@ class Trainer:
 
     def find_trouble(self, step: Step, batch: tuple) -> str:
         """Where a step that is not finite went wrong, in words."""
+        try:
+            return self._find_trouble(step, batch)
+        except Exception:  # the model does not even run there
+            return "the density, which raises an error"
+
+    def _find_trouble(self, step: Step, batch: tuple) -> str:
         for name, value in name_arguments(self.model, batch, {}).items():
             if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
                 places = f"{int(value.isnan().sum())} of {value.numel()} places"
@@ -124,7 +128,7 @@ class Trainer:
         row = w[bad.nonzero()[0, 0]]
         if not bool(row.isfinite().all()):
             return "the guide's own draws"
-        terms = self.elbo._log_joint.site_log_probs(row, *batch)
+        terms = self.elbo.log_joint.site_log_probs(row, *batch)
         names = [name for name, value in terms.items() if not math.isfinite(float(value))]
         return "the density of site " + ", ".join(map(repr, names)) if names else "the density of the guide"
 
@@ -144,9 +148,8 @@ class Trainer:
         return self._tempered, TemperedModel.arguments(beta, batch)
 
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
-        model, old = TemperedModel(self.model), self.elbo
-        elbo = VectorizedELBO(**{**old.options, "num_particles": old.num_particles})
-        elbo._prepare(model, self.guide, model.arguments(1.0, batch), {})
+        model, elbo = TemperedModel(self.model), self.elbo.with_options()
+        elbo.prepare(model, self.guide, model.arguments(1.0, batch), {})
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 
     def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:
@@ -156,32 +159,10 @@ class Trainer:
     def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
         where = f"Step {number} of fit failed at {self.batches.spell(batch)}"
         kept = "The guide keeps what it had learnt."
-        if any(leaf.dim() and len(leaf) == 0 for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)):
+        if any(leaf.dim() and len(leaf) == 0 for leaf in tensors_in(batch)):
             raise ValueError(f"{where}: it holds no data. Leave empty batches out. {kept}") from error
         cause = find_error(self.model, self.guide, batch) or error
         kind = ValueError if isinstance(cause, (ValueError, IndexError)) else RuntimeError
-        text = (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]
         raise kind(
-            f"{where}: {text} Look at the data of this batch and what the model makes of them. {kept}"
+            f"{where}: {first_line(cause)} Look at the data of this batch and what the model makes of them. {kept}"
         ) from cause
-
-
-def copies(vectors: list[Tensor]) -> list[Tensor]:
-    """Copies of parameters.
-
-    Args:
-        vectors: The parameters.
-    """
-    return [vector.detach().clone() for vector in vectors]
-
-
-@torch.no_grad()
-def put(vectors: list[Tensor], values: list[Tensor]) -> None:
-    """Sets parameters.
-
-    Args:
-        vectors: The parameters.
-        values: What they are to be.
-    """
-    for vector, value in zip(vectors, values, strict=True):
-        vector.copy_(value)

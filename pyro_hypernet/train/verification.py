@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers
+from pyro_hypernet.train.optimiser import copies, put
 from pyro_hypernet.train.step import Step, Stepper
-from pyro_hypernet.train.training import Trainer, copies, put
+from pyro_hypernet.train.training import Trainer
 
 # One in so many steps is made once more, and these at least; up to one in twenty where minibatches make noise: all
 # those of a pass, and of a model that draws them itself so many.
@@ -86,7 +87,7 @@ def _count(trainer: Trainer, num_steps: int) -> int:
     """How many estimates: whole passes over the minibatches where they are short."""
     least, length = max(_LEAST, num_steps // _SHARE), trainer.batches.length
     if trainer.batches.is_fixed:
-        return max(_LEAST, num_steps // _PASS_SHARE) if trainer.is_noisy else least
+        return max(_LEAST, num_steps // _PASS_SHARE) if trainer.traits.noise else least
     if length is not None and length <= max(_LEAST, num_steps // _PASS_SHARE):
         return length * math.ceil(least / length)
     return 2 * least

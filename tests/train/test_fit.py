@@ -13,7 +13,7 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.train import fit as fit_module
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import fit
-from pyro_hypernet.train.optimiser import Optim, Optimiser, Schedule
+from pyro_hypernet.train.optimiser import Optim, Optimiser
 from pyro_hypernet.train.step import FlatParameters, Stepper
 from tests import small_models as m
 from tests.seeds import seed
@@ -296,15 +296,15 @@ def test_the_models_params_are_learnt_and_kept_with_the_guides():
 
 @pytest.mark.parametrize("num_steps, warmup", [(1000, 0.1), (50, 0.02), (1, 0.0), (7, 0.5)])
 def test_schedule_rises_linearly_and_falls_along_a_cosine(num_steps, warmup):
-    rate = Schedule(num_steps, warmup, True)
-    shares = torch.tensor([rate(step) for step in range(num_steps)])
+    optim = Optim(1.0, warmup=warmup)
+    shares = torch.tensor([optim.rate(step, num_steps) for step in range(num_steps)])
     rise = max(1, int(warmup * num_steps))
     torch.testing.assert_close(shares[:rise], torch.arange(1, rise + 1) / rise)
     assert bool((shares[rise:].diff() < 0).all())
     assert bool((shares > 0).all())
-    assert rate(num_steps) == pytest.approx(0.0, abs=1e-12) or num_steps == rise
-    flat_rate = Schedule(num_steps, warmup, False)
-    assert all(flat_rate(step) == 1.0 for step in range(rise, num_steps))
+    assert optim.rate(num_steps, num_steps) == pytest.approx(0.0, abs=1e-12) or num_steps == rise
+    flat = Optim(1.0, warmup=warmup, decay=False)
+    assert all(flat.rate(step, num_steps) == 1.0 for step in range(rise, num_steps))
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
@@ -312,7 +312,7 @@ def test_clip_bounds_the_step_of_a_steep_start(is_fused):
     """Adam divides by the gradient's own size, so clipping shows in its first moment, a tenth of what it is given."""
     guide = AutoHypernet(regression, "identity", "full").setup(X, Y)
     elbo, parameters = VectorizedELBO(), FlatParameters(list(guide.parameters()))
-    elbo._prepare(regression, guide, (X, Y), {})
+    elbo.prepare(regression, guide, (X, Y), {})
     step = Stepper(regression, guide, elbo, parameters, compile="off", num_steps=1, is_fixed=True)((X, Y))
     assert step.norm > 1
     run = Optimiser(parameters.vectors, 10, Optim(0.01, warmup=0.0, clip=0.5, keep="last"))

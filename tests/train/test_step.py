@@ -215,7 +215,7 @@ def of_shapes(sizes, num_steps, **options):
     batches = [(X[:size], Y[:size]) for size in sizes]
     guide = AutoHypernet(in_minibatches, SMALL, "full").setup(*batches[0])
     elbo = VectorizedELBO(2)
-    elbo._prepare(in_minibatches, guide, batches[0], {})
+    elbo.prepare(in_minibatches, guide, batches[0], {})
     parameters = FlatParameters(list(guide.parameters()))
     stepper = step_module.Stepper(
         in_minibatches, guide, elbo, parameters, num_steps=num_steps, is_fixed=False, **options
