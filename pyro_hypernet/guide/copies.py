@@ -17,13 +17,13 @@ from pyro_hypernet.model.announce import forget_announcements
 from pyro_hypernet.model.arguments import Arguments
 
 # Found again when needed: a weak reference, graphs, a name in the parameter store.
-_LEFT_BEHIND = {"master": None, "_density": None, "_param_prefix": None}
+_LEFT_BEHIND = {"master": None, "_weigher": None, "_param_prefix": None}
 _WITH_THE_MODEL = ("_uninitialised_model", "_init_loc_fn", "_knowledge")
 # What a run of the model gave: copies share it, for it never changes.
 _SHARED = ("_model", *_WITH_THE_MODEL, "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "plates")
 
 
-def needs_its_model(guide: nn.Module) -> bool:
+def _needs_its_model(guide: nn.Module) -> bool:
     """Whether a guide draws by its model: weights given others, or rejecting, or not at all before `setup`."""
     is_new, is_rejecting = guide._layout is None, guide.rejection is not None
     return is_new or is_rejecting or any(isinstance(module, GaussianConditional) for module in guide.modules())
@@ -38,7 +38,7 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
     forget_announcements(guide)
     _forget_what_holds_no_longer(guide)
     state = {**guide.__dict__, **_LEFT_BEHIND, "_model": None, "_start": _freshness(guide)}
-    if not needs_its_model(guide):
+    if not _needs_its_model(guide):
         return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
     try:
         pickle.dumps([*(state[name] for name in _WITH_THE_MODEL), *_held(guide)])

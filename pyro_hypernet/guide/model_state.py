@@ -114,11 +114,6 @@ def restore(model: Model, state: ModelState, *, own: Mapping[str, Tensor] | None
             _put(store, name, leaf.requires_grad_(True), constraint)
 
 
-def learnable(model: Model) -> list[str]:
-    """Names of the parameters in the modules that a model uses, of those that training changes."""
-    return [key for key, tensor in _tensors(model) if tensor.requires_grad]
-
-
 def _put(store: Any, name: str, leaf: Tensor, constraint: Constraint) -> None:
     store._params[name] = leaf
     store._constraints[name] = constraint
@@ -147,16 +142,11 @@ def _check_names(state: ModelState, found: Mapping[str, Tensor], own: Mapping[st
     seen = {id(tensor) for tensor in found.values()}
     missing += [name for name, leaf in own.items() if name not in state.params and id(leaf) not in seen]
     if missing:
-        warn_of_missing(missing, path)
-
-
-def warn_of_missing(names: list[str], path: Any) -> None:
-    """Says which of the model's parameters a file does not hold."""
-    warnings.warn(
-        f"{path} does not hold the model's parameters {names}, which stay as they are: predictions are right only if "
-        "those are the values that the guide was trained with.",
-        stacklevel=4,
-    )
+        warnings.warn(
+            f"{path} does not hold the model's parameters {missing}, which stay as they are: predictions are right "
+            "only if those are the values that the guide was trained with.",
+            stacklevel=4,
+        )
 
 
 def _refuse_to_overwrite(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], path: Any) -> None:

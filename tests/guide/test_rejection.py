@@ -162,9 +162,9 @@ def test_an_exact_guide_rejects_nothing():
     assert guide.rejection is None
 
 
-@pytest.mark.parametrize("rates", [(), (0.0,), (1.5,), ("often",)])
+@pytest.mark.parametrize("rates", [(), (0.0,), (1.5,), ("often",), 2.0])
 def test_rates_out_of_range_are_refused(rejected, rates):
-    with pytest.raises(ValueError, match="^rates must be shares of draws to keep"):
+    with pytest.raises(ValueError, match="^rates must be a share of draws to keep"):
         copy.deepcopy(rejected[0]).reject((Y,), rates=rates)
 
 
