@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_hypernet.guide.flow import Flow
 from pyro_hypernet.guide.plan import Plan
-from pyro_hypernet.informed.detect import Knowledge, learn, prior_width
+from pyro_hypernet.informed.detect import Knowledge, detect, prior_width
 from pyro_hypernet.informed.structures import informed, resolve_structure
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.hypernets import resolve_hypernet
@@ -97,7 +97,7 @@ class FirstRun:
         if not plan.may_be_informed(self.layout.dim, has_default_start=has_default_start):
             return None
         with torch.no_grad(), pyro.validation_enabled(False):
-            return learn(self.model, self.layout, self.trace, self.loc, self.args, self.kwargs) or None
+            return detect(self.model, self.layout, self.trace, self.loc, self.args, self.kwargs) or None
 
     def find_width(self, plan: Plan) -> Tensor | None:
         """The prior's width, shape `(D,)`, for components, whose modes may be anywhere in it; None for the usual."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_hypernet.guide.copies import leave_rejection_out
 from pyro_hypernet.guide.flow import Flow
 from pyro_hypernet.guide.plan import REJECTION_RATES, as_shares
-from pyro_hypernet.guide.rejection import Choice, Rejected, Rejection, Weigher
+from pyro_hypernet.guide.rejection import Choice, Rejected, Rejection
+from pyro_hypernet.guide.weigher import Weigher
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.announce import announce
 from pyro_hypernet.model.arguments import Arguments

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.informed.linear_block import Response
+from pyro_hypernet.informed.linear_block import LinearBlock
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
 
@@ -25,19 +25,21 @@ class GaussianConditional(Bijection):
     for what is linear at the data of `setup`, which the map keeps as buffers.
 
     Args:
-        response: How the observations depend on the block.
+        linear_block: How the observations depend on the block.
         targets: Pseudo-targets, shape `(n,)`.
         log_precisions: Log precisions relative to the likelihood's own, shape `(n,)`.
         args: The model's arguments.
         kwargs: The model's keyword arguments.
     """
 
-    def __init__(self, response: Response, targets: Tensor, log_precisions: Tensor, args: tuple, kwargs: dict) -> None:
+    def __init__(
+        self, linear_block: LinearBlock, targets: Tensor, log_precisions: Tensor, args: tuple, kwargs: dict
+    ) -> None:
         super().__init__()
-        self.response = response
+        self.linear_block = linear_block
         self.arguments = Arguments(args, kwargs)
-        self.register_buffer("index", response.index.to(torch.empty(0).device))
-        zeros = targets.new_zeros(len(response.index))
+        self.register_buffer("index", linear_block.index.to(torch.empty(0).device))
+        zeros = targets.new_zeros(len(linear_block.index))
         start = {
             "targets": targets,
             "log_precisions": log_precisions,
@@ -45,7 +47,7 @@ class GaussianConditional(Bijection):
             "prior_log_precision": zeros,
         }
         for name, value in start.items():
-            if response.is_exact:  # nothing to learn: what is known would only be shaken
+            if linear_block.is_exact:  # nothing to learn: what is known would only be shaken
                 self.register_buffer(name, value.clone())
             else:
                 self.register_parameter(name, nn.Parameter(value.clone()))
@@ -69,13 +71,13 @@ class GaussianConditional(Bijection):
 
     def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`Lᵀ mean`, Cholesky factor L of the precision and its log determinant, in float64, for rows of `w`."""
-        answer = self.response(w, *self.arguments.values())
-        dtype = torch.float64 if self.response.is_sharp else w.dtype
+        answer = self.linear_block(w, *self.arguments.values())
+        dtype = torch.float64 if self.linear_block.is_sharp else w.dtype
         jacobian = answer.jacobian.to(dtype)
         own, learnt = answer.log_precision.to(dtype), self.log_precisions.to(dtype).exp()
         prior = self.prior_log_precision.double().exp() / answer.prior_scale.double() ** 2
         residual = (self.targets - answer.offset).to(dtype)
-        if self.response.is_constant and self.response.is_level:
+        if self.linear_block.is_constant and self.linear_block.is_level:
             # One product serves all rows, which differ by a factor.
             weighted, factors = jacobian[0] * learnt[:, None], own[:, 0].exp()
             total = (weighted.mT @ jacobian[0]).double() * factors[:, None, None].double()

@@ -25,7 +25,7 @@ _MASKED = -30.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class _Linearised:
     """What a model observes at some weights, around zero in the block.
 
     Attributes:
@@ -46,7 +46,7 @@ class Answer:
     prior_jacobian: Tensor | None = None
 
 
-class Response:
+class LinearBlock:
     """How a model's observations depend on a block of weights in which their locations are affine.
 
     Args:
@@ -88,22 +88,22 @@ class Response:
         self._run = Vectorized(self.answer_of_one)
         self._run_without = Vectorized(self._offset_of_one)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Response":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LinearBlock":
         return self  # nothing in it changes, and a copy would have a model of its own
 
     def __reduce__(self) -> tuple[Any, ...]:
         flags = {name: getattr(self, name) for name in FLAGS}
-        return partial(Response, **flags), (self.model, self.layout, self.block)
+        return partial(LinearBlock, **flags), (self.model, self.layout, self.block)
 
-    def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
+    def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> _Linearised:
         """The answer at weights of shape `(S, D)`, whatever they hold in the block."""
         with outside_of_pyro():
             if not self.is_constant:
-                return Answer(*self._run(w, args, kwargs))
+                return _Linearised(*self._run(w, args, kwargs))
             with torch.no_grad():
                 _, jacobian, _, _, _, *nested = self._run(w[:1], args, kwargs)
             offset, *rest = self._run_without(w, args, kwargs)
-            return Answer(offset, jacobian.detach(), *rest, *(part.detach() for part in nested))
+            return _Linearised(offset, jacobian.detach(), *rest, *(part.detach() for part in nested))
 
     def start(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """Pseudo-targets and their log precisions, relative to the answer's, both of shape `(n,)`.
@@ -128,7 +128,7 @@ class Response:
         return _observe(self.model, self.layout, self.block, {**self.layout.constrain(w)[0], **zeros}, args, kwargs)
 
     def answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
-        """The fields of an Answer at one weight vector of shape `(D,)`, to be vmapped and differentiated."""
+        """The fields of an _Linearised at one weight vector of shape `(D,)`, to be vmapped and differentiated."""
         values = self.layout.constrain(w)[0]
         sizes = [self.layout[name].size for name in self.block]
 
@@ -147,9 +147,9 @@ class Response:
         return offset, (rows - offset).mT, log_precision, loc, scale, (locs - loc).mT
 
 
-def find_response(
+def find_linear_block(
     model: Model, layout: Layout, points: Tensor, args: tuple, kwargs: dict, *, may_nest: bool = False
-) -> Response | None:
+) -> LinearBlock | None:
     """Finds the greatest block of sites, from the last to the first, in which the observed locations are affine.
 
     Sites qualify if their prior has a location and a scale that do not depend on the block, and if the observations'
@@ -165,7 +165,7 @@ def find_response(
         may_nest: Whether prior locations may be affine in the block too, as in hierarchies of normals.
 
     Returns:
-        The response, or None if there is no such block.
+        The block, or None if there is none.
     """
     block: tuple[str, ...] = ()
     with outside_of_pyro(), torch.no_grad():
@@ -182,7 +182,7 @@ def find_response(
         values = layout.constrain(points[0])[0]
         is_sharp = bool((_observe(model, layout, block, values, args, kwargs)[1] > 0).any())
         flags = {"is_sharp": is_sharp, "is_exact": _is_normal(trace_one(model, values, args, kwargs), layout, block)}
-        answer = Response(model, layout, block, **flags, is_constant=False, is_nested=may_nest)(
+        answer = LinearBlock(model, layout, block, **flags, is_constant=False, is_nested=may_nest)(
             points[:3], args, kwargs
         )
         derivatives, own = [answer.jacobian], answer.log_precision
@@ -191,7 +191,7 @@ def find_response(
             derivatives.append(answer.prior_jacobian)
         flags["is_constant"] = all(torch.allclose(d, d[:1].expand_as(d), rtol=_TOLERANCE) for d in derivatives)
         flags["is_level"] = bool((own == own[:, :1]).all())
-    return Response(model, layout, block, **flags)
+    return LinearBlock(model, layout, block, **flags)
 
 
 def _is_affine(

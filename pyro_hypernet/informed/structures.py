@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
-from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots, split
 from pyro_hypernet.informed.detect import Knowledge
+from pyro_hypernet.informed.set_couplings import set_couplings
 from pyro_hypernet.informed.sorting import KeyedAffine, Sorted, Symmetrized
 from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
 from pyro_hypernet.maps.bounds import bounds
-from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
+from pyro_hypernet.maps.coordinates import All, GroupNorms, Steer, Subset, Subspace
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, sets
 from pyro_hypernet.maps.linear import Affine
 from pyro_hypernet.model.layout import Layout, Site
@@ -36,7 +36,7 @@ def full(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bije
     Returns:
         A bijection of R^D.
     """
-    return _steer_noise(Steer(Whole(), hypernet(layout.dim)), layout, loc, scale)
+    return _steer_noise(Steer(All(), hypernet(layout.dim)), layout, loc, scale)
 
 
 def layerwise(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
@@ -143,23 +143,23 @@ def informed(
     """
     if not knowledge:
         return full(layout, hypernet, loc, scale)
-    response, symmetries = knowledge.response, knowledge.symmetries
+    linear, symmetries = knowledge.linear_block, knowledge.symmetries
     none = torch.empty(0, dtype=torch.long, device="cpu")
     moved = torch.cat([none, *(units.index.cpu().flatten() for units in symmetries.groups)])
     # Before the conditional, which reads the other weights on their supports.
     last = bounds(layout, loc, shared=moved)
-    if response is not None:
+    if linear is not None:
         start = knowledge.targets, knowledge.log_precisions
-        last.append(GaussianConditional(response, *start, knowledge.args, knowledge.kwargs))
-        scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
-        loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
+        last.append(GaussianConditional(linear, *start, knowledge.args, knowledge.kwargs))
+        scale = scale.index_fill(0, linear.index.to(scale.device), 1.0)
+        loc = loc.index_fill(0, linear.index.to(loc.device), 0.0)
     if hypernet is sets and any(len(units.index) > 1 for units in symmetries.groups):
         # The linear weights' noise is left alone: it belongs to no unit until the conditional has turned it.
-        block = none if response is None else response.index.cpu()
+        block = none if linear is None else linear.index.cpu()
         others = torch.ones(layout.dim, dtype=torch.bool, device="cpu").index_fill(0, block, False).nonzero().flatten()
         steered = Steer(Subset(others), hypernet(len(others)))
         roles = _sorted(steered, torch.zeros_like(loc), torch.ones_like(scale), symmetries, still=block)
-        is_exact = response is not None and response.is_exact
+        is_exact = linear is not None and linear.is_exact
         couplings = set_couplings(layout, loc, scale, symmetries, none_of=block, is_exact=is_exact)
         return Chain(roles, couplings, *last).to(loc)
     return _sorted(hypernet(layout.dim), loc, scale, symmetries, *last).to(loc)
@@ -186,72 +186,6 @@ def _sorted(
     noise = KeyedAffine(torch.zeros_like(loc), torch.ones_like(scale), still)
     inner = Chain(network, noise, *sort, KeyedAffine(loc, scale, keys), *last)
     return Symmetrized(inner, Chain(*sort), symmetries) if sort else inner
-
-
-def set_couplings(
-    layout: Layout,
-    loc: Tensor,
-    scale: Tensor,
-    symmetries: Symmetries,
-    *,
-    none_of: Tensor | None = None,
-    is_exact: bool = False,
-    num_layers: int = 8,
-    hidden: int = 32,
-) -> Bijection:
-    """Couplings that treat hidden units as a set, then one shift and scale for all units' weights of one kind.
-
-    Weights between two layers of hidden units are scaled only: they belong to two units at once.
-
-    Args:
-        layout: The sites.
-        loc: Centre at the start, shape `(D,)`; zero is taken where signs may flip.
-        scale: Standard deviations at the start, shape `(D,)`; their mean over a layer's units is taken.
-        symmetries: The layers of units.
-        none_of: Coordinates that no coupling moves, shape `(k,)`.
-        is_exact: Whether they are not even shifted and scaled.
-        num_layers: Number of couplings.
-        hidden: Width of their networks.
-    """
-    cpu = torch.device("cpu")
-    owners = torch.zeros(layout.dim, dtype=torch.long, device="cpu")
-    indices = [units.index.to(cpu) for units in symmetries.groups]
-    for index in indices:
-        owners[index.flatten()] += 1
-    left = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
-    if none_of is not None:
-        left[none_of.to(cpu)] = True
-    own = [index[:, (owners[index[0]] == 1) & ~left[index[0]]] for index in indices]
-    free = ((owners == 0) & ~left).nonzero().flatten()
-    couplings = []
-    for number in range(num_layers):
-        halves = [split(index.shape[1], number) for index in own]
-        groups = [
-            Slots(index[:, passed], index[:, moved], units.flips)
-            for index, (passed, moved), units in zip(own, halves, symmetries.groups, strict=True)
-        ]
-        passed, moved = split(len(free), number)
-        couplings.append(SetCoupling(groups, free[passed], free[moved], hidden=hidden))
-    return Chain(*couplings, _shared_affine(layout, loc, scale, symmetries, left if is_exact else ~left & left))
-
-
-def _shared_affine(layout: Layout, loc: Tensor, scale: Tensor, symmetries: Symmetries, fixed: Tensor) -> SharedAffine:
-    """One class for what permutations carry into each other."""
-    classes = torch.arange(layout.dim, device="cpu")
-    flipped = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
-    for _ in range(1 + len(symmetries.groups)):  # a weight between two layers is carried by both
-        for units in symmetries.groups:
-            index = units.index.cpu()
-            classes[index] = classes[index].min(0).values.expand(index.shape)
-            flipped[index.flatten()] |= units.flips
-    kinds, classes = classes.unique(return_inverse=True)
-    first = kinds.to(loc.device)
-    at = classes.to(scale.device)
-    mean = scale.new_zeros(len(kinds)).index_add(0, at, scale) / scale.new_zeros(len(kinds)).index_add(
-        0, at, torch.ones_like(scale)
-    )
-    still = fixed[kinds].to(loc.device)
-    return SharedAffine(classes, loc[first], mean, flipped[kinds].to(loc.device) | still, still)
 
 
 def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:

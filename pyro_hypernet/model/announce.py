@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Every parameter that was announced in this process: what else stands in the store came there from a file.
+# Every parameter that was announced in this process, under a name that depends on what else is in the store; what else
+# stands there came from a file.
 _announced = WeakTensorKeyDictionary()
 
 
@@ -49,11 +50,6 @@ def forget_announcements(module: nn.Module) -> None:
         parameter.__dict__.pop("unconstrained", None)
 
 
-def is_announced(parameter: Tensor) -> bool:
-    """Whether a parameter was announced here, so that its name in the store depends on what else is there."""
-    return parameter in _announced
-
-
 def stored_names(params: Mapping[str, Tensor]) -> dict[str, bool]:
     """Names of those of a model's parameters that Pyro's store holds, and of each whether `announce` chose the name.
 
@@ -64,7 +60,7 @@ def stored_names(params: Mapping[str, Tensor]) -> dict[str, bool]:
     """
     store = pyro.get_param_store()._params
     names = {id(leaf): name for name, leaf in params.items() if store.get(name) is leaf}
-    return {name: is_announced(store[name]) for name in names.values()}
+    return {name: store[name] in _announced for name in names.values()}
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
-from pyro_hypernet.informed.linear_block import Response, find_response
+from pyro_hypernet.informed.linear_block import LinearBlock, find_linear_block
 from pyro_hypernet.model.density import sample_prior, split_density
 from pyro_hypernet.model.vectorize import trace_one
 from pyro_hypernet.target import Target, Whole
@@ -30,7 +30,7 @@ class Collapsed(Target):
         response: How the observations depend on b; its `is_exact` must hold.
     """
 
-    def __init__(self, whole: Whole, response: Response) -> None:
+    def __init__(self, whole: Whole, response: LinearBlock) -> None:
         model, layout, args, kwargs = whole.model, whole.layout, whole.args, whole.kwargs
         point = sample_prior(model, layout, 1, args, kwargs)
         targets, log_precisions = response.start(point[0], args, kwargs)
@@ -107,14 +107,14 @@ def collapse(whole: Whole) -> Target:
     return whole
 
 
-def _find_exact_block(whole: Whole) -> Response | None:
+def _find_exact_block(whole: Whole) -> LinearBlock | None:
     """The block, or None where there is none, or where the model cannot be vmapped."""
     with torch.no_grad(), validation_enabled(False):
         draws = whole.sample_prior(_NUM_POINTS)
         points = draws[whole.log_prob(draws).isfinite()]
         if whole.log_joint.mode == "loop" or len(points) < 4:
             return None
-        response = find_response(whole.model, whole.layout, points, whole.args, whole.kwargs)
+        response = find_linear_block(whole.model, whole.layout, points, whole.args, whole.kwargs)
     return response if response is not None and response.is_exact else None
 
 

@@ -128,7 +128,7 @@ def test_log_det_agrees_with_autograd(case):
 
 def test_every_parameter_gets_a_gradient(case):
     bijection, dim = case
-    if bijection.response.is_exact:  # then there is nothing to learn
+    if bijection.linear_block.is_exact:  # then there is nothing to learn
         assert not list(bijection.parameters())
         return
     y, log_det = bijection.forward_and_log_det(torch.randn(16, dim))
@@ -251,7 +251,7 @@ def test_auto_is_informed_where_there_is_something_to_find():
         assert "structure informed" in described
         assert "linear given the others: W1, b1" in described
         assert "3 units over W0, b0, W1 with signs" in described
-        assert guide.knowledge.response.block == ("W1", "b1")
+        assert guide.knowledge.linear_block.block == ("W1", "b1")
     assert "structure informed (chosen by auto)" in AutoHypernet(model).setup(*args).describe()
 
 
