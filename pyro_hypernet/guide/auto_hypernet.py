@@ -131,6 +131,7 @@ class AutoHypernet(FlowGuide):
 
     def describe(self) -> str:
         """One line on what was built: sites, structure, hypernetwork, parameters and bytes."""
+        layout = self.layout
         count = sum(parameter.numel() for parameter in self.parameters())
         size = count * next(self.parameters()).element_size()
         chosen = (
@@ -139,7 +140,7 @@ class AutoHypernet(FlowGuide):
             for name in ("structure", "hypernet")
         )
         return (
-            f"AutoHypernet: {self.latent_dim} weights in {len(self.layout.sites)} sites; {', '.join(chosen)}; {count} "
+            f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; {', '.join(chosen)}; {count} "
             f"parameters, {spell_bytes(size)} ({spell_bytes(4 * size)} while Adam trains them)."
             + (f" {self._knowledge}" if self._knowledge else "")
             + f" {self.plan}."
