@@ -87,12 +87,11 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
             "hidden": state.hidden,
         },
     }
-    of_rejection = (
-        {name.removeprefix("own."): tensor for name, tensor in rejection.named_buffers()} if rejection else {}
-    )
+    of_rejection = rejection.named_buffers() if rejection else ()
     tensors = dict(guide.state_dict())
-    for prefix, named in {_REJECTION: of_rejection, _PARAM: state.params, _TENSOR: state.tensors}.items():
-        tensors |= {prefix + name: tensor for name, tensor in named.items()}
+    tensors |= {_REJECTION + name.removeprefix("own."): tensor for name, tensor in of_rejection}
+    tensors |= {_PARAM + name: tensor for name, tensor in state.params.items()}
+    tensors |= {_TENSOR + name: tensor for name, tensor in state.tensors.items()}
     # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -227,21 +226,16 @@ def _update(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Turns what version 2 says of the model's arguments into what is said now."""
     if header["version"] < _VERSION:
         header["rejected"] = header.pop("rejection", None)
-    knowledge, rejection = header.get("knowledge"), header["rejected"]
-    if knowledge and "arguments" not in knowledge:
-        path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
-        arguments = _arguments_of_version_2(knowledge, tensors, path + "argument_")
-        knowledge["arguments"] = arguments.describe()
-        tensors |= {f"{path}arguments.{name}": tensor for name, tensor in arguments.named_buffers()}
-    if rejection and "arguments" not in rejection:
-        arguments = _arguments_of_version_2(rejection, tensors, _REJECTION + "data_")
-        rejection["arguments"] = arguments.describe()
-        tensors |= {_REJECTION + name: tensor for name, tensor in arguments.named_buffers()}
-
-
-def _arguments_of_version_2(described: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Arguments:
-    args = tuple(tensors.pop(f"{prefix}{i}", value) for i, value in enumerate(described.pop("args")))
-    return Arguments(args, {key: tensors.pop(prefix + key, v) for key, v in described.pop("kwargs").items()})
+    path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
+    of_map = (header.get("knowledge"), f"{path}argument_", f"{path}arguments.")
+    of_rejection = (header["rejected"], f"{_REJECTION}data_", _REJECTION)
+    for described, old, new in (of_map, of_rejection):
+        if described and "arguments" not in described:
+            args = tuple(tensors.pop(f"{old}{i}", value) for i, value in enumerate(described.pop("args")))
+            kwargs = {key: tensors.pop(old + key, value) for key, value in described.pop("kwargs").items()}
+            arguments = Arguments(args, kwargs)
+            described["arguments"] = arguments.describe()
+            tensors |= {new + name: tensor for name, tensor in arguments.named_buffers()}
 
 
 def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

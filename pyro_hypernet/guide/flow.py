@@ -32,14 +32,14 @@ class Flow:
     origin: Tensor
 
     def sample_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws with gradients to all parameters, shape `(S, D)`, and their log q in nats, shape `(S,)`."""
+        """Draws of w with gradients to all parameters, shape `(S, D)`, and their log q in nats, shape `(S,)`."""
         base = self.noise.distribution()
         eps = base.rsample((num_samples,))
         w, log_det = in_pieces(self.bijection, eps)
         return w, base.log_prob(eps) - log_det
 
     def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As many draws of every component of the noise, their log q, and weights that sum to one."""
+        """As many draws of every component of the noise, their log q, and weights that sum to one, shape `(S,)`."""
         strata = self.noise.sample_strata(num_samples)
         w, log_det = in_pieces(self.bijection, strata.eps)
         return w, strata.log_prob - log_det, strata.weights
@@ -59,16 +59,10 @@ class Flow:
 
     @torch.no_grad()
     def quantiles(self, quantiles: Sequence[float] | Tensor) -> dict[str, Tensor]:
-        """Quantiles of every unconstrained coordinate, on the sites' supports, from a fixed set of antithetic draws.
-
-        Args:
-            quantiles: Q probabilities in [0, 1].
-
-        Returns:
-            A dict from site to quantiles of shape `(Q, *shape)`.
+        """Quantiles of every coordinate of w, on the sites' supports, shape `(Q, *shape)`, from fixed antithetic draws.
 
         Raises:
-            ValueError: If they are no list of probabilities.
+            ValueError: If they are no list of Q probabilities.
         """
         probabilities = torch.as_tensor(quantiles, dtype=self.origin.dtype, device=self.origin.device)
         if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):

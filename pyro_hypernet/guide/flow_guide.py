@@ -20,7 +20,7 @@ from pyro_hypernet.model.arguments import Arguments
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.vectorize import Model
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class FlowGuide(AutoContinuous):
@@ -59,25 +59,11 @@ class FlowGuide(AutoContinuous):
         return self.bijection
 
     def sample_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Draws unconstrained weights in one pass, with gradients to all parameters.
-
-        Args:
-            num_samples: Number of draws S.
-
-        Returns:
-            Draws of shape `(S, D)` and their log q in nats, shape `(S,)`.
-        """
+        """Unconstrained weights with gradients to all parameters, `(S, D)`, and their log q in nats, `(S,)`."""
         return self._flow(announced=True).sample_and_log_prob(num_samples)
 
     def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `sample_and_log_prob`, with as many draws from every component of the base, and weights for that.
-
-        Args:
-            num_samples: Number of draws S; of K components each gives `S / K`, rounded up.
-
-        Returns:
-            Draws of shape `(S, D)`, their log q in nats, and weights that sum to one, both of shape `(S,)`.
-        """
+        """As `sample_and_log_prob`, of K components each `S / K`, rounded up, and weights that sum to one, `(S,)`."""
         return self._flow(announced=True).sample_strata(num_samples)
 
     def unconstrained_log_prob(self, w: Tensor) -> Tensor:
@@ -235,7 +221,7 @@ class FlowGuide(AutoContinuous):
                 )
 
 
-def known(value: T | None, lack: str) -> T:
+def known(value: _T | None, lack: str) -> _T:
     """What a guide has after `setup`; before, a RuntimeError says what it lacks."""
     if value is None:
         raise RuntimeError(f"The guide {lack} yet: call guide.setup(*args) or fit first.")

@@ -65,7 +65,10 @@ class Plan:
         particles = self.num_particles
         if particles != "auto" and (not isinstance(particles, int) or particles < 1):
             raise ValueError(f'num_particles must be "auto" or a positive integer; got {particles!r}.')
-        _check_anneal(self.anneal)
+        if self.anneal != "auto" and not _is_positive(self.anneal):
+            raise ValueError(
+                f'anneal must be "auto" or a positive number, how often the data count; got {self.anneal!r}.'
+            )
         if self.rejection is not None and self.rejection != "auto":
             object.__setattr__(self, "rejection", as_shares(self.rejection, 'rejection must be "auto", None or'))
 
@@ -136,12 +139,6 @@ class Plan:
             shares = f"{min(rates):.0%}" if len(rates) == 1 else f"{min(rates):.0%} to {max(rates):.0%}"
             parts.append(f"draws may be rejected until {shares} are kept")
         return f"fit: {', '.join(parts)}"
-
-
-def _check_anneal(anneal: Any) -> None:
-    """Raises a ValueError where this cannot say how often data count at first."""
-    if anneal != "auto" and not _is_positive(anneal):
-        raise ValueError(f'anneal must be "auto" or a positive number, how often the data count; got {anneal!r}.')
 
 
 def as_shares(rates: Any, what: str) -> tuple[float, ...]:

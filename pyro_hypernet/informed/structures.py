@@ -16,7 +16,7 @@ from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
 from pyro_hypernet.maps.bounds import bounds
 from pyro_hypernet.maps.coordinates import All, GroupNorms, Steer, Subset, Subspace
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, sets
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, by_nickname, sets
 from pyro_hypernet.maps.linear import Affine
 from pyro_hypernet.model.layout import Layout, Site
 
@@ -51,10 +51,7 @@ def last_layer(
     """A hypernetwork over some sites, the mean field over the others; in the manner of last-layer Laplace.
 
     Args:
-        layout: The sites.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         sites: Names of the sites; None for the last layer: the sites of the last site's module, so `net.2.weight` and
             `net.2.bias`; where names have no dots, the last weight of two or more axes and what comes after it.
 
@@ -74,10 +71,7 @@ def low_rank(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, 
     spread across them.
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         rank: r; None for 20, or D where that is less.
 
     Raises:
@@ -94,10 +88,7 @@ def weight_norm(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, 
     learns the directions as point values (`bayesianize(..., parametrization="weight_norm")`).
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         output_axis: The axis of a weight that counts its output units or channels: 0 for torch's layers, −1 for
             weights used as `x @ W`.
     """
@@ -111,10 +102,7 @@ def multiplicative(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tenso
     by a flow and bound its density with an auxiliary network; here the density is exact.
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         input_axis: The axis of a weight that counts its input units or channels: 1 for torch's layers, 0 for weights
             used as `x @ W`.
     """
@@ -135,10 +123,7 @@ def informed(
     or is sorted by, which has centre zero.
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         knowledge: What `guide.setup` found; None stands for nothing, and so for `full`.
     """
     if not knowledge:
@@ -213,24 +198,8 @@ def choose_structure(dim: int, *, is_informed: bool = False) -> str:
 
 
 def resolve_structure(choice: str | Structure) -> Structure:
-    """The function behind a nickname.
-
-    Args:
-        choice: A nickname, or a function of `(layout, hypernet, loc, scale)`, which is returned as it is.
-
-    Raises:
-        ValueError: If the nickname is unknown.
-        TypeError: If it is neither.
-    """
-    if callable(choice):
-        return choice
-    if not isinstance(choice, str):
-        raise TypeError(
-            f"structure must be a nickname or a function of (layout, hypernet, loc, scale); got {choice!r}."
-        )
-    if choice not in STRUCTURES:
-        raise ValueError(f"Unknown structure {choice!r}; choose one of {', '.join(STRUCTURES)}, or pass a function.")
-    return STRUCTURES[choice]
+    """A function as `full` is one, given by itself or by its nickname; raises as `by_nickname`."""
+    return by_nickname("structure", choice, STRUCTURES, "of (layout, hypernet, loc, scale)")
 
 
 def _steer_noise(steer: Bijection, layout: Layout, loc: Tensor, scale: Tensor) -> Bijection:
