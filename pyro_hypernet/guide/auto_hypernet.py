@@ -59,7 +59,7 @@ class AutoHypernet(FlowGuide):
         ValueError: If a nickname is unknown, or a number is out of its range.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))

@@ -19,7 +19,7 @@ from pyro_hypernet.informed import conditional
 from pyro_hypernet.informed.conditional import GaussianConditional
 from pyro_hypernet.informed.structures import informed
 from pyro_hypernet.maps.hypernets import coupling, linear
-from pyro_hypernet.model import validate as safeguards
+from pyro_hypernet.model import validate
 from pyro_hypernet.model.density import LogJoint
 from tests import small_models as m
 from tests.seeds import seed
@@ -172,7 +172,7 @@ def test_a_deepcopy_has_the_same_density_and_goes_its_own_way():
 
 
 def test_too_large_for_memory_is_said_beforehand(monkeypatch):
-    monkeypatch.setattr(safeguards, "_free_bytes", lambda device: 100.0)
+    monkeypatch.setattr(validate, "_free_bytes", lambda device: 100.0)
     model, *args = net()
     with pytest.raises(ValueError, match="The guide is too large for memory"):
         AutoHypernet(model).setup(*args)
