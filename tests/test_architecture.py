@@ -195,17 +195,10 @@ def test_a_run_within_handlers_is_found():
 # Public definitions that no other module uses and nobody can import from the package: its dotted name to why it stands.
 TO_BE_MENDED = {
     "pyro_hypernet.cli.main": "the entry point of the command",
-    "pyro_hypernet.guide.copies.needs_its_model": "to be mended",
-    "pyro_hypernet.maps.bijection.Inverse": "to be mended",
-    "pyro_hypernet.maps.coordinates.Coordinates": "to be mended",
-    "pyro_hypernet.maps.coupling.conditioner": "to be mended",
-    "pyro_hypernet.maps.foreign.Foreign": "to be mended",
+    "pyro_hypernet.maps.coordinates.Coordinates": "for users: what a structure of their own reads and writes",
     "pyro_hypernet.maps.foreign.foreign": "for users: a hypernet made of their own flow",
-    "pyro_hypernet.informed.structures.set_couplings": "to be mended",
     "pyro_hypernet.output.page.render": "the tests look at pages by it",
     "pyro_hypernet.output.plots.plot_sbc": "for users: the ranks of sbc, drawn",
-    "pyro_hypernet.informed.symmetries.Units": "to be mended",
-    "pyro_hypernet.informed.symmetries.Move": "to be mended",
 }
 
 

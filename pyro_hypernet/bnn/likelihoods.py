@@ -91,7 +91,6 @@ class Gaussian(Likelihood):
             raise ValueError(f"sigma must be positive; got {self.sigma!r}. For learnt noise leave it None.")
 
     def distribution(self, f: Tensor) -> TorchDistributionMixin:
-        """`Normal(f, sigma)`, see Likelihood; samples sigma unless it is fixed."""
         sigma = self._sigma(f)
         if f.shape[-1] == 1:
             return dist.Normal(f.squeeze(-1), sigma)
@@ -101,7 +100,6 @@ class Gaussian(Likelihood):
         """Any number of outputs will do."""
 
     def target_shape(self, width: int) -> tuple[int, ...]:
-        """`()` for one output, `(out,)` for several."""
         return () if width == 1 else (width,)
 
     def _sigma(self, f: Tensor) -> Tensor:
@@ -116,11 +114,9 @@ class Heteroscedastic(Likelihood):
     """`y ~ Normal(f[:, 0], softplus(f[:, 1]) + 1e-6)`: the network's second output sets the noise."""
 
     def distribution(self, f: Tensor) -> TorchDistributionMixin:
-        """A Normal with its own scale for every datum, see Likelihood."""
         return dist.Normal(f[..., 0], softplus(f[..., 1]) + _LEAST_SCALE)
 
     def check_width(self, width: int) -> None:
-        """Raises ValueError unless there are two outputs."""
         if width != 2:
             raise ValueError(
                 f"The heteroscedastic likelihood needs a network with 2 outputs, mean and raw scale; it has {width}."
@@ -132,11 +128,9 @@ class Bernoulli(Likelihood):
     """Two classes, 0 and 1; the network's only output is the log odds of class 1."""
 
     def distribution(self, f: Tensor) -> TorchDistributionMixin:
-        """`Bernoulli(logits=f)`, see Likelihood."""
         return dist.Bernoulli(logits=f.squeeze(-1))
 
     def check_width(self, width: int) -> None:
-        """Raises ValueError unless there is one output."""
         if width != 1:
             raise ValueError(
                 f"The bernoulli likelihood needs a network with 1 output, the log odds of class 1; it has {width}: "
@@ -144,7 +138,6 @@ class Bernoulli(Likelihood):
             )
 
     def check_targets(self, y: Tensor, width: int) -> None:
-        """Raises ValueError unless all targets are 0 or 1."""
         super().check_targets(y, width)
         if y.dtype != torch.bool and not bool(((y == 0) | (y == 1)).all()):
             raise ValueError(
@@ -158,11 +151,9 @@ class Categorical(Likelihood):
     """Classes 0 … C-1, integers; the network's C outputs are unnormalised log probabilities."""
 
     def distribution(self, f: Tensor) -> TorchDistributionMixin:
-        """`Categorical(logits=f)`, see Likelihood."""
         return dist.Categorical(logits=f)
 
     def check_width(self, width: int) -> None:
-        """Raises ValueError unless there are at least two outputs."""
         if width < 2:
             raise ValueError(
                 f"The categorical likelihood needs a network with one output per class; it has {width}: "
@@ -170,7 +161,6 @@ class Categorical(Likelihood):
             )
 
     def check_targets(self, y: Tensor, width: int) -> None:
-        """Raises ValueError unless all targets are integers from 0 to out - 1."""
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise ValueError(
                 f"y must hold integer class labels for the categorical likelihood; got {y.dtype}: y.long()."
@@ -183,7 +173,6 @@ class Categorical(Likelihood):
             )
 
     def prepare(self, y: Tensor, f: Tensor) -> Tensor:
-        """The labels as they are."""
         return y.long()
 
 
@@ -192,16 +181,13 @@ class Poisson(Likelihood):
     """Counts; the network's only output is the log of their rate."""
 
     def distribution(self, f: Tensor) -> TorchDistributionMixin:
-        """`Poisson(exp(f))`, see Likelihood."""
         return dist.Poisson(f.squeeze(-1).exp())
 
     def check_width(self, width: int) -> None:
-        """Raises ValueError unless there is one output."""
         if width != 1:
             raise ValueError(f"The poisson likelihood needs a network with 1 output, the log rate; it has {width}.")
 
     def check_targets(self, y: Tensor, width: int) -> None:
-        """Raises ValueError unless all targets are whole numbers from 0."""
         super().check_targets(y, width)
         if not bool(((y >= 0) & (y == y.round() if y.is_floating_point() else y >= 0)).all()):
             raise ValueError(f"y must hold counts 0, 1, 2, … for the poisson likelihood; its range is {_range(y)}.")

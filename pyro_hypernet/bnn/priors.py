@@ -12,16 +12,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FanIn:
-    """What `fan_in` returns; see there."""
-
-    gain: float
-    bias_scale: float
-    norm_scale: float
-
-
-def fan_in(*, gain: float = 1.0, bias_scale: float = 1.0, norm_scale: float = 0.5) -> FanIn:
     """Independent normal priors that keep the outputs of every layer on one scale.
 
     Weights of two or more axes: `Normal(0, gain / sqrt(fan_in))`, where fan_in counts the weights into one output unit
@@ -37,13 +29,19 @@ def fan_in(*, gain: float = 1.0, bias_scale: float = 1.0, norm_scale: float = 0.
     Raises:
         ValueError: If one of them is not positive.
     """
-    for name, value in {"gain": gain, "bias_scale": bias_scale, "norm_scale": norm_scale}.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive; got {value!r}.")
-    return FanIn(gain, bias_scale, norm_scale)
+
+    gain: float = 1.0
+    bias_scale: float = 1.0
+    norm_scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive; got {value!r}.")
 
 
-PRIORS: dict[str, Callable[[], FanIn]] = {"fan_in": fan_in}
+fan_in = FanIn
+PRIORS: dict[str, Callable[[], FanIn]] = {"fan_in": FanIn}
 Prior = str | float | FanIn | TorchDistributionMixin | Mapping[str, Any] | Callable[[str, Tensor], Any]
 
 

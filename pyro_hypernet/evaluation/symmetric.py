@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_hypernet.informed.detect import learn
+from pyro_hypernet.informed.detect import detect
 from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.target import Target
 
@@ -17,10 +17,10 @@ def symmetries_of(target: Target) -> Symmetries:
         The symmetries, which act on weights in the target's layout.
 
     Raises:
-        ValueError: If the model cannot be tried: see `knowledge.learn`.
+        ValueError: If the model cannot be tried: see `detect`.
     """
     layout = target.layout
-    found = learn(target.model, layout, target.trace_prior(), torch.zeros(layout.dim), target.args, target.kwargs)
+    found = detect(target.model, layout, target.trace_prior(), torch.zeros(layout.dim), target.args, target.kwargs)
     if found is None:
         raise ValueError(
             "The model's symmetries cannot be tried: it needs a prior that can be sampled, a density that can be "

@@ -22,13 +22,18 @@ class Strata(NamedTuple):
     weights: Tensor
 
 
-class Base(nn.Module, ABC):
+class Base(ABC):
     """A distribution on R^D: all that a guide asks of its noise."""
 
     @property
     def num_components(self) -> int:
         """How many parts of it are drawn from separately."""
         return 1
+
+    @property
+    def rate(self) -> float:
+        """The share of draws that are kept, in (0, 1]."""
+        return 1.0
 
     @abstractmethod
     def distribution(self) -> dist.TorchDistribution:
@@ -54,7 +59,7 @@ class Base(nn.Module, ABC):
         return Strata(eps, log_prob, torch.full_like(log_prob, 1 / num_samples))
 
 
-class Normal(Base):
+class Normal(nn.Module, Base):
     """The standard normal.
 
     Args:

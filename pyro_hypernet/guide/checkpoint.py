@@ -1,26 +1,30 @@
 """A trained guide as one safetensors file: parameters, constructor arguments, the layout, and the model's own state."""
 
 import json
-import math
 import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions.constraints as pyro_constraints
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-from torch.distributions import constraints
+from torch import Tensor
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.guide.model_state import ModelState, gather, learnable, restore, warn_of_missing
+from pyro_hypernet.guide.described import (
+    describe_choice,
+    describe_constraint,
+    describe_layout,
+    recall_choice,
+    recall_constraint,
+    recall_layout,
+)
+from pyro_hypernet.guide.model_state import ModelState, gather, restore
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Rejection
 from pyro_hypernet.informed.detect import Knowledge
@@ -29,7 +33,6 @@ from pyro_hypernet.maps.bounds import drop_bounds, is_bounded, loosen_bounds, sl
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.model.arguments import Arguments, recall
 from pyro_hypernet.model.density import LogJoint
-from pyro_hypernet.model.layout import Layout, Site
 from pyro_hypernet.model.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide.auto_hypernet"
@@ -70,21 +73,25 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         "version": _VERSION,
         "torch": torch.__version__,
         "pyro": pyro.__version__,
-        "hypernet": _describe(guide.plan.hypernet, HYPERNETS, "hypernet"),
-        "structure": _describe(guide.plan.structure, STRUCTURES, "structure"),
+        "hypernet": describe_choice(guide.plan.hypernet, HYPERNETS, "hypernet"),
+        "structure": describe_choice(guide.plan.structure, STRUCTURES, "structure"),
         **{name: getattr(guide.plan, name) for name in _NUMBERS},
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
         "rejected": _describe_rejection(rejection) if rejection else None,
         "is_bounded": is_bounded(guide.bijection),
         "slowness": slowness_of(guide.bijection),
-        "layout": [_describe_site(site) for site in layout.sites],
-        "model": _describe_state(state),
+        "layout": describe_layout(layout),
+        "model": {
+            "constraints": {name: describe_constraint(constraint) for name, constraint in state.constraints.items()},
+            "statements": state.statements,
+            "hidden": state.hidden,
+        },
     }
+    of_rejection = rejection.named_buffers() if rejection else ()
     tensors = dict(guide.state_dict())
-    for prefix, named in ((_PARAM, state.params), (_TENSOR, state.tensors)):
-        tensors |= {prefix + name: tensor for name, tensor in named.items()}
-    if rejection:
-        tensors |= {_REJECTION + name.removeprefix("own."): tensor for name, tensor in rejection.named_buffers()}
+    tensors |= {_REJECTION + name.removeprefix("own."): tensor for name, tensor in of_rejection}
+    tensors |= {_PARAM + name: tensor for name, tensor in state.params.items()}
+    tensors |= {_TENSOR + name: tensor for name, tensor in state.tensors.items()}
     # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -129,12 +136,12 @@ def load(
     """
     header, tensors = _read(Path(path))
     of_rejection, params, of_modules = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR))
-    layout = _read_layout(header["layout"])
+    layout = recall_layout(header["layout"])
     guide = AutoHypernet(
         model,
         plan=Plan(
-            _recall(header["structure"], STRUCTURES, structure, "structure"),
-            _recall(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
+            recall_choice(header["structure"], STRUCTURES, structure, "structure"),
+            recall_choice(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
             **{name: header[name] for name in _NUMBERS if name in header},
         ),
     )
@@ -155,7 +162,18 @@ def load(
         raise ValueError(f"{path} does not fit the guide that its header describes: {error}") from None
     if header.get("rejected"):
         _install_rejection(guide, header["rejected"], of_rejection, args, kwargs)
-    _restore(guide, model, header, params, of_modules, args, kwargs, overwrite, path)
+    own = _set_up(guide, model, args, kwargs) if args or kwargs else None
+    state = ModelState()  # version 1 has nothing of the model
+    if described := header.get("model"):
+        state = ModelState(
+            params={name: value.to(guide._origin.device) for name, value in params.items()},
+            constraints={name: recall_constraint(entry) for name, entry in described["constraints"].items()},
+            tensors=of_modules,
+            statements=described["statements"],
+            hidden=tuple(described["hidden"]),
+        )
+    restore(model, state, own=own, overwrite=overwrite, path=path)
+    guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
     return guide
 
 
@@ -169,37 +187,6 @@ def _gather(guide: AutoHypernet) -> ModelState:
         )
         return ModelState()
     return gather(model[0], guide._stored_names)
-
-
-def _restore(
-    guide: AutoHypernet,
-    model: Model,
-    header: dict[str, Any],
-    params: dict[str, Tensor],
-    tensors: dict[str, Tensor],
-    args: tuple,
-    kwargs: dict[str, Any],
-    overwrite: bool,
-    path: Any,
-) -> None:
-    """Puts the model's own parameters back, and warns of those that the file does not hold."""
-    own = _set_up(guide, model, args, kwargs) if args or kwargs else None
-    described = header.get("model")
-    if described is None:
-        missing = learnable(model) + [name for name, leaf in (own or {}).items() if not isinstance(leaf, nn.Parameter)]
-        if missing:
-            warn_of_missing(missing, path)
-        return
-    device = guide._origin.device
-    state = ModelState(
-        params={name: value.to(device) for name, value in params.items()},
-        constraints={name: _recall_constraint(entry) for name, entry in described["constraints"].items()},
-        tensors=tensors,
-        statements=described["statements"],
-        hidden=tuple(described["hidden"]),
-    )
-    restore(model, state, own=own, overwrite=overwrite, path=path)
-    guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
 
 
 def _set_up(guide: AutoHypernet, model: Model, args: tuple, kwargs: dict[str, Any]) -> dict[str, Tensor]:
@@ -239,21 +226,16 @@ def _update(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Turns what version 2 says of the model's arguments into what is said now."""
     if header["version"] < _VERSION:
         header["rejected"] = header.pop("rejection", None)
-    knowledge, rejection = header.get("knowledge"), header["rejected"]
-    if knowledge and "arguments" not in knowledge:
-        path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
-        arguments = _arguments_of_version_2(knowledge, tensors, path + "argument_")
-        knowledge["arguments"] = arguments.describe()
-        tensors |= {f"{path}arguments.{name}": tensor for name, tensor in arguments.named_buffers()}
-    if rejection and "arguments" not in rejection:
-        arguments = _arguments_of_version_2(rejection, tensors, _REJECTION + "data_")
-        rejection["arguments"] = arguments.describe()
-        tensors |= {_REJECTION + name: tensor for name, tensor in arguments.named_buffers()}
-
-
-def _arguments_of_version_2(described: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> Arguments:
-    args = tuple(tensors.pop(f"{prefix}{i}", value) for i, value in enumerate(described.pop("args")))
-    return Arguments(args, {key: tensors.pop(prefix + key, v) for key, v in described.pop("kwargs").items()})
+    path = next((name.rpartition("argument_")[0] for name in tensors if "argument_" in name), "")
+    of_map = (header.get("knowledge"), f"{path}argument_", f"{path}arguments.")
+    of_rejection = (header["rejected"], f"{_REJECTION}data_", _REJECTION)
+    for described, old, new in (of_map, of_rejection):
+        if described and "arguments" not in described:
+            args = tuple(tensors.pop(f"{old}{i}", value) for i, value in enumerate(described.pop("args")))
+            kwargs = {key: tensors.pop(old + key, value) for key, value in described.pop("kwargs").items()}
+            arguments = Arguments(args, kwargs)
+            described["arguments"] = arguments.describe()
+            tensors |= {new + name: tensor for name, tensor in arguments.named_buffers()}
 
 
 def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -269,14 +251,6 @@ def _as_json(header: dict[str, Any]) -> str:
             f"A constraint of the model's sites or parameters cannot be written to a file ({error}): use one of "
             "torch.distributions.constraints, or keep the guide by torch.save."
         ) from None
-
-
-def _describe_state(state: ModelState) -> dict[str, Any]:
-    return {
-        "constraints": {name: _describe_constraint(constraint) for name, constraint in state.constraints.items()},
-        "statements": state.statements,
-        "hidden": state.hidden,
-    }
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -314,109 +288,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     _update(header, tensors)
     return header, tensors
-
-
-def _describe(choice: Any, nicknames: dict[str, Callable], what: str) -> dict[str, Any]:
-    """A nickname, one of our functions with options, or the name of a user's function."""
-    if isinstance(choice, str):
-        return {"name": choice, "options": None}
-    function, options = (
-        (choice.func, choice.keywords) if isinstance(choice, partial) and not choice.args else (choice, {})
-    )
-    for name, known in nicknames.items():
-        if known is function:
-            try:
-                return {"name": name, "options": json.loads(json.dumps(options))}
-            except TypeError:
-                raise ValueError(
-                    f"The options of {what} {name!r} must be numbers, strings or lists to be saved; got {options!r}."
-                ) from None
-    return {"name": None, "options": None, "function": getattr(function, "__qualname__", repr(function))}
-
-
-def _recall(description: dict[str, Any], nicknames: dict[str, Callable], given: Any, what: str) -> Any:
-    if given is not None:
-        return given
-    name, options = description["name"], description["options"]
-    if name is None:
-        raise ValueError(
-            f"The guide was made with {what}={description['function']}, your own function: pass it to load as {what}=."
-        )
-    if options is None:
-        return name
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return partial(nicknames[name], **options) if options else nicknames[name]
-
-
-def _describe_site(site: Site) -> dict[str, Any]:
-    return {
-        "name": site.name,
-        "shape": list(site.shape),
-        "unconstrained_shape": list(site.unconstrained_shape),
-        "event_dim": site.event_dim,
-        "plates": list(site.plates),
-        "support": _describe_constraint(site.support),
-    }
-
-
-def _read_layout(described: list[dict[str, Any]]) -> Layout:
-    sites, start = [], 0
-    for entry in described:
-        site = Site(
-            name=entry["name"],
-            shape=torch.Size(entry["shape"]),
-            unconstrained_shape=torch.Size(entry["unconstrained_shape"]),
-            event_dim=entry["event_dim"],
-            support=_recall_constraint(entry["support"]),
-            start=start,
-            plates=tuple(entry["plates"]),
-        )
-        sites.append(site)
-        start += site.size
-    return Layout(tuple(sites))
-
-
-def _describe_constraint(constraint: constraints.Constraint) -> dict[str, Any]:
-    fields = {name: _describe_value(value) for name, value in vars(constraint).items()}
-    return {"type": type(constraint).__name__, "fields": fields}
-
-
-def _describe_value(value: Any) -> Any:
-    if isinstance(value, constraints.Constraint):
-        return {"constraint": _describe_constraint(value)}
-    if isinstance(value, Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_describe_value(part) for part in value]}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"number": repr(value)}
-    return {"value": value}
-
-
-def _recall_constraint(described: dict[str, Any]) -> constraints.Constraint:
-    known = {
-        cls.__name__: cls
-        for module in (constraints, pyro_constraints)
-        for value in vars(module).values()
-        for cls in [value if isinstance(value, type) else type(value)]
-        if issubclass(cls, constraints.Constraint)
-    }
-    if described["type"] not in known:
-        raise ValueError(
-            f"The checkpoint has a site with support {described['type']}, which torch and Pyro do not know here: "
-            "import the module that defines it before load, or upgrade Pyro."
-        )
-    cls = known[described["type"]]
-    constraint = cls.__new__(cls)
-    vars(constraint).update({name: _recall_value(value) for name, value in described["fields"].items()})
-    return constraint
-
-
-def _recall_value(described: dict[str, Any]) -> Any:
-    if "constraint" in described:
-        return _recall_constraint(described["constraint"])
-    if "tensor" in described:
-        return torch.tensor(described["tensor"], dtype=getattr(torch, described["dtype"]))
-    if "list" in described:
-        return [_recall_value(part) for part in described["list"]]
-    return float(described["number"]) if "number" in described else described["value"]

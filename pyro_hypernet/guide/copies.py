@@ -17,16 +17,10 @@ from pyro_hypernet.model.announce import forget_announcements
 from pyro_hypernet.model.arguments import Arguments
 
 # Found again when needed: a weak reference, graphs, a name in the parameter store.
-_LEFT_BEHIND = {"master": None, "_density": None, "_param_prefix": None}
+_LEFT_BEHIND = {"master": None, "_weigher": None, "_param_prefix": None}
 _WITH_THE_MODEL = ("_uninitialised_model", "_init_loc_fn", "_knowledge")
 # What a run of the model gave: copies share it, for it never changes.
 _SHARED = ("_model", *_WITH_THE_MODEL, "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "plates")
-
-
-def needs_its_model(guide: nn.Module) -> bool:
-    """Whether a guide draws by its model: weights given others, or rejecting, or not at all before `setup`."""
-    is_new, is_rejecting = guide._layout is None, guide.rejection is not None
-    return is_new or is_rejecting or any(isinstance(module, GaussianConditional) for module in guide.modules())
 
 
 def pickled(guide: AutoContinuous) -> dict[str, Any]:
@@ -38,14 +32,15 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
     forget_announcements(guide)
     _forget_what_holds_no_longer(guide)
     state = {**guide.__dict__, **_LEFT_BEHIND, "_model": None, "_start": _freshness(guide)}
-    if not needs_its_model(guide):
+    why = _why_its_model_is_needed(guide)
+    if not why:
         return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
     try:
         pickle.dumps([*(state[name] for name in _WITH_THE_MODEL), *_held(guide)])
     except Exception as error:
         raise TypeError(
             f"The guide's model, or one of its arguments, cannot be pickled ({error}), and draws need it: "
-            f"{_why(guide)}. Define it at the top of a module, or keep the guide with pyro_hypernet.save(guide, path) "
+            f"{why}. Define it at the top of a module, or keep the guide with pyro_hypernet.save(guide, path) "
             "and read it with pyro_hypernet.load(path, model, *args)."
         ) from error
     return state
@@ -67,10 +62,14 @@ def _held(guide: nn.Module) -> list[Any]:
     return [leaf for part in guide.modules() if isinstance(part, Arguments) for leaf in part.others]
 
 
-def _why(guide: AutoContinuous) -> str:
+def _why_its_model_is_needed(guide: AutoContinuous) -> str:
+    """Why draws need it: for weights given others, for rejection, or as there are none before `setup`; else ""."""
     if guide._layout is None:
         return "the guide has no parameters before setup"
-    return "the guide rejects some by its density" if guide.rejection else 'the guide has the structure "informed"'
+    if guide.rejection is not None:
+        return "the guide rejects some by its density"
+    is_informed = any(isinstance(module, GaussianConditional) for module in guide.modules())
+    return 'the guide has the structure "informed"' if is_informed else ""
 
 
 def unpickled(guide: AutoContinuous) -> None:

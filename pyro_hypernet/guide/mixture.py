@@ -14,7 +14,7 @@ from pyro_hypernet.guide.base import Base, Strata
 _COMPONENT_SCALE = 0.5
 
 
-class Mixture(Base):
+class Mixture(nn.Module, Base):
     """A learnt mixture of K diagonal normals on R^D, its centres spread like the noise, in opposite pairs.
 
     Args:

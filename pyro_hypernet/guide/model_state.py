@@ -102,27 +102,19 @@ def restore(model: Model, state: ModelState, *, own: Mapping[str, Tensor] | None
     values = state.params | {name: state.tensors[key] for key, name in state.statements.items()}
     leaves = {name: own[name] if own and name in own else value for name, value in state.params.items()}
     leaves |= {name: found[key] for key, name in state.statements.items()}
-    _check_shapes({**values, **state.tensors}, {**leaves, **found}, path)
+    numbers, targets = {**values, **state.tensors}, {**leaves, **found}
+    _check_shapes(numbers, targets, path)
     if not overwrite:
         _refuse_to_overwrite(values, leaves, path)
     with torch.no_grad():
-        for name, value in {**values, **state.tensors}.items():
-            {**leaves, **found}[name].copy_(value)
+        for name, value in numbers.items():
+            targets[name].copy_(value)
+    constraints = {**store._constraints, **state.constraints}
     for name, leaf in leaves.items():
-        if name in state.params or name in store:
-            constraint = state.constraints[name] if name in state.params else store._constraints[name]
-            _put(store, name, leaf.requires_grad_(True), constraint)
-
-
-def learnable(model: Model) -> list[str]:
-    """Names of the parameters in the modules that a model uses, of those that training changes."""
-    return [key for key, tensor in _tensors(model) if tensor.requires_grad]
-
-
-def _put(store: Any, name: str, leaf: Tensor, constraint: Constraint) -> None:
-    store._params[name] = leaf
-    store._constraints[name] = constraint
-    store._param_to_name[leaf] = name
+        if name in constraints:
+            store._params[name] = leaf.requires_grad_(True)
+            store._constraints[name] = constraints[name]
+            store._param_to_name[leaf] = name
 
 
 def _check_shapes(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Any) -> None:
@@ -147,16 +139,11 @@ def _check_names(state: ModelState, found: Mapping[str, Tensor], own: Mapping[st
     seen = {id(tensor) for tensor in found.values()}
     missing += [name for name, leaf in own.items() if name not in state.params and id(leaf) not in seen]
     if missing:
-        warn_of_missing(missing, path)
-
-
-def warn_of_missing(names: list[str], path: Any) -> None:
-    """Says which of the model's parameters a file does not hold."""
-    warnings.warn(
-        f"{path} does not hold the model's parameters {names}, which stay as they are: predictions are right only if "
-        "those are the values that the guide was trained with.",
-        stacklevel=4,
-    )
+        warnings.warn(
+            f"{path} does not hold the model's parameters {missing}, which stay as they are: predictions are right "
+            "only if those are the values that the guide was trained with.",
+            stacklevel=4,
+        )
 
 
 def _refuse_to_overwrite(values: Mapping[str, Tensor], leaves: Mapping[str, Tensor], path: Any) -> None:

@@ -1,7 +1,7 @@
 """What "auto" stands for in one guide, worked out once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -65,11 +65,12 @@ class Plan:
         particles = self.num_particles
         if particles != "auto" and (not isinstance(particles, int) or particles < 1):
             raise ValueError(f'num_particles must be "auto" or a positive integer; got {particles!r}.')
-        _check_anneal(self.anneal)
-        _check_rejection(self.rejection)
-        if isinstance(self.rejection, (float, list)):
-            rates = (self.rejection,) if isinstance(self.rejection, float) else tuple(self.rejection)
-            object.__setattr__(self, "rejection", rates)
+        if self.anneal != "auto" and not _is_positive(self.anneal):
+            raise ValueError(
+                f'anneal must be "auto" or a positive number, how often the data count; got {self.anneal!r}.'
+            )
+        if self.rejection is not None and self.rejection != "auto":
+            object.__setattr__(self, "rejection", as_shares(self.rejection, 'rejection must be "auto", None or'))
 
     def may_be_informed(self, dim: int, *, has_default_start: bool) -> bool:
         """Whether what is found out about the model may be built in.
@@ -140,18 +141,20 @@ class Plan:
         return f"fit: {', '.join(parts)}"
 
 
-def _check_anneal(anneal: Any) -> None:
-    """Raises a ValueError where this cannot say how often data count at first."""
-    if anneal != "auto" and not _is_positive(anneal):
-        raise ValueError(f'anneal must be "auto" or a positive number, how often the data count; got {anneal!r}.')
+def as_shares(rates: Any, what: str) -> tuple[float, ...]:
+    """Shares of draws to keep, in (0, 1), from one or several.
 
+    Args:
+        rates: One share, or several.
+        what: How a message begins, such as "rates must be".
 
-def _check_rejection(rejection: Any) -> None:
-    """Raises a ValueError where this is no share of draws to keep, and none to choose from."""
-    rates = rejection if isinstance(rejection, (tuple, list)) else (rejection,)
-    are_shares = bool(rates) and all(isinstance(rate, float) and 0 < rate < 1 for rate in rates)
-    if rejection not in ("auto", None) and not are_shares:
-        raise ValueError(f'rejection must be "auto", None or a share of draws to keep, in (0, 1); got {rejection!r}.')
+    Raises:
+        ValueError: If there is none, or one is no such share.
+    """
+    shares = tuple(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else (rates,)
+    if not shares or not all(isinstance(share, float) and 0 < share < 1 for share in shares):
+        raise ValueError(f"{what} a share of draws to keep, in (0, 1), or several of them; got {rates!r}.")
+    return shares
 
 
 def spelt(choice: Any) -> str:

@@ -30,20 +30,26 @@ class Rejection(nn.Module):
     2022, arXiv 2110.15828, who learn `a`.
 
     Args:
-        log_threshold: log c in nats, shape `()`.
-        log_rate: log Z, shape `()`.
+        log_threshold: log c in nats, a number or of shape `()`.
+        log_rate: log Z, likewise.
         rate_error: Standard error of log Z, in nats.
         arguments: The model's arguments, data included.
         is_shared: Whether these belong to another part of the guide, which moves and saves them.
     """
 
     def __init__(
-        self, log_threshold: Tensor, log_rate: Tensor, rate_error: float, arguments: Arguments, *, is_shared: bool
+        self,
+        log_threshold: Tensor | float,
+        log_rate: Tensor | float,
+        rate_error: float,
+        arguments: Arguments,
+        *,
+        is_shared: bool,
     ) -> None:
         super().__init__()
         # Not part of the state: thresholds hold for one state of the parameters only. `save` writes them.
-        self.register_buffer("log_threshold", log_threshold.detach().double(), persistent=False)
-        self.register_buffer("log_rate", log_rate.detach().double(), persistent=False)
+        for name, number in {"log_threshold": log_threshold, "log_rate": log_rate}.items():
+            self.register_buffer(name, torch.as_tensor(number, dtype=torch.float64), persistent=False)
         self.rate_error = rate_error
         self.is_shared = is_shared
         self._arguments = (arguments,)  # in a tuple it is no module of this one
@@ -65,82 +71,63 @@ class Rejection(nn.Module):
         return (log_weights.double() - self.log_threshold).clamp(max=0.0).nan_to_num(nan=-math.inf, neginf=-math.inf)
 
 
-class Rejected(Base):
+class Rejected(dist.TorchDistribution, Base):
     """A base of which only those draws are kept that the posterior wants.
+
+    Gradients go through the map; which proposals are kept is held fixed.
 
     Args:
         proposals: The base that is drawn from.
         rejection: Threshold and rate.
-        log_weight: From proposals `(S, D)` and the model's arguments and keyword arguments to log W, `(S,)`.
-    """
-
-    def __init__(self, proposals: Base, rejection: Rejection, log_weight: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.proposals, self.rejection = proposals, rejection
-        self.log_weight = partial(log_weight, rejection.arguments.values())
-
-    def distribution(self) -> dist.TorchDistribution:
-        return _Kept(self.proposals.distribution(), self.log_weight, self.rejection)
-
-    def log_prob(self, eps: Tensor) -> Tensor:
-        with torch.no_grad():  # piecewise: where a draw is always kept, the gradient is the proposals'
-            change = self.distribution().log_change(eps)
-        return self.proposals.log_prob(eps) + change
-
-    def place(self, noise: Tensor) -> Tensor:
-        eps = self.proposals.place(noise)
-        log_weights = torch.cat([self.log_weight(part) for part in eps.split(BATCH)])
-        accept = self.rejection.log_acceptance(log_weights).exp()
-        # Systematic: the kept are spread evenly over the sum of probabilities, from a start of one half.
-        total = accept.cumsum(0) + 0.5
-        kept = total.floor() > (total - accept).floor()
-        return eps[kept if bool(kept.any()) else accept == accept.max()]
-
-
-class _Kept(dist.TorchDistribution):
-    """A base distribution of which only some draws are kept.
-
-    Args:
-        base: The distribution of proposals, of vectors of length D.
-        log_weight: From proposals `(S, D)` to log W, `(S,)`.
-        rejection: Threshold and rate.
+        weigh: From the model's arguments and proposals `(S, D)` to log W, `(S,)`.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - torch's own interface
     support = constraints.real_vector
-    has_rsample = True  # gradients go through the map; which proposals are kept is held fixed
+    has_rsample = True
 
-    def __init__(
-        self, base: dist.TorchDistribution, log_weight: Callable[[Tensor], Tensor], rejection: Rejection
-    ) -> None:
-        self.base = base
-        self.log_weight = log_weight
-        self.rejection = rejection
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+    def __init__(self, proposals: Base, rejection: Rejection, weigh: Callable[..., Tensor]) -> None:
+        self.proposals, self.rejection = proposals, rejection
+        self._weigh = partial(weigh, rejection.arguments.values())
+        super().__init__(torch.Size(), proposals.distribution().event_shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Rejected":
+    @property
+    def rate(self) -> float:
+        return self.rejection.rate
+
+    def distribution(self) -> dist.TorchDistribution:
+        return self
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> dist.TorchDistribution:
         return self if torch.Size(batch_shape) == self.batch_shape else super().expand(batch_shape, _instance)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape)
         return self._draw(shape.numel()).reshape(shape + self.event_shape)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.base.log_prob(value) + self.log_change(value)
+    def log_prob(self, eps: Tensor) -> Tensor:
+        flat = eps.reshape(-1, eps.shape[-1])
+        with torch.no_grad():  # piecewise: where a draw is always kept, the gradient is the proposals'
+            log_accept = torch.cat([self._log_acceptance(part) for part in flat.split(BATCH)])
+            change = (log_accept - self.rejection.log_rate).reshape(eps.shape[:-1]).to(eps.dtype)
+        return self.proposals.log_prob(eps) + change
 
-    def log_change(self, value: Tensor) -> Tensor:
-        """What the log density of points of shape `(..., D)` gains, in nats, shape `(...)`."""
-        flat = value.reshape(-1, value.shape[-1])
-        log_accept = self.rejection.log_acceptance(torch.cat([self._weigh(part) for part in flat.split(BATCH)]))
-        return (log_accept - self.rejection.log_rate).reshape(value.shape[:-1]).to(value.dtype)
+    def place(self, noise: Tensor) -> Tensor:
+        eps = self.proposals.place(noise)
+        accept = torch.cat([self._log_acceptance(part) for part in eps.split(BATCH)]).exp()
+        # Systematic: the kept are spread evenly over the sum of probabilities, from a start of one half.
+        total = accept.cumsum(0) + 0.5
+        kept = total.floor() > (total - accept).floor()
+        return eps[kept if bool(kept.any()) else accept == accept.max()]
 
     @torch.no_grad()
     def _draw(self, number: int) -> Tensor:
-        size = SMALL_BATCH if number / self.rejection.rate <= 4 * SMALL_BATCH else BATCH
+        base = self.proposals.distribution()
+        size = SMALL_BATCH if number / self.rate <= 4 * SMALL_BATCH else BATCH
         kept, missing = [], number
         for _ in range(1 + number * _MAX_PROPOSALS_PER_DRAW // size):
-            proposals = self.base.sample((size,))
-            log_accept = self.rejection.log_acceptance(self._weigh(proposals))
+            proposals = base.sample((size,))
+            log_accept = self._log_acceptance(proposals)
             good = proposals[torch.rand_like(log_accept).log() < log_accept][:missing]
             kept.append(good)
             missing -= len(good)
@@ -151,12 +138,12 @@ class _Kept(dist.TorchDistribution):
             "Fit again, or drop the rejection with guide.reject(None)."
         )
 
-    def _weigh(self, proposals: Tensor) -> Tensor:
-        """log W, padded to one of two batch sizes so that its graphs are captured once."""
+    def _log_acceptance(self, proposals: Tensor) -> Tensor:
+        """Shape `(S,)`; padded to one of two batch sizes so that the graphs of the weights are captured once."""
         count = len(proposals)
         size = SMALL_BATCH if count <= SMALL_BATCH else BATCH
         padded = torch.cat([proposals, proposals[:1].expand(size - count, -1)]) if count < size else proposals
-        return self.log_weight(padded)[:count]
+        return self.rejection.log_acceptance(self._weigh(padded)[:count])
 
 
 @dataclass(frozen=True)
@@ -178,7 +165,7 @@ class Choice:
     log_evidence: float
 
 
-def choose(log_weights: Tensor, rates: tuple[float, ...], *, gap: float) -> Choice:
+def choose_rate(log_weights: Tensor, rates: tuple[float, ...], *, gap: float) -> Choice:
     """The greatest of some rates whose bound comes within `gap` nats of the log evidence; the least where none does.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.informed.linear_block import Answer, Response
+from pyro_hypernet.informed.linear_block import LinearBlock, Linearised
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
 
@@ -25,19 +25,21 @@ class GaussianConditional(Bijection):
     for what is linear at the data of `setup`, which the map keeps as buffers.
 
     Args:
-        response: How the observations depend on the block.
+        linear_block: How the observations depend on the block.
         targets: Pseudo-targets, shape `(n,)`.
         log_precisions: Log precisions relative to the likelihood's own, shape `(n,)`.
         args: The model's arguments.
         kwargs: The model's keyword arguments.
     """
 
-    def __init__(self, response: Response, targets: Tensor, log_precisions: Tensor, args: tuple, kwargs: dict) -> None:
+    def __init__(
+        self, linear_block: LinearBlock, targets: Tensor, log_precisions: Tensor, args: tuple, kwargs: dict
+    ) -> None:
         super().__init__()
-        self.response = response
+        self.linear_block = linear_block
         self.arguments = Arguments(args, kwargs)
-        self.register_buffer("index", response.index.to(torch.empty(0).device))
-        zeros = targets.new_zeros(len(response.index))
+        self.register_buffer("index", linear_block.index.to(torch.empty(0).device))
+        zeros = targets.new_zeros(len(linear_block.index))
         start = {
             "targets": targets,
             "log_precisions": log_precisions,
@@ -45,7 +47,7 @@ class GaussianConditional(Bijection):
             "prior_log_precision": zeros,
         }
         for name, value in start.items():
-            if response.is_exact:  # nothing to learn: what is known would only be shaken
+            if linear_block.is_exact:  # nothing to learn: what is known would only be shaken
                 self.register_buffer(name, value.clone())
             else:
                 self.register_parameter(name, nn.Parameter(value.clone()))
@@ -69,10 +71,10 @@ class GaussianConditional(Bijection):
 
     def _conditional(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`Lᵀ mean`, Cholesky factor L of the precision and its log determinant, in float64, for rows of `w`."""
-        centre, factor, _ = self.solve(self.response(w, *self.arguments.values()))
+        centre, factor, _ = self.solve(self.linear_block(w, *self.arguments.values()))
         return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
-    def solve(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+    def solve(self, answer: Linearised) -> tuple[Tensor, Tensor, Tensor]:
         """The least squares themselves.
 
         Args:
@@ -82,12 +84,12 @@ class GaussianConditional(Bijection):
             `Lᵀ mean`, shape `(S, B, 1)`; the Cholesky factor L of the precision, shape `(S, B, B)`; both float64; and
             whether it is that factor, shape `(S,)`, and not what stands for one where rounding left none.
         """
-        dtype = torch.float64 if self.response.is_sharp else answer.offset.dtype
+        dtype = torch.float64 if self.linear_block.is_sharp else answer.offset.dtype
         jacobian = answer.jacobian.to(dtype)
         own, learnt = answer.log_precision.to(dtype), self.log_precisions.to(dtype).exp()
         prior = self.prior_log_precision.double().exp() / answer.prior_scale.double() ** 2
         residual = (self.targets - answer.offset).to(dtype)
-        if self.response.is_constant and self.response.is_level:
+        if self.linear_block.is_constant and self.linear_block.is_level:
             # One product serves all rows, which differ by a factor.
             weighted, factors = jacobian[0] * learnt[:, None], own[:, 0].exp()
             total = (weighted.mT @ jacobian[0]).double() * factors[:, None, None].double()

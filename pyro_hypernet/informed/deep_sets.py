@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.coupling import soft_bound
+from pyro_hypernet.maps.linear import ShiftAndScale
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class SetCoupling(Bijection):
         return x.index_copy(-1, at, new), -log_det if inverse else log_det
 
 
-class SharedAffine(Bijection):
+class SharedAffine(ShiftAndScale):
     """Shift and scale, the same for all coordinates of one class.
 
     Args:
@@ -132,29 +133,9 @@ class SharedAffine(Bijection):
         self.loc = nn.Parameter(loc * self.free)
         self.log_stretch = nn.Parameter(torch.zeros_like(scale))
 
-    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self._spread()
-        return loc + log_scale.exp() * x, log_scale.sum().expand(x.shape[:-1])
-
-    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        loc, log_scale = self._spread()
-        return (y - loc) * (-log_scale).exp(), -log_scale.sum().expand(y.shape[:-1])
-
-    def _spread(self) -> tuple[Tensor, Tensor]:
-        """Shift and log scale of every coordinate, both of shape `(D,)`."""
+    def loc_and_log_scale(self) -> tuple[Tensor, Tensor]:
         log_scale = self.start + self.log_stretch * self.stretches
         return (self.loc * self.free)[self.classes], log_scale[self.classes]
-
-
-def split(count: int, number: int) -> tuple[Tensor, Tensor]:
-    """Which of `count` slots pass and which move in coupling `number`: every two couplings move all.
-
-    Shuffled anew for every second coupling; a single slot passes and moves in turn.
-    """
-    generator = torch.Generator("cpu").manual_seed(number // 2)
-    order = torch.randperm(count, generator=generator, device="cpu")
-    first, second = order[: count // 2], order[count // 2 :]
-    return (first, second) if number % 2 else (second, first)
 
 
 class _Constant(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.informed.linear_block import FLAGS, Response, find_response
+from pyro_hypernet.informed.linear_block import FLAGS, LinearBlock, find_linear_block
 from pyro_hypernet.informed.symmetries import Symmetries, find_symmetries
 from pyro_hypernet.model.arguments import Arguments, recall
 from pyro_hypernet.model.density import NUM_LOOKS, LogJoint, sample_prior
@@ -25,8 +25,8 @@ class Knowledge:
 
     Attributes:
         symmetries: Permutations and flips that leave its density unchanged.
-        response: The weights to which its observations answer linearly, or None.
-        targets: What stands for the data in `GaussianConditional` at the start, shape `(n,)`; empty without response.
+        linear_block: The weights to which its observations answer linearly, or None.
+        targets: What stands for the data in `GaussianConditional` at the start, shape `(n,)`, or empty.
         log_precisions: Likewise, shape `(n,)`.
         width: The prior's standard deviation of every unconstrained weight, shape `(D,)`.
         args: The arguments that it was learnt with.
@@ -36,7 +36,7 @@ class Knowledge:
     """
 
     symmetries: Symmetries
-    response: Response | None
+    linear_block: LinearBlock | None
     targets: Tensor
     log_precisions: Tensor
     width: Tensor
@@ -45,18 +45,18 @@ class Knowledge:
     is_whole: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.symmetries.groups) or self.response is not None
+        return bool(self.symmetries.groups) or self.linear_block is not None
 
     def __str__(self) -> str:
-        linear = f"linear given the others: {', '.join(self.response.block)}" if self.response else ""
+        linear = f"linear given the others: {', '.join(self.linear_block.block)}" if self.linear_block else ""
         return "Known: " + "; ".join(part for part in (linear, str(self.symmetries)) if part) + "."
 
     def describe(self) -> dict[str, Any]:
         """Names and plain values for a file; tensors are with the guide's own."""
         return {
             "symmetries": self.symmetries.describe(),
-            "block": self.response.block if self.response else (),
-            **{name: bool(self.response and getattr(self.response, name)) for name in FLAGS},
+            "block": self.linear_block.block if self.linear_block else (),
+            **{name: bool(self.linear_block and getattr(self.linear_block, name)) for name in FLAGS},
             "is_whole": self.is_whole,
             "arguments": Arguments(self.args, self.kwargs).describe(),
         }
@@ -69,13 +69,13 @@ class Knowledge:
         args, kwargs = recall(described["arguments"], tensors)
         block = tuple(described["block"])
         flags = {name: described.get(name, False) for name in FLAGS}
-        response = Response(model, layout, block, **flags) if block else None
+        linear_block = LinearBlock(model, layout, block, **flags) if block else None
         empty = torch.zeros(0)
         return cls(
             Symmetries.from_description(layout, described["symmetries"]),
-            response,
-            tensors["targets"] if response else empty,
-            tensors["log_precisions"] if response else empty,
+            linear_block,
+            tensors["targets"] if linear_block else empty,
+            tensors["log_precisions"] if linear_block else empty,
             empty,
             args,
             kwargs,
@@ -83,7 +83,7 @@ class Knowledge:
         )
 
 
-def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
+def detect(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
     """Runs the model at a few draws of its prior and finds out what can be used.
 
     Args:
@@ -111,14 +111,14 @@ def learn(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, 
         points = good[log_joint(good[:16], *args, **kwargs).isfinite().nonzero().flatten()] if len(good) >= 16 else good
         if len(points) < 4 or log_joint.mode == "loop" or log_joint.random_sites(points[:NUM_LOOKS], *args, **kwargs):
             return None
-        response = find_response(model, layout, points, args, kwargs, may_nest=True)
-        block = response.block if response else ()
+        linear_block = find_linear_block(model, layout, points, args, kwargs, may_nest=True)
+        block = linear_block.block if linear_block else ()
         # Prior and likelihood by themselves: beside much data a change of the prior would be lost in rounding.
         symmetries = find_symmetries(lambda w: log_joint.parts(w, *args, **kwargs), layout, points, no_keys_in=block)
-        start = response.start(points[0], args, kwargs) if response else (loc.new_zeros(0), loc.new_zeros(0))
-        is_whole = response is not None and response.is_exact and len(response.index) == layout.dim
+        start = linear_block.start(points[0], args, kwargs) if linear_block else (loc.new_zeros(0), loc.new_zeros(0))
+        is_whole = linear_block is not None and linear_block.is_exact and len(linear_block.index) == layout.dim
         is_whole = is_whole and not _stands_for_more(trace_one(model, layout.constrain(loc)[0], args, kwargs))
-    return Knowledge(symmetries, response, *start, _width(good), args, dict(kwargs), is_whole)
+    return Knowledge(symmetries, linear_block, *start, _width(good), args, dict(kwargs), is_whole)
 
 
 def prior_width(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The weights that a model's observations answer to linearly, such as a network's last layer, found by trying."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ _MASKED = -30.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class Linearised:
     """What a model observes at some weights, around zero in the block.
 
     Attributes:
@@ -46,10 +46,11 @@ class Answer:
     prior_jacobian: Tensor | None = None
 
 
-class Response:
-    """How a model's observations depend on a block of weights in which their locations are affine.
+@dataclass(eq=False, repr=False)
+class LinearBlock:
+    """A block of weights in which the locations of a model's observations are affine, and how they depend on it.
 
-    Args:
+    Attributes:
         model: The Pyro model.
         layout: Its latent sites.
         block: Names of the sites in the block.
@@ -61,49 +62,41 @@ class Response:
         is_level: Whether all observations have the same precision, whatever it is at some weights.
         is_nested: Whether prior locations of the block depend on other weights of it, as those of groups do on their
             common mean.
+        index: The block's flat coordinates, shape `(B,)`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        layout: Layout,
-        block: tuple[str, ...],
-        *,
-        is_sharp: bool,
-        is_exact: bool,
-        is_constant: bool,
-        is_level: bool = False,
-        is_nested: bool = False,
-    ) -> None:
-        self.model = model
-        self.layout = layout
-        self.block = block
-        self.is_sharp = is_sharp
-        self.is_exact = is_exact
-        self.is_constant = is_constant
-        self.is_level = is_level
-        self.is_nested = is_nested
-        sites = [layout[name] for name in block]
+    model: Model
+    layout: Layout
+    block: tuple[str, ...]
+    _: KW_ONLY
+    is_sharp: bool = False
+    is_exact: bool = False
+    is_constant: bool = False
+    is_level: bool = False
+    is_nested: bool = False
+
+    def __post_init__(self) -> None:
+        sites = [self.layout[name] for name in self.block]
         self.index = torch.cat([torch.arange(s.start, s.start + s.size, device="cpu") for s in sites])
         self._run = Vectorized(self.answer_of_one)
         self._run_without = Vectorized(self._offset_of_one)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Response":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LinearBlock":
         return self  # nothing in it changes, and a copy would have a model of its own
 
     def __reduce__(self) -> tuple[Any, ...]:
         flags = {name: getattr(self, name) for name in FLAGS}
-        return partial(Response, **flags), (self.model, self.layout, self.block)
+        return partial(LinearBlock, **flags), (self.model, self.layout, self.block)
 
-    def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Answer:
+    def __call__(self, w: Tensor, args: tuple, kwargs: dict) -> Linearised:
         """The answer at weights of shape `(S, D)`, whatever they hold in the block."""
         with outside_of_pyro():
             if not self.is_constant:
-                return Answer(*self._run(w, args, kwargs))
+                return Linearised(*self._run(w, args, kwargs))
             with torch.no_grad():
                 _, jacobian, _, _, _, *nested = self._run(w[:1], args, kwargs)
             offset, *rest = self._run_without(w, args, kwargs)
-            return Answer(offset, jacobian.detach(), *rest, *(part.detach() for part in nested))
+            return Linearised(offset, jacobian.detach(), *rest, *(part.detach() for part in nested))
 
     def start(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         """Pseudo-targets and their log precisions, relative to the answer's, both of shape `(n,)`.
@@ -125,10 +118,10 @@ class Response:
 
     def _offset_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
         zeros = {name: w.new_zeros(self.layout[name].shape) for name in self.block}
-        return _observe(self.model, self.layout, self.block, {**self.layout.constrain(w)[0], **zeros}, args, kwargs)
+        return self.observe({**self.layout.constrain(w)[0], **zeros}, args, kwargs)
 
     def answer_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
-        """The fields of an Answer at one weight vector of shape `(D,)`, to be vmapped and differentiated."""
+        """The fields of a Linearised at one weight vector of shape `(D,)`, to be vmapped and differentiated."""
         values = self.layout.constrain(w)[0]
         sizes = [self.layout[name].size for name in self.block]
 
@@ -136,7 +129,7 @@ class Response:
             # Only the block changes: what does not depend on it, such as hidden units, is worked out once.
             parts = zip(self.block, block.split(sizes), strict=True)
             changed = {name: part.view(self.layout[name].shape) for name, part in parts}
-            return _observe(self.model, self.layout, self.block, {**values, **changed}, args, kwargs)
+            return self.observe({**values, **changed}, args, kwargs)
 
         offset, log_precision, loc, scale = at(w.new_zeros(len(self.index)))
         units = torch.eye(len(self.index), dtype=w.dtype, device=w.device)
@@ -146,10 +139,37 @@ class Response:
         rows, locs = torch.func.vmap(lambda unit: at(unit)[::2])(units)
         return offset, (rows - offset).mT, log_precision, loc, scale, (locs - loc).mT
 
+    def observe(self, values: dict[str, Tensor], args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Locations and log precisions of the observations, shape `(n,)`; prior locations and scales, shape `(B,)`."""
+        trace = trace_one(self.model, values, args, kwargs)
+        locations, log_precisions = [], []
+        for _, node, fn in _observed(trace, self.layout):
+            location = _family(fn).location(fn)
+            log_precision = -2 * fn.scale.log() if hasattr(fn, "scale") else torch.zeros_like(location)
+            log_precision = log_precision.expand(location.shape) + _log(node["scale"], location)
+            if node["mask"] is not None:
+                mask = torch.as_tensor(node["mask"], device=location.device)
+                mask = mask if location.dim() == mask.dim() or not mask.dim() else mask[..., None]
+                log_precision = torch.where(mask, log_precision, torch.full_like(log_precision, _MASKED))
+            locations.append(location.reshape(-1))
+            log_precisions.append(log_precision.reshape(-1))
+        if not locations:
+            raise ValueError(
+                "The model has no observation in this run, though it had some when the guide was made, and draws of "
+                'the structure "informed" need them: a model must observe the same sites whenever it gets the same '
+                "arguments."
+            )
+        locs, scales = [], []
+        for name in self.block:
+            fn = _plain(trace.nodes[name]["fn"])
+            locs.append(fn.loc.expand(self.layout[name].shape).reshape(-1))
+            scales.append(fn.scale.expand(self.layout[name].shape).reshape(-1))
+        return torch.cat(locations), torch.cat(log_precisions), torch.cat(locs), torch.cat(scales)
 
-def find_response(
+
+def find_linear_block(
     model: Model, layout: Layout, points: Tensor, args: tuple, kwargs: dict, *, may_nest: bool = False
-) -> Response | None:
+) -> LinearBlock | None:
     """Finds the greatest block of sites, from the last to the first, in which the observed locations are affine.
 
     Sites qualify if their prior has a location and a scale that do not depend on the block, and if the observations'
@@ -165,52 +185,47 @@ def find_response(
         may_nest: Whether prior locations may be affine in the block too, as in hierarchies of normals.
 
     Returns:
-        The response, or None if there is no such block.
+        The block, or None if there is none.
     """
-    block: tuple[str, ...] = ()
+    found = None
     with outside_of_pyro(), torch.no_grad():
-        trace = trace_one(model, layout.constrain(points[0])[0], args, kwargs)
+        values = layout.constrain(points[0])[0]
+        trace = trace_one(model, values, args, kwargs)
         if not _observed(trace, layout):
             return None
         for site in reversed(layout.sites):
-            candidate = (site.name, *block)
-            is_known = isinstance(_plain(trace.nodes[site.name]["fn"]), _PRIORS)
-            if is_known and _is_affine(model, layout, candidate, site, points, args, kwargs, may_nest=may_nest):
-                block = candidate
-        if not block:
+            sites = (site.name, *(found.block if found else ()))
+            is_known = isinstance(_plain(trace.nodes[site.name]["fn"]), _PRIORS) and site.is_unconstrained
+            if is_known and sum(layout[name].size for name in sites) <= MAX_BLOCK:
+                candidate = LinearBlock(model, layout, sites, is_nested=may_nest)
+                if _is_affine(candidate, site, points, args, kwargs):
+                    found = candidate
+        if found is None:
             return None
-        values = layout.constrain(points[0])[0]
-        is_sharp = bool((_observe(model, layout, block, values, args, kwargs)[1] > 0).any())
-        flags = {"is_sharp": is_sharp, "is_exact": _is_normal(trace_one(model, values, args, kwargs), layout, block)}
-        answer = Response(model, layout, block, **flags, is_constant=False, is_nested=may_nest)(
-            points[:3], args, kwargs
-        )
+        is_sharp = bool((found.observe(values, args, kwargs)[1] > 0).any())
+        is_exact = _is_normal(trace, layout, found.block)
+        answer = found(points[:3], args, kwargs)
         derivatives, own = [answer.jacobian], answer.log_precision
-        if may_nest and bool((answer.prior_jacobian.abs() > _TOLERANCE).any()):
-            flags["is_nested"] = True
+        is_nested = may_nest and bool((answer.prior_jacobian.abs() > _TOLERANCE).any())
+        if is_nested:
             derivatives.append(answer.prior_jacobian)
-        flags["is_constant"] = all(torch.allclose(d, d[:1].expand_as(d), rtol=_TOLERANCE) for d in derivatives)
-        flags["is_level"] = bool((own == own[:, :1]).all())
-    return Response(model, layout, block, **flags)
+        is_constant = all(torch.allclose(d, d[:1].expand_as(d), rtol=_TOLERANCE) for d in derivatives)
+    return replace(
+        found,
+        is_sharp=is_sharp,
+        is_exact=is_exact,
+        is_constant=is_constant,
+        is_level=bool((own == own[:, :1]).all()),
+        is_nested=is_nested,
+    )
 
 
-def _is_affine(
-    model: Model,
-    layout: Layout,
-    block: tuple[str, ...],
-    site: Site,
-    points: Tensor,
-    args: tuple,
-    kwargs: dict,
-    *,
-    may_nest: bool,
-) -> bool:
-    size = sum(layout[name].size for name in block)
-    if not site.is_unconstrained or size > MAX_BLOCK:
-        return False
+def _is_affine(candidate: LinearBlock, site: Site, points: Tensor, args: tuple, kwargs: dict) -> bool:
+    """Whether what is observed is affine in the block, and depends on its last addition, the site."""
+    layout = candidate.layout
     new, every = torch.zeros(layout.dim, device=points.device), torch.zeros(layout.dim, device=points.device)
     new[site.slice] = 1
-    for name in block:
+    for name in candidate.block:
         every[layout[name].slice] = 1
     base = points[0] * (1 - every)
     one, two = points[1] * every, points[2] * every
@@ -218,15 +233,15 @@ def _is_affine(
     trials = torch.stack([base + change for change in changes])
 
     def observe(w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
-        return _observe(model, layout, block, layout.constrain(w)[0], args, kwargs)
+        return candidate.observe(layout.constrain(w)[0], args, kwargs)
 
     f, log_precision, loc, scale = Vectorized(observe, mode="eager")(trials, args, kwargs)
+    size = len(candidate.index)
     if f.shape[1] * size > MAX_NUMBERS or not all(bool(part.isfinite().all()) for part in (f, loc, scale)):
         return False
-    held = (log_precision, scale) if may_nest else (log_precision, loc, scale)
-    steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in held)
-    trials = (f, loc) if may_nest else (f,)
-    return steady and not any(_bends(trial) for trial in trials) and any(_moves(trial) for trial in trials)
+    held, affine = ((log_precision, scale), (f, loc)) if candidate.is_nested else ((log_precision, loc, scale), (f,))
+    is_steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in held)
+    return is_steady and not any(map(_bends, affine)) and any(map(_moves, affine))
 
 
 def _bends(f: Tensor) -> bool:
@@ -324,35 +339,6 @@ def _observed(trace: Trace, layout: Layout) -> list[tuple[str, dict, Any]]:
             if node["is_observed"] and _family(fn) is not None and node["value"].shape == fn.batch_shape:
                 found.append((name, node, fn))
     return found
-
-
-def _observe(
-    model: Model, layout: Layout, block: tuple[str, ...], values: dict[str, Tensor], args: tuple, kwargs: dict
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Locations and log precisions of the observations, shape `(n,)`; prior locations and scales, shape `(B,)`."""
-    trace = trace_one(model, values, args, kwargs)
-    locations, log_precisions = [], []
-    for _, node, fn in _observed(trace, layout):
-        location = _family(fn).location(fn)
-        log_precision = -2 * fn.scale.log() if hasattr(fn, "scale") else torch.zeros_like(location)
-        log_precision = log_precision.expand(location.shape) + _log(node["scale"], location)
-        if node["mask"] is not None:
-            mask = torch.as_tensor(node["mask"], device=location.device)
-            mask = mask if location.dim() == mask.dim() or not mask.dim() else mask[..., None]
-            log_precision = torch.where(mask, log_precision, torch.full_like(log_precision, _MASKED))
-        locations.append(location.reshape(-1))
-        log_precisions.append(log_precision.reshape(-1))
-    if not locations:
-        raise ValueError(
-            "The model has no observation in this run, though it had some when the guide was made, and draws of the "
-            'structure "informed" need them: a model must observe the same sites whenever it gets the same arguments.'
-        )
-    locs, scales = [], []
-    for name in block:
-        fn = _plain(trace.nodes[name]["fn"])
-        locs.append(fn.loc.expand(layout[name].shape).reshape(-1))
-        scales.append(fn.scale.expand(layout[name].shape).reshape(-1))
-    return torch.cat(locations), torch.cat(log_precisions), torch.cat(locs), torch.cat(scales)
 
 
 def _log(scale: Any, like: Tensor) -> Tensor:

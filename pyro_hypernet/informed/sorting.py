@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.maps.bijection import Bijection, Chain
+from pyro_hypernet.maps.linear import ShiftAndScale
 
 _LOG2 = math.log(2)
 # Beyond this −log probability the normal's quantile function gives up, in float64.
@@ -54,7 +55,7 @@ class Sorted(Bijection):
         return (y**2 - eta**2).sum(-1) / 2 - self.log_order
 
 
-class KeyedAffine(Bijection):
+class KeyedAffine(ShiftAndScale):
     """Shift and scale, where the keys of a group of symmetries are only scaled, all by one fixed number.
 
     Args:
@@ -71,13 +72,8 @@ class KeyedAffine(Bijection):
         self.loc = nn.Parameter(loc * free)
         self.log_stretch = nn.Parameter(torch.zeros_like(loc))
 
-    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale + self.log_stretch * self.free
-        return self.loc * self.free + log_scale.exp() * x, log_scale.sum().expand(x.shape[:-1])
-
-    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale + self.log_stretch * self.free
-        return (y - self.loc * self.free) * (-log_scale).exp(), -log_scale.sum().expand(y.shape[:-1])
+    def loc_and_log_scale(self) -> tuple[Tensor, Tensor]:
+        return self.loc * self.free, self.log_scale + self.log_stretch * self.free
 
 
 class Symmetrized(Bijection):

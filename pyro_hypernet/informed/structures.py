@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
-from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots, split
 from pyro_hypernet.informed.detect import Knowledge
+from pyro_hypernet.informed.set_couplings import set_couplings
 from pyro_hypernet.informed.sorting import KeyedAffine, Sorted, Symmetrized
 from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.maps.bijection import Bijection, Blocks, Chain
 from pyro_hypernet.maps.bounds import bounds
-from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, sets
+from pyro_hypernet.maps.coordinates import All, GroupNorms, Steer, Subset, Subspace
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, by_nickname, sets
 from pyro_hypernet.maps.linear import Affine
 from pyro_hypernet.model.layout import Layout, Site
 
@@ -36,7 +36,7 @@ def full(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bije
     Returns:
         A bijection of R^D.
     """
-    return _steer_noise(Steer(Whole(), hypernet(layout.dim)), layout, loc, scale)
+    return _steer_noise(Steer(All(), hypernet(layout.dim)), layout, loc, scale)
 
 
 def layerwise(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
@@ -51,10 +51,7 @@ def last_layer(
     """A hypernetwork over some sites, the mean field over the others; in the manner of last-layer Laplace.
 
     Args:
-        layout: The sites.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         sites: Names of the sites; None for the last layer: the sites of the last site's module, so `net.2.weight` and
             `net.2.bias`; where names have no dots, the last weight of two or more axes and what comes after it.
 
@@ -74,10 +71,7 @@ def low_rank(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, 
     spread across them.
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         rank: r; None for 20, or D where that is less.
 
     Raises:
@@ -94,10 +88,7 @@ def weight_norm(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, 
     learns the directions as point values (`bayesianize(..., parametrization="weight_norm")`).
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         output_axis: The axis of a weight that counts its output units or channels: 0 for torch's layers, −1 for
             weights used as `x @ W`.
     """
@@ -111,10 +102,7 @@ def multiplicative(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tenso
     by a flow and bound its density with an auxiliary network; here the density is exact.
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         input_axis: The axis of a weight that counts its input units or channels: 1 for torch's layers, 0 for weights
             used as `x @ W`.
     """
@@ -135,31 +123,28 @@ def informed(
     or is sorted by, which has centre zero.
 
     Args:
-        layout: As in `full`.
-        hypernet: As in `full`.
-        loc: As in `full`.
-        scale: As in `full`.
+        layout: As in `full`, like hypernet, loc and scale.
         knowledge: What `guide.setup` found; None stands for nothing, and so for `full`.
     """
     if not knowledge:
         return full(layout, hypernet, loc, scale)
-    response, symmetries = knowledge.response, knowledge.symmetries
+    linear, symmetries = knowledge.linear_block, knowledge.symmetries
     none = torch.empty(0, dtype=torch.long, device="cpu")
     moved = torch.cat([none, *(units.index.cpu().flatten() for units in symmetries.groups)])
     # Before the conditional, which reads the other weights on their supports.
     last = bounds(layout, loc, shared=moved)
-    if response is not None:
+    if linear is not None:
         start = knowledge.targets, knowledge.log_precisions
-        last.append(GaussianConditional(response, *start, knowledge.args, knowledge.kwargs))
-        scale = scale.index_fill(0, response.index.to(scale.device), 1.0)
-        loc = loc.index_fill(0, response.index.to(loc.device), 0.0)
+        last.append(GaussianConditional(linear, *start, knowledge.args, knowledge.kwargs))
+        scale = scale.index_fill(0, linear.index.to(scale.device), 1.0)
+        loc = loc.index_fill(0, linear.index.to(loc.device), 0.0)
     if hypernet is sets and any(len(units.index) > 1 for units in symmetries.groups):
         # The linear weights' noise is left alone: it belongs to no unit until the conditional has turned it.
-        block = none if response is None else response.index.cpu()
+        block = none if linear is None else linear.index.cpu()
         others = torch.ones(layout.dim, dtype=torch.bool, device="cpu").index_fill(0, block, False).nonzero().flatten()
         steered = Steer(Subset(others), hypernet(len(others)))
         roles = _sorted(steered, torch.zeros_like(loc), torch.ones_like(scale), symmetries, still=block)
-        is_exact = response is not None and response.is_exact
+        is_exact = linear is not None and linear.is_exact
         couplings = set_couplings(layout, loc, scale, symmetries, none_of=block, is_exact=is_exact)
         return Chain(roles, couplings, *last).to(loc)
     return _sorted(hypernet(layout.dim), loc, scale, symmetries, *last).to(loc)
@@ -188,72 +173,6 @@ def _sorted(
     return Symmetrized(inner, Chain(*sort), symmetries) if sort else inner
 
 
-def set_couplings(
-    layout: Layout,
-    loc: Tensor,
-    scale: Tensor,
-    symmetries: Symmetries,
-    *,
-    none_of: Tensor | None = None,
-    is_exact: bool = False,
-    num_layers: int = 8,
-    hidden: int = 32,
-) -> Bijection:
-    """Couplings that treat hidden units as a set, then one shift and scale for all units' weights of one kind.
-
-    Weights between two layers of hidden units are scaled only: they belong to two units at once.
-
-    Args:
-        layout: The sites.
-        loc: Centre at the start, shape `(D,)`; zero is taken where signs may flip.
-        scale: Standard deviations at the start, shape `(D,)`; their mean over a layer's units is taken.
-        symmetries: The layers of units.
-        none_of: Coordinates that no coupling moves, shape `(k,)`.
-        is_exact: Whether they are not even shifted and scaled.
-        num_layers: Number of couplings.
-        hidden: Width of their networks.
-    """
-    cpu = torch.device("cpu")
-    owners = torch.zeros(layout.dim, dtype=torch.long, device="cpu")
-    indices = [units.index.to(cpu) for units in symmetries.groups]
-    for index in indices:
-        owners[index.flatten()] += 1
-    left = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
-    if none_of is not None:
-        left[none_of.to(cpu)] = True
-    own = [index[:, (owners[index[0]] == 1) & ~left[index[0]]] for index in indices]
-    free = ((owners == 0) & ~left).nonzero().flatten()
-    couplings = []
-    for number in range(num_layers):
-        halves = [split(index.shape[1], number) for index in own]
-        groups = [
-            Slots(index[:, passed], index[:, moved], units.flips)
-            for index, (passed, moved), units in zip(own, halves, symmetries.groups, strict=True)
-        ]
-        passed, moved = split(len(free), number)
-        couplings.append(SetCoupling(groups, free[passed], free[moved], hidden=hidden))
-    return Chain(*couplings, _shared_affine(layout, loc, scale, symmetries, left if is_exact else ~left & left))
-
-
-def _shared_affine(layout: Layout, loc: Tensor, scale: Tensor, symmetries: Symmetries, fixed: Tensor) -> SharedAffine:
-    """One class for what permutations carry into each other."""
-    classes = torch.arange(layout.dim, device="cpu")
-    flipped = torch.zeros(layout.dim, dtype=torch.bool, device="cpu")
-    for _ in range(1 + len(symmetries.groups)):  # a weight between two layers is carried by both
-        for units in symmetries.groups:
-            index = units.index.cpu()
-            classes[index] = classes[index].min(0).values.expand(index.shape)
-            flipped[index.flatten()] |= units.flips
-    kinds, classes = classes.unique(return_inverse=True)
-    first = kinds.to(loc.device)
-    at = classes.to(scale.device)
-    mean = scale.new_zeros(len(kinds)).index_add(0, at, scale) / scale.new_zeros(len(kinds)).index_add(
-        0, at, torch.ones_like(scale)
-    )
-    still = fixed[kinds].to(loc.device)
-    return SharedAffine(classes, loc[first], mean, flipped[kinds].to(loc.device) | still, still)
-
-
 def auto(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bijection:
     """The default for this number of weights, see `choose_structure`. Arguments as in `full`."""
     return STRUCTURES[choose_structure(layout.dim)](layout, hypernet, loc, scale)
@@ -279,24 +198,8 @@ def choose_structure(dim: int, *, is_informed: bool = False) -> str:
 
 
 def resolve_structure(choice: str | Structure) -> Structure:
-    """The function behind a nickname.
-
-    Args:
-        choice: A nickname, or a function of `(layout, hypernet, loc, scale)`, which is returned as it is.
-
-    Raises:
-        ValueError: If the nickname is unknown.
-        TypeError: If it is neither.
-    """
-    if callable(choice):
-        return choice
-    if not isinstance(choice, str):
-        raise TypeError(
-            f"structure must be a nickname or a function of (layout, hypernet, loc, scale); got {choice!r}."
-        )
-    if choice not in STRUCTURES:
-        raise ValueError(f"Unknown structure {choice!r}; choose one of {', '.join(STRUCTURES)}, or pass a function.")
-    return STRUCTURES[choice]
+    """A function as `full` is one, given by itself or by its nickname; raises as `by_nickname`."""
+    return by_nickname("structure", choice, STRUCTURES, "of (layout, hypernet, loc, scale)")
 
 
 def _steer_noise(steer: Bijection, layout: Layout, loc: Tensor, scale: Tensor) -> Bijection:

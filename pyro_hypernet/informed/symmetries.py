@@ -52,7 +52,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Move:
+class _SignedPermutation:
     """A permutation and signs for every draw, both of shape `(S, H)`."""
 
     order: Tensor
@@ -74,7 +74,7 @@ class Symmetries:
         """log|G|, the log of the number of symmetric copies of a draw, in nats."""
         return sum(units.log_order for units in self.groups)
 
-    def canonicalise(self, w: Tensor) -> tuple[Tensor, list[Move]]:
+    def canonicalise(self, w: Tensor) -> tuple[Tensor, list[_SignedPermutation]]:
         """The one symmetric copy whose keys are sorted, and positive where signs may flip.
 
         Args:
@@ -88,15 +88,15 @@ class Symmetries:
             keys = w[:, units.keys]
             signs = torch.where(keys < 0, -1.0, 1.0).to(w) if units.flips else torch.ones_like(keys)
             order = (keys * signs).argsort(-1)
-            moves.append(Move(order, signs.gather(-1, order)))
+            moves.append(_SignedPermutation(order, signs.gather(-1, order)))
             w = _apply(units, w, moves[-1])
         return w, moves
 
-    def undo(self, w: Tensor, moves: Sequence[Move]) -> Tensor:
+    def undo(self, w: Tensor, moves: Sequence[_SignedPermutation]) -> Tensor:
         """Applies the inverse of the moves that `canonicalise` returned to weights of shape `(S, D)`."""
         for units, move in zip(reversed(self.groups), reversed(moves), strict=True):
             back = move.order.argsort(-1)
-            w = _apply(units, w, Move(back, move.signs.gather(-1, back)))
+            w = _apply(units, w, _SignedPermutation(back, move.signs.gather(-1, back)))
         return w
 
     def random_copies(self, w: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Symmetries:
         for units in self.groups:
             noise = torch.rand((len(w), len(units.index)), device=w.device)
             signs = torch.where(torch.rand_like(noise) < 0.5, -1.0, 1.0) if units.flips else torch.ones_like(noise)
-            w = _apply(units, w, Move(noise.argsort(-1), signs.to(w)))
+            w = _apply(units, w, _SignedPermutation(noise.argsort(-1), signs.to(w)))
         return w
 
     def to(self, device: torch.device) -> "Symmetries":
@@ -249,7 +249,7 @@ def _index(site: Site, axis: int) -> Tensor:
     return flat.view(site.shape).movedim(axis, 0).reshape(site.shape[axis], -1)
 
 
-def _apply(units: Units, w: Tensor, move: Move) -> Tensor:
+def _apply(units: Units, w: Tensor, move: _SignedPermutation) -> Tensor:
     """Unit j becomes what unit `order[j]` was, its signs multiplied by `signs[j]`."""
     values = w[:, units.index]
     values = values.gather(1, move.order[:, :, None].expand_as(values)) * move.signs[:, :, None]

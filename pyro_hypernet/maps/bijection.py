@@ -109,20 +109,6 @@ class Chain(Bijection):
         return y, log_det
 
 
-class Inverse(Bijection):
-    """The inverse of a bijection."""
-
-    def __init__(self, bijection: Bijection) -> None:
-        super().__init__()
-        self.bijection = bijection
-
-    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bijection.inverse_and_log_det(x)
-
-    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bijection.forward_and_log_det(y)
-
-
 class Blocks(Bijection):
     """Several bijections side by side, each on its own contiguous slice of the coordinates.
 

@@ -26,12 +26,12 @@ class Coordinates(nn.Module):
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
         """The point like `u`, whose coordinates are `old`, with coordinates `new`: shape `(..., D)`."""
 
-    @abstractmethod
     def log_det(self, old: Tensor, new: Tensor) -> Tensor:
-        """What writing adds to the log determinant of `old -> new`, shape `(...)`."""
+        """What writing adds to the log determinant of `old -> new`, shape `(...)`: nothing, unless it rescales."""
+        return new.new_zeros(new.shape[:-1])
 
 
-class Whole(Coordinates):
+class All(Coordinates):
     """The point itself."""
 
     def read(self, u: Tensor) -> Tensor:
@@ -39,9 +39,6 @@ class Whole(Coordinates):
 
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
         return new
-
-    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
-        return new.new_zeros(new.shape[:-1])
 
 
 class Subset(Coordinates):
@@ -60,9 +57,6 @@ class Subset(Coordinates):
 
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
         return u.index_copy(-1, self.index, new)
-
-    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
-        return new.new_zeros(new.shape[:-1])
 
 
 class Subspace(Coordinates):
@@ -94,9 +88,6 @@ class Subspace(Coordinates):
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
         return self.prepared().write(u, old, new)
 
-    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
-        return new.new_zeros(new.shape[:-1])
-
     def _inverse_factor(self) -> Tensor:
         """`L⁻¹`, shape `(r, r)`; in float64, for UᵀU squares the condition of the directions."""
         fixed = self.directions.detach()
@@ -122,9 +113,6 @@ class _Along(Coordinates):
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
         directions, inverse_factor = self._factors
         return u + (new - old) @ inverse_factor @ directions.mT
-
-    def log_det(self, old: Tensor, new: Tensor) -> Tensor:
-        return new.new_zeros(new.shape[:-1])
 
 
 class GroupNorms(Coordinates):

@@ -148,7 +148,7 @@ class Spline(Transformer):
         return 2 * s.log() + numerator.log() - 2 * denominator.log()
 
 
-def conditioner(num_inputs: int, num_outputs: int, hidden: Sequence[int]) -> nn.Sequential:
+def _conditioner(num_inputs: int, num_outputs: int, hidden: Sequence[int]) -> nn.Sequential:
     """A multilayer perceptron whose last layer is zero, so that the layer it steers is the identity at the start.
 
     Args:
@@ -184,7 +184,7 @@ class Coupling(Bijection):
             raise ValueError(f"A coupling needs at least 2 coordinates; got {dim}.")
         self.transformer = transformer
         self.num_passed = dim // 2
-        self.network = conditioner(self.num_passed, (dim - self.num_passed) * transformer.num_params, hidden)
+        self.network = _conditioner(self.num_passed, (dim - self.num_passed) * transformer.num_params, hidden)
 
     @property
     def suits_path_gradient(self) -> bool:

@@ -13,7 +13,7 @@ from pyro_hypernet.maps.bijection import Bijection
 _INVERSE_ERROR = 1e-2
 
 
-class Foreign(Bijection):
+class _Foreign(Bijection):
     """A flow of another library. It need not be the identity at the start, nor is its inverse known to be cheap.
 
     Args:
@@ -63,7 +63,7 @@ class Foreign(Bijection):
 
     def _log_det(self, x: Tensor, y: Tensor) -> Tensor:
         log_det = _whole(self.flow.log_abs_det_jacobian(x, y), x)
-        # Foreign keeps the last pair itself, and Pyro's own caches hold tensors with a history, which no copy survives.
+        # The map keeps the last pair itself, and Pyro's own caches hold tensors with a history, which no copy survives.
         for module in self.flow.modules():
             if isinstance(module, Transform):
                 names = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
@@ -113,5 +113,5 @@ def foreign(make: Callable[[int], nn.Module]) -> Callable[[int], Bijection]:
     return partial(_make_foreign, make=make)
 
 
-def _make_foreign(dim: int, *, make: Callable[[int], nn.Module]) -> Foreign:
-    return Foreign(make(dim), dim)
+def _make_foreign(dim: int, *, make: Callable[[int], nn.Module]) -> _Foreign:
+    return _Foreign(make(dim), dim)

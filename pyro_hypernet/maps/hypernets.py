@@ -1,6 +1,7 @@
 """Hypernetworks: functions from a dimension to an invertible network that is the identity at the start."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,22 +127,30 @@ def choose_hypernet(dim: int) -> str:
 
 
 def resolve_hypernet(choice: str | Hypernet) -> Hypernet:
-    """The function behind a nickname.
+    """A function from a dimension to a Bijection, given by itself or by its nickname; raises as `by_nickname`."""
+    return by_nickname("hypernet", choice, HYPERNETS, "from a dimension to a Bijection")
+
+
+def by_nickname(what: str, choice: Any, nicknames: Mapping[str, Callable], takes: str) -> Callable:
+    """A function that was given by itself or by its nickname.
 
     Args:
-        choice: A nickname, or a function from a dimension to a Bijection, which is returned as it is.
+        what: The name of the choice, for messages.
+        choice: The function or its nickname.
+        nicknames: The functions that have one.
+        takes: What such a function takes and gives, for messages.
 
     Raises:
-        ValueError: If the nickname is unknown.
+        ValueError: If there is no such nickname.
         TypeError: If it is neither.
     """
     if callable(choice):
         return choice
     if not isinstance(choice, str):
-        raise TypeError(f"hypernet must be a nickname or a function from a dimension to a Bijection; got {choice!r}.")
-    if choice not in HYPERNETS:
-        raise ValueError(f"Unknown hypernet {choice!r}; choose one of {', '.join(HYPERNETS)}, or pass a function.")
-    return HYPERNETS[choice]
+        raise TypeError(f"{what} must be a nickname or a function {takes}; got {choice!r}.")
+    if choice not in nicknames:
+        raise ValueError(f"Unknown {what} {choice!r}; choose one of {', '.join(nicknames)}, or pass a function.")
+    return nicknames[choice]
 
 
 def _couplings(dim: int, transformer: Transformer, num_layers: int, hidden: Sequence[int], mix: str) -> Bijection:

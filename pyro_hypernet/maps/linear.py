@@ -1,5 +1,7 @@
 """Linear maps: diagonal, triangular, low rank, permutation."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,23 @@ class Identity(Bijection):
         return y, y.new_zeros(y.shape[:-1])
 
 
-class Affine(Bijection):
+class ShiftAndScale(Bijection):
+    """`y = loc + exp(log_scale) x` in every coordinate; a subclass says what both are."""
+
+    @abstractmethod
+    def loc_and_log_scale(self) -> tuple[Tensor, Tensor]:
+        """Both of shape `(D,)`."""
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.loc_and_log_scale()
+        return loc + log_scale.exp() * x, widened(log_scale).sum().expand(x.shape[:-1])
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        loc, log_scale = self.loc_and_log_scale()
+        return (y - loc) * (-log_scale).exp(), -widened(log_scale).sum().expand(y.shape[:-1])
+
+
+class Affine(ShiftAndScale):
     """Shift and scale every coordinate: `y = loc + scale * x`.
 
     Args:
@@ -36,11 +54,8 @@ class Affine(Bijection):
         self.loc = nn.Parameter(loc.clone())
         self.log_scale = nn.Parameter(scale.log())
 
-    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.loc + self.log_scale.exp() * x, widened(self.log_scale).sum().expand(x.shape[:-1])
-
-    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (y - self.loc) * (-self.log_scale).exp(), -widened(self.log_scale).sum().expand(y.shape[:-1])
+    def loc_and_log_scale(self) -> tuple[Tensor, Tensor]:
+        return self.loc, self.log_scale
 
 
 class UnitTriangular(Bijection):

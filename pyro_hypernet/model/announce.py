@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Every parameter that was announced in this process: what else stands in the store came there from a file.
+# Every parameter that was announced in this process, under a name that depends on what else is in the store; what else
+# stands there came from a file.
 _announced = WeakTensorKeyDictionary()
 
 

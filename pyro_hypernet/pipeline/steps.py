@@ -16,8 +16,9 @@ from pyro_hypernet.evaluation.diagnose import Examination, examine
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.independent_check import NUM_DRAWS
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
-from pyro_hypernet.guide.auto_hypernet import NUM_PROPOSALS, AutoHypernet
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
+from pyro_hypernet.guide.weigher import NUM_PROPOSALS
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.pipeline.budget import Cost, spell_seconds
 from pyro_hypernet.pipeline.forecast import (

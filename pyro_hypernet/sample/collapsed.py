@@ -8,7 +8,7 @@ from pyro import validation_enabled
 from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
-from pyro_hypernet.informed.linear_block import Answer, Response, find_response
+from pyro_hypernet.informed.linear_block import LinearBlock, Linearised, find_linear_block
 from pyro_hypernet.model.density import sample_prior, split_density
 from pyro_hypernet.model.vectorize import trace_one
 from pyro_hypernet.target import Target, Whole
@@ -27,19 +27,19 @@ class _Collapsed(Target):
 
     Args:
         whole: The density over all weights.
-        response: How the observations depend on b; its `is_exact` must hold.
+        linear_block: How the observations depend on b; its `is_exact` must hold.
     """
 
-    def __init__(self, whole: Whole, response: Response) -> None:
+    def __init__(self, whole: Whole, linear_block: LinearBlock) -> None:
         model, layout, args, kwargs = whole.model, whole.layout, whole.args, whole.kwargs
         point = sample_prior(model, layout, 1, args, kwargs)
-        targets, log_precisions = response.start(point[0], args, kwargs)
-        max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(response.index) + 1))))
+        targets, log_precisions = linear_block.start(point[0], args, kwargs)
+        max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(linear_block.index) + 1))))
         super().__init__(model, layout, args, kwargs, max_rows=max_rows)
-        self.response = response
-        self.conditional = GaussianConditional(response, targets, log_precisions, args, kwargs)
+        self.linear_block = linear_block
+        self.conditional = GaussianConditional(linear_block, targets, log_precisions, args, kwargs)
         is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)
-        is_free[response.index.to(point.device)] = False
+        is_free[linear_block.index.to(point.device)] = False
         self.free, self.index = is_free.nonzero().flatten(), (~is_free).nonzero().flatten()
 
     @property
@@ -48,7 +48,7 @@ class _Collapsed(Target):
 
     @property
     def collapsed(self) -> tuple[str, ...]:
-        return self.response.block
+        return self.linear_block.block
 
     def coordinates(self, w: Tensor) -> Tensor:
         return w[:, self.free]
@@ -60,15 +60,15 @@ class _Collapsed(Target):
 
     def parts_of_one(self, x: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor]:
         w = x.new_zeros(self.layout.dim).index_copy(0, self.free, x)
-        answer = self.response.answer_of_one(w, args, kwargs)
+        answer = self.linear_block.answer_of_one(w, args, kwargs)
         mean, factor = self._mean_and_factor(answer)
         values, log_det = self.layout.constrain(w)
-        sizes = [self.layout[name].size for name in self.response.block]
-        for name, part in zip(self.response.block, mean.to(w).split(sizes), strict=True):
+        sizes = [self.layout[name].size for name in self.linear_block.block]
+        for name, part in zip(self.linear_block.block, mean.to(w).split(sizes), strict=True):
             values[name] = part.view(self.layout[name].shape)
         trace = trace_one(self.model, values, args, kwargs)
         log_prior, log_likelihood = split_density(trace, self.layout, log_det)
-        of_block = sum(trace.nodes[name]["log_prob_sum"] for name in self.response.block)
+        of_block = sum(trace.nodes[name]["log_prob_sum"] for name in self.linear_block.block)
         at_mean = log_likelihood + of_block
         log_volume = len(mean) / 2 * math.log(2 * math.pi) - factor.diagonal().log().sum()
         slope = at_mean - _trace_of_product(torch.cholesky_inverse(factor).to(w), answer) / 2
@@ -76,7 +76,7 @@ class _Collapsed(Target):
 
     def _mean_and_factor(self, answer: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Mean of the block, shape `(B,)`, and Cholesky factor of its precision, of one draw; NaN where none exists."""
-        centre, factor, is_one = self.conditional.solve(Answer(*(part.detach()[None] for part in answer)))
+        centre, factor, is_one = self.conditional.solve(Linearised(*(part.detach()[None] for part in answer)))
         mean = torch.linalg.solve_triangular(factor.mT, centre, upper=True)
         return mean[0, :, 0], torch.where(is_one[0], factor[0], torch.nan)
 
@@ -90,23 +90,23 @@ def collapse(whole: Whole) -> Target:
     Raises:
         NotImplementedError: If the prior cannot be sampled.
     """
-    response = _find_exact_block(whole)
-    if response is not None:
-        target = _Collapsed(whole, response)
+    linear_block = _find_exact_block(whole)
+    if linear_block is not None:
+        target = _Collapsed(whole, linear_block)
         if _is_exact(target):
             return target
     return whole
 
 
-def _find_exact_block(whole: Whole) -> Response | None:
+def _find_exact_block(whole: Whole) -> LinearBlock | None:
     """The block, or None where there is none, or where the model cannot be vmapped."""
     with torch.no_grad(), validation_enabled(False):
         draws = whole.sample_prior(_NUM_POINTS)
         points = draws[whole.log_prob(draws).isfinite()]
         if whole.log_joint.mode == "loop" or len(points) < 4:
             return None
-        response = find_response(whole.model, whole.layout, points, whole.args, whole.kwargs)
-    return response if response is not None and response.is_exact else None
+        linear_block = find_linear_block(whole.model, whole.layout, points, whole.args, whole.kwargs)
+    return linear_block if linear_block is not None and linear_block.is_exact else None
 
 
 def _is_exact(target: _Collapsed) -> bool:

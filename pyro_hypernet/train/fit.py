@@ -307,7 +307,7 @@ def _choose_annealing(
     asked: str | float, planned: float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
 ) -> Annealing | None:
     # Of its own accord only in a first fit, of a model without parameters of its own.
-    anneal = 1.0 if asked == "auto" and (guide.is_trained or elbo.params) else planned
+    anneal = planned if asked != "auto" or (guide.suits_annealing and not elbo.params) else 1.0
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 

@@ -583,3 +583,25 @@ def test_a_file_of_version_1_draws_as_it_did(model, args, options, path):
     loaded = load(path, model)
     assert_same(loaded, guide)
     round_trip(loaded, model, path)
+
+
+def test_arguments_of_version_2(path):
+    """They stood by number and name, those that were no tensors in the header, and a rejection had its own."""
+    guide = trained(m.linear, *DATA)
+    guide.reject(DATA, rates=(0.5,))
+    save(guide, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pyro_hypernet"])
+    rejected = header.pop("rejected")
+    assert header["knowledge"].pop("arguments")
+    kept = {"args": [None] * len(DATA), "kwargs": {}}
+    header |= {"version": 2, "knowledge": {**header["knowledge"], **kept}}
+    header["rejection"] = {"rate_error": rejected["rate_error"], **kept}
+    tensors = {name.replace("arguments.argument_", "argument_"): t for name, t in read_tensors(data).items()}
+    tensors |= {f"rejection.data_{number}": tensor.clone() for number, tensor in enumerate(DATA)}
+    path.write_bytes(write_tensors(tensors, metadata={"pyro_hypernet": json.dumps(header)}))
+    loaded = load(path, m.linear)
+    assert loaded.rejection.rate == guide.rejection.rate
+    loosen_bounds(guide.bijection)
+    assert_same(loaded, guide)

@@ -31,7 +31,7 @@ def through(name, num_steps, **options):
 
 def test_moments_where_the_conditional_is_exact():
     problem, guide, found = through("conjugate-regression", 0, num_samples=200, warmup_steps=100, num_chains=1)
-    assert guide.knowledge.response.block
+    assert guide.knowledge.linear_block.block
     mean, sd = problem.truth["mean"]["w"], problem.truth["sd"]["w"]
     ess = found.ess["w"].clamp(max=200)
     # Five standard errors, four numbers; the sampler sees N(0, I).
@@ -47,7 +47,7 @@ def test_moments_of_a_symmetric_product(num_steps):
     amounts = {"num_samples": 500, "warmup_steps": 200, "num_chains": 2}
     problem, guide, found = through("abx", num_steps, **amounts)
     assert guide.knowledge.symmetries.groups
-    assert guide.knowledge.response.block
+    assert guide.knowledge.linear_block.block
     for name in ("a", "b"):
         square = found.samples[name] ** 2
         truth = float(problem.truth["sd"][name]) ** 2

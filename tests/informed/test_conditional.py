@@ -19,7 +19,7 @@ from pyro_hypernet.informed import conditional
 from pyro_hypernet.informed.conditional import GaussianConditional
 from pyro_hypernet.informed.structures import informed
 from pyro_hypernet.maps.hypernets import coupling, linear
-from pyro_hypernet.model import validate as safeguards
+from pyro_hypernet.model import validate
 from pyro_hypernet.model.density import LogJoint
 from tests import small_models as m
 from tests.seeds import seed
@@ -128,7 +128,7 @@ def test_log_det_agrees_with_autograd(case):
 
 def test_every_parameter_gets_a_gradient(case):
     bijection, dim = case
-    if bijection.response.is_exact:  # then there is nothing to learn
+    if bijection.linear_block.is_exact:  # then there is nothing to learn
         assert not list(bijection.parameters())
         return
     y, log_det = bijection.forward_and_log_det(torch.randn(16, dim))
@@ -172,7 +172,7 @@ def test_a_deepcopy_has_the_same_density_and_goes_its_own_way():
 
 
 def test_too_large_for_memory_is_said_beforehand(monkeypatch):
-    monkeypatch.setattr(safeguards, "_free_bytes", lambda device: 100.0)
+    monkeypatch.setattr(validate, "_free_bytes", lambda device: 100.0)
     model, *args = net()
     with pytest.raises(ValueError, match="The guide is too large for memory"):
         AutoHypernet(model).setup(*args)
@@ -251,7 +251,7 @@ def test_auto_is_informed_where_there_is_something_to_find():
         assert "structure informed" in described
         assert "linear given the others: W1, b1" in described
         assert "3 units over W0, b0, W1 with signs" in described
-        assert guide.knowledge.response.block == ("W1", "b1")
+        assert guide.knowledge.linear_block.block == ("W1", "b1")
     assert "structure informed (chosen by auto)" in AutoHypernet(model).setup(*args).describe()
 
 

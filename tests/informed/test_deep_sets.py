@@ -6,8 +6,8 @@ import torch
 
 from models.references import ReferenceNet
 from pyro_hypernet import AutoHypernet
-from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots, split
-from pyro_hypernet.informed.structures import set_couplings
+from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots
+from pyro_hypernet.informed.set_couplings import _halves, set_couplings
 from tests.informed.test_sorting import NETS, jacobian_log_det, shaken
 from tests.seeds import seed
 
@@ -43,7 +43,7 @@ def test_log_det_agrees_with_autograd(guide):
 
 def test_every_symmetric_copy_is_as_likely(guide):
     """Where likelihood and priors are normal; elsewhere what is learnt of the last layer tells units apart."""
-    assert guide.knowledge.response.is_exact
+    assert guide.knowledge.linear_block.is_exact
     w = guide.sample_and_log_prob(20)[0]
     moved = guide.knowledge.symmetries.random_copies(w)
     assert float((moved != w).any(-1).double().mean()) > 0.3
@@ -78,7 +78,7 @@ def test_it_starts_at_the_prior():
 
 
 def test_a_single_slot_passes_and_moves_in_turn():
-    moves = [len(split(1, number)[1]) for number in range(4)]
+    moves = [len(_halves(1, number)[1]) for number in range(4)]
     assert sorted(moves[:2]) == [0, 1]
     assert sorted(moves[2:]) == [0, 1]
 
@@ -86,7 +86,7 @@ def test_a_single_slot_passes_and_moves_in_turn():
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_two_couplings_move_every_slot(count):
     for number in (0, 2, 4):
-        moved = torch.cat([split(count, number)[1], split(count, number + 1)[1]])
+        moved = torch.cat([_halves(count, number)[1], _halves(count, number + 1)[1]])
         assert torch.equal(moved.sort().values, torch.arange(count))
 
 
@@ -119,7 +119,7 @@ def test_parameters_do_not_grow_with_the_number_of_units():
     for width in (8, 64):
         guide = AutoHypernet(ReferenceNet([2, width, 1], "normal", 0.3)).setup(torch.randn(12, 2), torch.randn(12))
         loc, scale = torch.zeros(guide.latent_dim), torch.ones(guide.latent_dim)
-        block = guide.knowledge.response.index
+        block = guide.knowledge.linear_block.index
         flow = set_couplings(guide.layout, loc, scale, guide.knowledge.symmetries, none_of=block, is_exact=True)
         couplings = [part for part in flow.modules() if isinstance(part, SetCoupling)]
         counts.append(sum(parameter.numel() for part in couplings for parameter in part.parameters()))

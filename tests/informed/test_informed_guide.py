@@ -78,7 +78,7 @@ def test_fit(dtype):
     x, y = data(dtype=dtype)
     guide = AutoHypernet(NET)
     result = fit(NET, guide, (x, y), num_steps=100, num_particles=16, progress=False)
-    assert guide.knowledge.response.block == ("W1", "b1")
+    assert guide.knowledge.linear_block.block == ("W1", "b1")
     assert {parameter.dtype for parameter in guide.parameters()} == {dtype}
     assert guide.sample_posterior(2)["W0"].dtype == dtype
     assert result.num_skipped == 0
@@ -91,7 +91,7 @@ def test_svi_with_particles_in_a_plate():
     svi = SVI(particle_net, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(8, vectorize_particles=True))
     losses = [svi.step(x, y) for _ in range(100)]
     assert guide.knowledge.symmetries.groups
-    assert guide.knowledge.response.block == ("out",)
+    assert guide.knowledge.linear_block.block == ("out",)
     assert sum(losses[-20:]) < sum(losses[:20])
 
 

@@ -9,7 +9,7 @@ from pyro import poutine
 from models.abx import model as factors
 from models.eight_schools import EFFECTS, ERRORS, centred
 from models.references import ReferenceNet
-from pyro_hypernet.informed.linear_block import find_response
+from pyro_hypernet.informed.linear_block import find_linear_block
 from pyro_hypernet.model.density import sample_prior
 from pyro_hypernet.model.layout import Layout
 from tests import small_models as m
@@ -25,12 +25,12 @@ def data(num=12, dim=1):
 def find(model, *args, points=None):
     layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
     points = sample_prior(model, layout, 16, args) if points is None else points
-    return find_response(model, layout, points, args, {})
+    return find_linear_block(model, layout, points, args, {})
 
 
 def block_of(model, *args):
-    response = find(model, *args)
-    return response.block if response else None
+    linear = find(model, *args)
+    return linear.block if linear else None
 
 
 def scalar(name="b"):
@@ -163,11 +163,11 @@ def test_priors_may_be_affine_in_the_block_too(case):
     x, y = data()
     layout = Layout.from_trace(poutine.trace(model).get_trace(x, y))
     points = sample_prior(model, layout, 16, (x, y))
-    response = find_response(model, layout, points, (x, y), {}, may_nest=True)
-    assert response.block == block
-    assert response.is_nested == (len(block) > 1)
-    if response.is_nested:
-        answer, w = response(points, (x, y), {}), points[:, response.index]
+    linear = find_linear_block(model, layout, points, (x, y), {}, may_nest=True)
+    assert linear.block == block
+    assert linear.is_nested == (len(block) > 1)
+    if linear.is_nested:
+        answer, w = linear(points, (x, y), {}), points[:, linear.index]
         locs = answer.prior_loc + (answer.prior_jacobian @ w[..., None])[..., 0]
         for row, values in zip(locs, points, strict=True):
             sites = layout.constrain(values)[0]
@@ -212,26 +212,26 @@ def test_the_answer_is_the_models_own(case):
     model, location = LOCATIONS[case]
     x, y = data(dim=model.widths[0] if isinstance(model, ReferenceNet) else 2)
     y = y.long() if case == "categorical" else y
-    response = find(model, x, y)
-    layout = response.layout
+    linear = find(model, x, y)
+    layout = linear.layout
     w = 1.5 * torch.randn(6, layout.dim)
-    answer = response(w, (x, y), {})
-    block = w[:, response.index]
+    answer = linear(w, (x, y), {})
+    block = w[:, linear.index]
     found = answer.offset + (answer.jacobian @ block[..., None])[..., 0]
     for row, values in zip(found, w, strict=True):
         sites = layout.constrain(values)[0]
         trace = poutine.trace(poutine.condition(model, sites)).get_trace(x, y)
         fn = trace.nodes["y"]["fn"]
         torch.testing.assert_close(row, location(fn).reshape(-1), rtol=1e-10, atol=1e-10)
-    other = response(w.index_fill(1, response.index, 7.0), (x, y), {})
+    other = linear(w.index_fill(1, linear.index, 7.0), (x, y), {})
     for mine, theirs in zip(vars(answer).values(), vars(other).values(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 def test_precisions_and_priors():
     x, y = data()
-    response = find(student, x, y)
-    answer = response(torch.randn(3, 2), (x, y), {})
+    linear = find(student, x, y)
+    answer = linear(torch.randn(3, 2), (x, y), {})
     torch.testing.assert_close(answer.log_precision, torch.full((3, 12), -2.0) * torch.tensor(0.7).log())
     torch.testing.assert_close(answer.prior_loc, torch.tensor([1.0, 0.0]).expand(3, 2))
     torch.testing.assert_close(answer.prior_scale, torch.tensor([2.0, 0.5]).expand(3, 2))
@@ -258,11 +258,11 @@ def test_the_start_under_a_normal_likelihood_is_the_data():
 def test_handlers_around_the_call_do_not_matter():
     x, y = data()
     model = ReferenceNet([1, 5, 1], "normal", 0.1)
-    response = find(model, x, y)
-    w = torch.randn(4, response.layout.dim)
-    expected = response(w, (x, y), {})
+    linear = find(model, x, y)
+    w = torch.randn(4, linear.layout.dim)
+    expected = linear(w, (x, y), {})
     with pyro.plate("particles", 4, dim=-3), poutine.trace() as trace:
-        found = response(w, (x, y), {})
+        found = linear(w, (x, y), {})
     assert [name for name in trace.trace.nodes if name != "particles"] == []
     torch.testing.assert_close(found.jacobian, expected.jacobian)
     torch.testing.assert_close(found.offset, expected.offset)

@@ -166,7 +166,7 @@ def test_turns_of_a_ring_are_no_permutations():
 def test_a_prior_that_breaks_the_symmetry_under_much_data(dtype):
     torch.set_default_dtype(dtype)
     knowledge = AutoHypernet(uneven_prior, structure="informed").setup(*data(2000)).knowledge
-    assert knowledge.response.block == ("b",)
+    assert knowledge.linear_block.block == ("b",)
     assert knowledge.symmetries.groups == ()
 
 

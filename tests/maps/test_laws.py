@@ -14,9 +14,9 @@ from pyro.distributions import constraints
 from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots
 from pyro_hypernet.informed.structures import STRUCTURES, last_layer, low_rank, multiplicative, weight_norm
 from pyro_hypernet.maps.autoregressive import InverseAutoregressive
-from pyro_hypernet.maps.bijection import Blocks, Chain, Inverse
+from pyro_hypernet.maps.bijection import Blocks, Chain
 from pyro_hypernet.maps.bounds import Bounded
-from pyro_hypernet.maps.coordinates import GroupNorms, Steer, Subset, Subspace, Whole
+from pyro_hypernet.maps.coordinates import All, GroupNorms, Steer, Subset, Subspace
 from pyro_hypernet.maps.coupling import Additive, Coupling, Elementwise, Scaling, Spline
 from pyro_hypernet.maps.foreign import foreign
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, iaf, linear
@@ -55,9 +55,8 @@ BIJECTIONS = {
     "spline": lambda: Elementwise(DIM, Spline(5)),
     "autoregressive": lambda: InverseAutoregressive(DIM, hidden=9),
     "chain": lambda: Chain(UnitTriangular(DIM), Coupling(DIM, Scaling())),
-    "inverse": lambda: Inverse(Coupling(DIM, Scaling())),
     "blocks": lambda: Blocks([UnitTriangular(2), Coupling(4, Scaling())], [2, 4]),
-    "steer whole": lambda: Steer(Whole(), coupling(DIM)),
+    "steer whole": lambda: Steer(All(), coupling(DIM)),
     "steer subset": lambda: Steer(Subset(torch.tensor([4, 1, 2])), coupling(3)),
     "steer subspace": lambda: Steer(Subspace(DIM, 3), coupling(3)),
     "steer norms": lambda: Steer(norms(), coupling(3)),
@@ -260,7 +259,7 @@ def test_fast_inverse():
     assert coupling(4).fast_inverse
     assert not iaf(4).fast_inverse
     assert not Chain(UnitTriangular(4), iaf(4)).fast_inverse
-    assert not Steer(Whole(), iaf(4)).fast_inverse
+    assert not Steer(All(), iaf(4)).fast_inverse
     assert not Blocks([iaf(2), coupling(2)], [2, 2]).fast_inverse
 
 

@@ -1,0 +1,88 @@
+"""Noise sent through a map, as a distribution over a model's weights: its draws, density and quantiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_hypernet.guide.base import Base
+from pyro_hypernet.maps.bijection import Bijection, in_pieces
+from pyro_hypernet.model.layout import Layout
+
+# Draws behind medians and quantiles, and the most numbers that they may hold.
+_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
+
+
+@dataclass(frozen=True)
+class Flow:
+    """`w = T(eps)`, with the density `log q(w) = log p(eps) − log|det dT/deps|`.
+
+    Attributes:
+        noise: The distribution of eps on R^D.
+        bijection: The map T, from noise to unconstrained weights.
+        layout: The sites that these stand for.
+        origin: Zeros of shape `(D,)`; dtype and device of all.
+    """
+
+    noise: Base
+    bijection: Bijection
+    layout: Layout
+    origin: Tensor
+
+    def sample_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws of w with gradients to all parameters, shape `(S, D)`, and their log q in nats, shape `(S,)`."""
+        base = self.noise.distribution()
+        eps = base.rsample((num_samples,))
+        w, log_det = in_pieces(self.bijection, eps)
+        return w, base.log_prob(eps) - log_det
+
+    def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As many draws of every component of the noise, their log q, and weights that sum to one, shape `(S,)`."""
+        strata = self.noise.sample_strata(num_samples)
+        w, log_det = in_pieces(self.bijection, strata.eps)
+        return w, strata.log_prob - log_det, strata.weights
+
+    def log_prob(self, w: Tensor) -> Tensor:
+        """log q of unconstrained weights of shape `(..., D)`, in nats, shape `(...)`."""
+        eps, log_det = self.bijection.inverse_and_log_det(w)
+        return self.noise.log_prob(eps) + log_det
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """A dict from site to draws of shape `(S, *shape)`, without gradient."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
+        w = in_pieces(self.bijection, self.noise.distribution().sample((num_samples,)))[0]
+        return self.layout.constrain(w)[0]
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor) -> dict[str, Tensor]:
+        """Quantiles of every coordinate of w, on the sites' supports, shape `(Q, *shape)`, from fixed antithetic draws.
+
+        Raises:
+            ValueError: If they are no list of Q probabilities.
+        """
+        probabilities = torch.as_tensor(quantiles, dtype=self.origin.dtype, device=self.origin.device)
+        if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
+            raise ValueError(f"quantiles must be a list of probabilities in [0, 1]; got {quantiles!r}.")
+        num_draws = max(64, min(_QUANTILE_DRAWS / self.noise.rate, _QUANTILE_NUMBERS // len(self.origin)))
+        noise = self.noise.place(self._fixed_noise(2 * (int(num_draws) // 2)))
+        w = in_pieces(self.bijection, noise)[0].sort(dim=0).values
+        position = probabilities * (len(w) - 1)
+        lower = position.floor().long()
+        upper = (lower + 1).clamp(max=len(w) - 1)
+        return self.layout.constrain(torch.lerp(w[lower], w[upper], (position - lower)[:, None]))[0]
+
+    @torch.no_grad()
+    def looks(self, num_draws: int) -> Tensor:
+        """Weights that can be drawn, the same at every call, shape `(num_draws, D)`, `num_draws` even."""
+        with pyro.validation_enabled(False):
+            return self.bijection.forward_and_log_det(self.noise.place(self._fixed_noise(num_draws)))[0]
+
+    def _fixed_noise(self, num_draws: int) -> Tensor:
+        """Antithetic standard normal draws, the same at every call, shape `(num_draws, D)`, `num_draws` even."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        half = torch.randn(num_draws // 2, len(self.origin), generator=generator, device="cpu", dtype=torch.float64)
+        return torch.cat([half, -half]).to(self.origin)
