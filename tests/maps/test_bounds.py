@@ -114,7 +114,7 @@ def test_a_factor_at_any_weights(kind):
     bad = {"singular": torch.ones(2, 2), "indefinite": torch.tensor([[1.0, 2.0], [2.0, 1.0]])}.get(kind, good)
     total = torch.stack([good, bad.double() * (math.nan if kind == "not a number" else 1.0)])
     pull = torch.tensor([[1.0, 2.0], [1.0, math.inf if kind == "infinite pull" else 0.0]], dtype=torch.float64)
-    factor, pull = _factor(total, pull, 1e-16)
+    factor, pull, _ = _factor(total, pull, 1e-16)
     assert factor.isfinite().all()
     assert pull.isfinite().all()
     assert (factor.diagonal(dim1=-2, dim2=-1) > 0).all()
