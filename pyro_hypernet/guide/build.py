@@ -34,7 +34,9 @@ DEFAULT_SCALE = 0.1
 
 
 def read_layout(trace: Trace) -> Layout:
-    """The latent sites of a run, into which their supports and maps are put: Pyro maps draws by the priors' own.
+    """The latent sites of a run, into which stable supports are put: Pyro maps draws by the priors' own.
+
+    Periodic sites stay on the real line, as in the model: the guide's transform for Pyro ends in their period.
 
     Raises:
         ValueError: If a site lies inside a subsampled plate.
@@ -46,9 +48,8 @@ def read_layout(trace: Trace) -> Layout:
         fn, support = node["fn"], stable(site.support)
         if is_periodic(node):
             node["value"] = within_period(node["value"])
-        elif support is site.support:
-            continue
-        node["fn"] = dist.ImproperUniform(support, fn.batch_shape, fn.event_shape)
+        elif support is not site.support:
+            node["fn"] = dist.ImproperUniform(support, fn.batch_shape, fn.event_shape)
     return layout
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import pyro
 import torch
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_hypernet.guide.base import Base
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
-from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.layout import PERIOD, Layout, Site
 
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 _QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
+_ONTO_PERIOD = biject_to(PERIOD)
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,38 @@ class Flow:
         generator = torch.Generator("cpu").manual_seed(0)
         half = torch.randn(num_draws // 2, len(self.origin), generator=generator, device="cpu", dtype=torch.float64)
         return torch.cat([half, -half]).to(self.origin)
+
+
+class OntoPeriods(Bijection):
+    """A map T followed by the maps of periodic sites onto (−π, π), for which Pyro takes the whole real line.
+
+    Args:
+        bijection: T.
+        sites: The periodic sites.
+    """
+
+    def __init__(self, bijection: Bijection, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.bijection, self.sites = bijection, tuple(sites)
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        w, log_det = self.bijection.forward_and_log_det(x)
+        parts, at = [], 0
+        for site in self.sites:
+            inside = w[..., site.slice]
+            angle = _ONTO_PERIOD(inside)
+            log_det = log_det + _ONTO_PERIOD.log_abs_det_jacobian(inside, angle).sum(-1)
+            parts += [w[..., at : site.start], angle]
+            at = site.slice.stop
+        return torch.cat([*parts, w[..., at:]], -1), log_det
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        parts, at, beyond = [], 0, 0.0
+        for site in self.sites:
+            angle = y[..., site.slice]
+            inside = _ONTO_PERIOD.inv(angle)
+            beyond = beyond - _ONTO_PERIOD.log_abs_det_jacobian(inside, angle).sum(-1)
+            parts += [y[..., at : site.start], inside]
+            at = site.slice.stop
+        x, log_det = self.bijection.inverse_and_log_det(torch.cat([*parts, y[..., at:]], -1))
+        return x, log_det + beyond

@@ -10,14 +10,14 @@ from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
 from pyro_hypernet.guide.copies import leave_rejection_out
-from pyro_hypernet.guide.flow import Flow
+from pyro_hypernet.guide.flow import Flow, OntoPeriods
 from pyro_hypernet.guide.plan import REJECTION_RATES, as_shares
 from pyro_hypernet.guide.rejection import Choice, Rejected, Rejection
 from pyro_hypernet.guide.weigher import Weigher
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.announce import announce
 from pyro_hypernet.model.arguments import Arguments
-from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.layout import Layout, is_periodic
 from pyro_hypernet.model.vectorize import Model
 
 _T = TypeVar("_T")
@@ -54,9 +54,11 @@ class FlowGuide(AutoContinuous):
         return self._flow().noise.distribution()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Bijection:
-        """The map T from noise to unconstrained weights; does not depend on the arguments."""
+        """The map T from noise to what Pyro takes for unconstrained weights; does not depend on the arguments."""
         self._announce_parameters()
-        return self.bijection
+        trace = self.prototype_trace
+        periodic = [] if trace is None else [site for site in self.layout.sites if is_periodic(trace.nodes[site.name])]
+        return OntoPeriods(self.bijection, periodic) if periodic else self.bijection
 
     def sample_and_log_prob(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Unconstrained weights with gradients to all parameters, `(S, D)`, and their log q in nats, `(S,)`."""

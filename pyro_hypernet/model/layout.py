@@ -14,6 +14,8 @@ from torch.distributions import Transform, biject_to, constraints
 
 from pyro_hypernet.model.supports import transform_to
 
+# What is taken for the support of a site whose density repeats itself.
+PERIOD = constraints.interval(-math.pi, math.pi)
 # A log density that changes less, in nats, says nothing of a period.
 _FLAT = 1e-3
 
@@ -99,7 +101,7 @@ class Layout:
                 continue
             fn, value, support = node["fn"], node["value"].detach(), node["fn"].support
             if is_periodic(node):
-                value, support = within_period(value), constraints.interval(-math.pi, math.pi)
+                value, support = within_period(value), PERIOD
                 support = constraints.independent(support, fn.event_dim) if fn.event_dim else support
             with helpful_support_errors(node):
                 unconstrained = biject_to(support).inv(value)

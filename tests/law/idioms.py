@@ -315,7 +315,7 @@ def neutra(bench: Bench) -> None:
     trace = trace_of(poutine.condition(model, data={shared: eps[0]}), style)
     log_p = sum(node["log_prob"].sum() for node in trace.nodes.values() if "log_prob" in node)
     with torch.no_grad(), pyro.validation_enabled(False):
-        transform = guide.get_transform()
+        transform = guide.bijection if isinstance(guide, AutoHypernet) else guide.get_transform()
         w = transform(eps[:1])
         log_det = transform.log_abs_det_jacobian(eps[:1], w)
         expected = LogJoint(style.guided, guide.layout, mode="eager")(w, *style.args, **style.kwargs) + log_det

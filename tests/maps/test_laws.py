@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 
+from pyro_hypernet.guide.flow import OntoPeriods
 from pyro_hypernet.informed.deep_sets import SetCoupling, SharedAffine, Slots
 from pyro_hypernet.informed.structures import STRUCTURES, last_layer, low_rank, multiplicative, weight_norm
 from pyro_hypernet.maps.autoregressive import InverseAutoregressive
@@ -21,7 +22,7 @@ from pyro_hypernet.maps.coupling import Additive, Coupling, Elementwise, Scaling
 from pyro_hypernet.maps.foreign import foreign
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, iaf, linear
 from pyro_hypernet.maps.linear import Affine, Identity, LowRank, Permute, UnitTriangular
-from pyro_hypernet.model.layout import Layout, Site
+from pyro_hypernet.model.layout import PERIOD, Layout, Site
 from tests.seeds import seed
 from tests.small_models import Network, linear_data
 
@@ -42,6 +43,10 @@ def norms():
     return GroupNorms(group, torch.zeros(DIM), torch.ones(DIM))
 
 
+def angle(name, start, size):
+    return Site(name, torch.Size([size]), torch.Size([size]), 0, PERIOD, start)
+
+
 BIJECTIONS = {
     "identity": Identity,
     "affine": lambda: Affine(torch.randn(DIM), torch.rand(DIM) + 0.5),
@@ -56,6 +61,7 @@ BIJECTIONS = {
     "autoregressive": lambda: InverseAutoregressive(DIM, hidden=9),
     "chain": lambda: Chain(UnitTriangular(DIM), Coupling(DIM, Scaling())),
     "blocks": lambda: Blocks([UnitTriangular(2), Coupling(4, Scaling())], [2, 4]),
+    "onto periods": lambda: OntoPeriods(UnitTriangular(DIM), [angle("a", 1, 2), angle("b", 5, 1)]),
     "steer whole": lambda: Steer(All(), coupling(DIM)),
     "steer subset": lambda: Steer(Subset(torch.tensor([4, 1, 2])), coupling(3)),
     "steer subspace": lambda: Steer(Subspace(DIM, 3), coupling(3)),
