@@ -12,6 +12,7 @@ from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.checkpoint import load, save
@@ -41,9 +42,11 @@ __all__ = [
     "Plan",
     "Posterior",
     "Refined",
+    "TemperatureChoice",
     "VectorizedELBO",
     "bayesianize",
     "best_start",
+    "choose_temperature",
     "compare",
     "diagnose",
     "fan_in",

@@ -24,6 +24,7 @@ from pyro_hypernet.model.density import (
     zero_density,
 )
 from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.tempered import AtTemperature
 from pyro_hypernet.model.traces import MAX_BYTES, count_bytes, functions_of, map_in_chunks
 from pyro_hypernet.model.validate import (
     name_arguments,
@@ -302,6 +303,8 @@ def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str) -> Who
 def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any], *, mode: str = "graph") -> Whole:
     """The model with its arguments and the latent sites that a guide for it has noted, which spares a run of the model.
 
+    The density is what the guide was fitted to: at its temperature, where that is not 1.
+
     Args:
         model: The Pyro model, which may have an improper prior.
         guide: A guide for it; of one that has not noted the sites, or of stored samples, the model is run once.
@@ -311,6 +314,8 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
     """
     if isinstance(guide, AutoHypernet):
         layout = guide.layout
+        if guide.plan.is_tempered:
+            model = AtTemperature(model, guide.plan.temperature)
     elif isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
         layout = Layout.from_trace(guide.prototype_trace)
     else:

@@ -125,6 +125,51 @@ def agreement(probabilities: Tensor, reference: Tensor) -> Tensor:
     return (ours.argmax(-1) == theirs.argmax(-1)).to(probabilities).mean()
 
 
+def predictive_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of the mean prediction, all uncertainty about a label, in nats.
+
+    Args:
+        probabilities: Class probabilities of every draw, shape `(S, N, C)`.
+
+    Returns:
+        Shape `(N,)`.
+    """
+    return _entropy(probabilities.mean(0))
+
+
+def mutual_information(probabilities: Tensor) -> Tensor:
+    """What a label would tell of the weights (BALD): the entropy of the mean less the mean entropy, in nats.
+
+    Args:
+        probabilities: Class probabilities of every draw, shape `(S, N, C)`.
+
+    Returns:
+        Shape `(N,)`, zero where all draws agree.
+
+    Source: Houlsby et al. 2011, arXiv 1112.5745.
+    """
+    return (_entropy(probabilities.mean(0)) - _entropy(probabilities).mean(0)).clamp(min=0.0)
+
+
+def auroc(scores: Tensor, is_positive: Tensor) -> Tensor:
+    """Area under the receiver operating characteristic: how often a positive scores above a negative, ties half.
+
+    Args:
+        scores: Shape `(N,)`, higher for positives.
+        is_positive: Which are, bool, shape `(N,)`; some must be and some not.
+
+    Raises:
+        ValueError: If all are positive, or none is.
+    """
+    count = int(is_positive.sum())
+    if not 0 < count < len(scores):
+        raise ValueError(f"Both kinds are needed; got {count} positives of {len(scores)}.")
+    negatives = scores[~is_positive].sort().values
+    positives = scores[is_positive].contiguous()
+    below = torch.searchsorted(negatives, positives) + torch.searchsorted(negatives, positives, right=True)
+    return (below.double() / 2 / len(negatives)).mean()
+
+
 def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
     """Quantiles over the first axis, linear between order statistics, of tensors of any size.
 
@@ -143,6 +188,10 @@ def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
     weight = (position - lower).reshape((-1,) + (1,) * (draws.dim() - 1))
     ordered = draws.sort(0).values
     return torch.lerp(ordered[lower], ordered[upper], weight)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities).sum(-1)
 
 
 def _comparable(probabilities: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import init_to_median
+from pyro.infer.autoguide import init_to_median, init_to_value
 from torch import Tensor
 
 from pyro_hypernet.guide.base import Normal
-from pyro_hypernet.guide.build import FirstRun, make_map, read_layout
+from pyro_hypernet.guide.build import FirstRun, has_large_network, make_map, read_layout
 from pyro_hypernet.guide.copies import copied, pickled, unpickled
 from pyro_hypernet.guide.flow import Flow
 from pyro_hypernet.guide.flow_guide import FlowGuide, known
@@ -20,6 +21,7 @@ from pyro_hypernet.informed.detect import Knowledge
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
 from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.tempered import AtTemperature
 from pyro_hypernet.model.validate import name_arguments, raise_for_nan, refuse_what_cannot_fit, spell_bytes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
@@ -48,9 +50,11 @@ class AutoHypernet(FlowGuide):
             `setup` finds out about the model (weights that act linearly, symmetries of hidden units); "auto" takes it
             where there is something to find, up to 2 000 weights, unless `init_loc_fn` or `init_scale` ask for another
             start; see `describe` for what was chosen.
-        init_loc_fn: A Pyro initialisation strategy for the centre.
-        init_scale: The standard deviation of every unconstrained weight at the start, positive; None for 0.1, and for
-            the prior's own widths in the structure "informed".
+        init_loc_fn: A Pyro initialisation strategy for the centre; None for `init_to_median`, and for the network's own
+            values, trained or not, where `bayesianize` made the model of one with more than 2 000 weights.
+        init_scale: The standard deviation of every unconstrained weight at the start, positive; None for 0.1, for the
+            prior's own widths in the structure "informed", and for a share of the prior's where the guide starts at a
+            network's values.
         num_components: Number of Gaussians in the base distribution; more than one can hold several modes. They start
             at modes found by gradient ascent from the prior, unless `init_scale` is given.
         plan: All of these but `init_loc_fn`, and how `fit` trains the guide, in one value, such as another guide's.
@@ -76,7 +80,7 @@ class AutoHypernet(FlowGuide):
         hypernet: str | Callable[[int], Bijection] = "auto",
         structure: str | Callable[..., Bijection] = "auto",
         *,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
         num_components: int = 1,
         plan: Plan | None = None,
@@ -86,8 +90,11 @@ class AutoHypernet(FlowGuide):
             raise ValueError(
                 f"A plan names hypernet, structure, init_scale and num_components itself; got {named!r} too."
             )
-        super().__init__(model, init_loc_fn)
-        self._asked = named if plan is None else plan
+        asked = named if plan is None else plan
+        is_at_network = init_loc_fn is None and asked.init_scale is None and has_large_network(model)
+        usual = init_to_value(values=model.initial_values) if is_at_network else init_to_median
+        super().__init__(model, init_loc_fn or usual)
+        self._asked, self._is_at_network = asked, is_at_network
         self._plan: Plan | None = None
         self._knowledge: Knowledge | None = None
         self._stored_names: dict[str, bool] = {}  # of the model's own parameters
@@ -161,7 +168,7 @@ class AutoHypernet(FlowGuide):
         Raises:
             ValueError: If the parameters and their optimiser would not fit in memory.
         """
-        plan = self._asked.worked_out(layout.dim, knowledge)
+        plan = self._asked.worked_out(layout.dim, knowledge, is_at_network=self._is_at_network)
         make = partial(make_map, plan, layout, knowledge=knowledge, width=width)
         self._knowledge, self._plan = knowledge, plan
         refuse_what_cannot_fit(make, loc)
@@ -174,6 +181,25 @@ class AutoHypernet(FlowGuide):
     def is_trained(self) -> bool:
         """Whether its parameters have been moved from where they start, by `fit`, by SVI or by a file."""
         return self._start is None or self._start != self._fingerprint()
+
+    def take_temperature(self, plan: Plan) -> None:
+        """From now on the guide stands for the posterior at the temperature of this plan.
+
+        Raises:
+            ValueError: If what was built in is the posterior at temperature 1.
+        """
+        if plan.temperature == self.plan.temperature:
+            return
+        if plan.is_tempered and self._knowledge:
+            raise ValueError(
+                "This guide has the posterior at temperature 1 built in: make one by "
+                f"AutoHypernet(model, plan=Plan(temperature={plan.temperature:g}))."
+            )
+        self._plan, self._weigher = replace(self.plan, temperature=plan.temperature), None
+
+    def _weighed_model(self) -> Model:
+        model = self._its_model()
+        return AtTemperature(model, self.plan.temperature) if self.plan.is_tempered else model
 
     @property
     def suits_annealing(self) -> bool:
@@ -204,9 +230,9 @@ class AutoHypernet(FlowGuide):
             self._stored_names = run.check()
             has_default_start = self._init_loc_fn is init_to_median and self._asked.init_scale is None
             knowledge = run.find_knowledge(self._asked, has_default_start=has_default_start)
-            width = run.find_width(self._asked)
+            width = run.width_around_network() if self._is_at_network else run.find_width(self._asked)
             self.build(layout, run.loc, knowledge, width=width)
-            if width is not None:
+            if self.plan.num_components > 1 and width is not None and not self._is_at_network:
                 run.spread(self._proposals())
         logger.info(self.describe())
 

@@ -14,7 +14,7 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.informed.detect import Knowledge, detect, prior_width
 from pyro_hypernet.informed.structures import informed, resolve_structure
 from pyro_hypernet.maps.bijection import Bijection
-from pyro_hypernet.maps.hypernets import resolve_hypernet
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, resolve_hypernet
 from pyro_hypernet.model.announce import stored_names
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, is_periodic, within_period
@@ -31,6 +31,15 @@ from pyro_hypernet.model.vectorize import Model
 
 # Of every unconstrained weight at the start, where no structure knows better.
 DEFAULT_SCALE = 0.1
+# Of the prior's standard deviations, around a network's own values: see benchmarks/results/real_networks.md.
+NETWORK_SHARE = 0.3
+
+
+def has_large_network(model: Any) -> bool:
+    """Whether `bayesianize` made this of a network with too many weights for what is found out about small ones."""
+    values = getattr(model, "initial_values", None)
+    is_one = isinstance(values, dict) and all(isinstance(value, Tensor) for value in values.values())
+    return is_one and sum(value.numel() for value in values.values()) > MAX_TRIANGULAR_DIM
 
 
 def read_layout(trace: Trace) -> Layout:
@@ -106,6 +115,17 @@ class FirstRun:
             return None
         with torch.no_grad(), pyro.validation_enabled(False):
             return prior_width(self.model, self.layout, self.loc, self.args, self.kwargs)
+
+    def width_around_network(self) -> Tensor:
+        """A share of the prior's standard deviations, shape `(D,)`: a network's values are no draw of the prior."""
+        widths = []
+        for site in self.layout.sites:
+            width = torch.full(site.unconstrained_shape, DEFAULT_SCALE).to(self.loc)
+            if site.is_unconstrained:
+                scale = self.trace.nodes[site.name]["fn"].stddev.expand(site.shape).to(self.loc)
+                width = torch.where(scale.isfinite(), NETWORK_SHARE * scale, width)
+            widths.append(width.flatten())
+        return torch.cat(widths)
 
     @torch.no_grad()
     def spread(self, flow: Flow) -> None:

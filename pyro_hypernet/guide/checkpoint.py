@@ -42,7 +42,7 @@ _VERSION = 3
 _REJECTION = "rejection."
 _THE_MAPS = "those of the map"
 # Of a guide's plan.
-_NUMBERS = ("init_scale", "num_components", "num_particles", "anneal", "rejection")
+_NUMBERS = ("init_scale", "num_components", "num_particles", "anneal", "rejection", "temperature")
 # Likewise of the model's parameters in Pyro's store, and of the tensors of its modules.
 _PARAM, _TENSOR = "model.param.", "model.tensor."
 

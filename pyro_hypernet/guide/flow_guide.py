@@ -185,7 +185,7 @@ class FlowGuide(AutoContinuous):
 
     def _weigh(self) -> Weigher:
         if self._weigher is None:
-            self._weigher = Weigher(self._its_model(), self._proposals())
+            self._weigher = Weigher(self._weighed_model(), self._proposals())
         return self._weigher
 
     def _install(
@@ -201,6 +201,10 @@ class FlowGuide(AutoContinuous):
     def _fingerprint(self) -> tuple[int, ...]:
         """Changes with every step of the parameters."""
         return tuple(parameter._version for parameter in self.parameters())
+
+    def _weighed_model(self) -> Model:
+        """Whose density the guide stands for."""
+        return self._its_model()
 
     def _its_model(self) -> Model:
         if self._uninitialised_model is None:

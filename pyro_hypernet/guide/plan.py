@@ -37,11 +37,16 @@ class Plan:
         hypernet: The network, see `AutoHypernet`.
         init_scale: Standard deviations at the start, positive; None for what the structure starts with.
         num_components: Number of Gaussians in the base.
-        num_particles: Draws in one estimate of the bound.
+        num_particles: Draws in one estimate of the bound. "auto": 32, or 1 where the guide starts at the values of a
+            large network.
         anneal: How often the data count at first, positive. "auto": 5 where hidden units are moved as sets, else 1.
         rejection: Shares of proposals to keep, in (0, 1), of which the greatest that suffices is taken once the guide
             is trained, see `AutoHypernet.reject`; one share; or None, where every draw is kept. "auto": a half to a
             twentieth for the networks and structures that "auto" stands for, up to 2 000 weights, else None.
+        temperature: T, of prior and entropy: the guide is fitted to prior × likelihood^(1/T), so that the data count
+            1/T times. Below 1 this is a "cold" posterior, no posterior in Bayes' sense, which often predicts better
+            where a network has many more weights than data; above 1 a broader one. `choose_temperature` picks it on
+            held-out data. "auto": 1. Source: Wenzel et al. 2020, arXiv 2002.02405.
 
     Raises:
         TypeError: If structure or hypernet is neither a nickname nor a function.
@@ -55,6 +60,7 @@ class Plan:
     num_particles: str | int = "auto"
     anneal: str | float = "auto"
     rejection: str | float | tuple[float, ...] | None = "auto"
+    temperature: str | float = "auto"
 
     def __post_init__(self) -> None:
         resolve_hypernet(self.hypernet), resolve_structure(self.structure)
@@ -65,12 +71,28 @@ class Plan:
         particles = self.num_particles
         if particles != "auto" and (not isinstance(particles, int) or particles < 1):
             raise ValueError(f'num_particles must be "auto" or a positive integer; got {particles!r}.')
+        if self.temperature != "auto" and not _is_positive(self.temperature):
+            raise ValueError(f'temperature must be "auto" or a positive number; got {self.temperature!r}.')
+        if self.is_tempered and _is_informed(self.structure):
+            raise ValueError(
+                f'"informed" builds the posterior itself in; take "full" at temperature {self.temperature}.'
+            )
         if self.anneal != "auto" and not _is_positive(self.anneal):
             raise ValueError(
                 f'anneal must be "auto" or a positive number, how often the data count; got {self.anneal!r}.'
             )
         if self.rejection is not None and self.rejection != "auto":
             object.__setattr__(self, "rejection", as_shares(self.rejection, 'rejection must be "auto", None or'))
+
+    @property
+    def is_tempered(self) -> bool:
+        """Whether the data are to count otherwise than once in the end."""
+        return self.temperature not in ("auto", 1)
+
+    @property
+    def weight(self) -> float:
+        """How often the data count in the end."""
+        return 1.0 if self.temperature == "auto" else 1 / self.temperature
 
     def may_be_informed(self, dim: int, *, has_default_start: bool) -> bool:
         """Whether what is found out about the model may be built in.
@@ -85,14 +107,17 @@ class Plan:
         if self.structure != "auto":
             return _is_informed(self.structure)
         is_gaussian = _function_of(resolve_hypernet(self.hypernet)) in (identity, linear)
-        return has_default_start and not is_gaussian and dim <= MAX_TRIANGULAR_DIM and self.num_components == 1
+        is_plain = self.num_components == 1 and not self.is_tempered
+        return has_default_start and not is_gaussian and dim <= MAX_TRIANGULAR_DIM and is_plain
 
-    def worked_out(self, dim: int, knowledge: Knowledge | None) -> "Plan":
+    def worked_out(self, dim: int, knowledge: Knowledge | None, *, is_at_network: bool = False) -> "Plan":
         """The same with nothing left to "auto".
 
         Args:
             dim: Number of weights D.
             knowledge: What is known of the model, if the structure may build it in.
+            is_at_network: Whether the guide starts at the values of a large network, where many steps are worth more
+                than many draws.
         """
         structure, hypernet = _nickname(self.structure, STRUCTURES), _nickname(self.hypernet, HYPERNETS)
         if structure == "auto":
@@ -104,9 +129,10 @@ class Plan:
         is_default = structure in ("informed", "full") and hypernet in ("sets", "coupling", "spline")
         keeps_all = not is_default or dim > MAX_TRIANGULAR_DIM or self.num_components > 1
         usual = {
-            "num_particles": _NUM_PARTICLES,
+            "num_particles": 1 if is_at_network else _NUM_PARTICLES,
             "anneal": ANNEAL if hypernet == "sets" and self.num_components == 1 else 1.0,
             "rejection": None if keeps_all else REJECTION_RATES,
+            "temperature": 1.0,
         }
         chosen = {name: value for name, value in usual.items() if getattr(self, name) == "auto"}
         return replace(self, structure=structure, hypernet=hypernet, **chosen)
@@ -127,12 +153,16 @@ class Plan:
                     f"The guide was built with {name} {spelt(getattr(built, name))}; the plan asks for "
                     f"{spelt(getattr(self, name))}: make a guide by AutoHypernet(model, plan=...)."
                 )
-        asked = {name: getattr(self, name) for name in ("num_particles", "anneal", "rejection")}
+        asked = {name: getattr(self, name) for name in ("num_particles", "anneal", "rejection", "temperature")}
         return replace(built, **{name: value for name, value in asked.items() if value != "auto"})
 
     def __str__(self) -> str:
         rates = self.rejection
         parts = [f"{self.num_particles} particles"]
+        if self.is_tempered:
+            parts.append(
+                f"temperature {self.temperature:g}, no Bayesian posterior: the data count {self.weight:g} times"
+            )
         if self.anneal != 1:
             parts.append(f"the data count {self.anneal:g} times at first")
         if isinstance(rates, tuple):

@@ -15,6 +15,7 @@ from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.layout import minibatch_plates, plate_names
+from pyro_hypernet.model.tempered import AtTemperature
 from pyro_hypernet.model.traces import observed_nodes
 from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro
 from pyro_hypernet.target import Bound
@@ -88,7 +89,9 @@ def to_arviz(
         likelihood = log_likelihood_at(bound, samples)
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
-    stats = _densities(bound, samples, log_q, trace)
+    temperature = _temperature(guide or posterior)
+    target = bound if temperature == 1 else Bound(AtTemperature(model, temperature), args, kwargs)
+    stats = _densities(target, samples, log_q, trace)
     if log_q is None and guide is not None:
         stats["log_q"] = guide.log_prob(samples)
     groups["sample_stats"] = _by_chain(stats, num_chains)
@@ -103,7 +106,14 @@ def to_arviz(
     groups["constant_data"] = {name: _to_numpy(value) for name, value in constants.items()}
     names = {**_plates(trace), **_axes_of_constants(constants, trace), **(dims or {})}
     groups = {name: group for name, group in groups.items() if group}
-    return _convert(*_without_collisions(groups, coords or {}, names))
+    data = _convert(*_without_collisions(groups, coords or {}, names))
+    if temperature != 1:
+        data["posterior"].attrs["temperature"] = temperature
+    return data
+
+
+def _temperature(posterior: Any) -> float:
+    return posterior.plan.temperature if isinstance(posterior, AutoHypernet) else 1.0
 
 
 def _draws(posterior: Any, bound: Bound, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:

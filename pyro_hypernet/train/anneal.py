@@ -1,39 +1,6 @@
-"""A model whose likelihood is raised to a power, so that its data count more, or less, than once."""
+"""How often data count as a fit goes on."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from pyro.poutine.messenger import Messenger
-from torch import Tensor
-
-from pyro_hypernet.model.single_run import Model
-
-
-class TemperedModel:
-    """The same model with one argument more, which comes first: beta, the power of its likelihood.
-
-    Args:
-        model: The Pyro model.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __call__(self, beta: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with _Power(beta):
-            return self.model(*args, **kwargs)
-
-    @staticmethod
-    def arguments(beta: float, batch: tuple) -> tuple:
-        """What this model takes.
-
-        Args:
-            beta: The power of the likelihood: how often the data count.
-            batch: The arguments of the model as it was.
-        """
-        device = next((value.device for value in batch if isinstance(value, Tensor)), None)
-        return torch.tensor(beta, device=device), *batch
 
 
 @dataclass(frozen=True)
@@ -51,15 +18,3 @@ class Annealing:
     def __call__(self, step: int) -> float:
         """Beta at this step, counted from 0."""
         return self.start ** max(0.0, 1 - step / self.num_steps)
-
-
-class _Power(Messenger):
-    """Scales the log density of what is observed."""
-
-    def __init__(self, beta: Tensor) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.beta

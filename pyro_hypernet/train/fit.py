@@ -217,10 +217,11 @@ def _fit(
         model = partial(model, **kwargs)
     traits = find_traits(model, guide, batches.first)
     check_traits(traits, batches, asked.plan.rejection)
+    guide.take_temperature(plan)
     elbo.prepare(model, guide, batches.first, {})
     start = time.perf_counter()
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
-    trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps)
+    trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps, weight=plan.weight)
     run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim)
     run.least_loss = trainer.least_loss
     first = copies(run.parameters) if asked.optim.keep == "best" else None

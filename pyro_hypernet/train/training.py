@@ -9,8 +9,9 @@ from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.single_run import Model
+from pyro_hypernet.model.tempered import TemperedModel
 from pyro_hypernet.model.validate import name_arguments
-from pyro_hypernet.train.anneal import Annealing, TemperedModel
+from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.step import FlatParameters, Step, Stepper
@@ -33,7 +34,7 @@ class Trainer:
         batches: The model's arguments.
         traits: Of the model on the first batch.
         elbo: The bound, prepared for both.
-        annealing: How often the data count at every step, or None for once.
+        annealing: How often the data count at every step, times `weight`, or None for once.
         num_steps: How many steps there will be.
 
     Attributes:
@@ -54,9 +55,10 @@ class Trainer:
         *,
         annealing: Annealing | None,
         num_steps: int,
+        weight: float = 1.0,
     ) -> None:
         self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
-        self.elbo, self.annealing, self.num_steps = elbo, annealing, num_steps
+        self.elbo, self.annealing, self.num_steps, self.weight = elbo, annealing, num_steps, weight
         self.parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
         self.is_ragged = False
         self.shares = Shares(traits)
@@ -140,7 +142,7 @@ class Trainer:
                 self.shares.meet(batch, find_traits(self.model, self.guide, batch))
             share = self.shares(batch, self.batches.number)
             self.is_ragged |= share != 1 and (self.batches.length or self.batches.number) <= _SHORT
-        beta = share * (self.annealing(number) if self.is_annealed(number) else 1.0)
+        beta = share * self.weight * (self.annealing(number) if self.is_annealed(number) else 1.0)
         if beta == 1:
             return self._plain, batch
         if self._tempered is None:
