@@ -1,7 +1,6 @@
 """The temperature of a posterior, chosen by how well it predicts data that were held out."""
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -183,19 +183,9 @@ class AutoHypernet(FlowGuide):
         return self._start is None or self._start != self._fingerprint()
 
     def take_temperature(self, plan: Plan) -> None:
-        """From now on the guide stands for the posterior at the temperature of this plan.
-
-        Raises:
-            ValueError: If what was built in is the posterior at temperature 1.
-        """
-        if plan.temperature == self.plan.temperature:
-            return
-        if plan.is_tempered and self._knowledge:
-            raise ValueError(
-                "This guide has the posterior at temperature 1 built in: make one by "
-                f"AutoHypernet(model, plan=Plan(temperature={plan.temperature:g}))."
-            )
-        self._plan, self._weigher = replace(self.plan, temperature=plan.temperature), None
+        """From now on the guide stands for the posterior at the temperature of this plan."""
+        if plan.temperature != self.plan.temperature:
+            self._plan, self._weigher = replace(self.plan, temperature=plan.temperature), None
 
     def _weighed_model(self) -> Model:
         model = self._its_model()

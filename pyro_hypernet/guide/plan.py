@@ -75,14 +75,9 @@ class Plan:
             raise ValueError(f'temperature must be "auto" or a positive number; got {self.temperature!r}.')
         if self.is_tempered and _is_informed(self.structure):
             raise ValueError(
-                f'"informed" builds the posterior itself in; take "full" at temperature {self.temperature}.'
+                'The structure "informed" has the posterior at temperature 1 built in: make a guide by '
+                f'AutoHypernet(model, plan=Plan("full", temperature={self.temperature})).'
             )
-        if self.anneal != "auto" and not _is_positive(self.anneal):
-            raise ValueError(
-                f'anneal must be "auto" or a positive number, how often the data count; got {self.anneal!r}.'
-            )
-        if self.rejection is not None and self.rejection != "auto":
-            object.__setattr__(self, "rejection", as_shares(self.rejection, 'rejection must be "auto", None or'))
 
     @property
     def is_tempered(self) -> bool:
