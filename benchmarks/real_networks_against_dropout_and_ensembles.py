@@ -125,13 +125,13 @@ def ours(data: Images, seconds: float, *, temperature: float | str = 1.0, **opti
 
 
 def steps_within(model: nn.Module, loader: DataLoader, seconds: float) -> int:
-    """How many steps of `fit` fit in, by a run of 60 of which the first 20 do not count."""
+    """How many steps of `fit` fit in, by a run of 240 of which the first 40 do not count."""
     times, start = [], time.perf_counter()
-    for num_steps in (20, 60):
+    for num_steps in (40, 240):
         own = copy.deepcopy(model)
         times.append(fit(own, AutoHypernet(own), loader, num_steps=num_steps, progress=False).seconds)
     seconds -= time.perf_counter() - start  # this counts, too
-    return max(100, int(seconds / ((times[1] - times[0]) / 40)))
+    return max(100, int(seconds / ((times[1] - times[0]) / 200)))
 
 
 METHODS: dict[str, Callable[[Images, float], Predictor]] = {
