@@ -96,3 +96,23 @@ def test_quantiles_agree_with_torch():
     draws = torch.randn(101, 3, 2)
     levels = [0.0, 0.013, 0.5, 1.0]
     torch.testing.assert_close(metrics.quantiles(draws, levels), torch.quantile(draws, torch.tensor(levels), dim=0))
+
+
+def test_entropy_is_split_into_what_draws_agree_on_and_what_not():
+    sure = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # two draws, each certain, of one datum
+    torch.testing.assert_close(metrics.predictive_entropy(sure), torch.tensor([math.log(2)]))
+    torch.testing.assert_close(metrics.mutual_information(sure), torch.tensor([math.log(2)]))
+    unsure = torch.full((2, 1, 2), 0.5)  # two draws that agree
+    torch.testing.assert_close(metrics.predictive_entropy(unsure), torch.tensor([math.log(2)]))
+    torch.testing.assert_close(metrics.mutual_information(unsure), torch.zeros(1))
+
+
+def test_auroc_agrees_with_torchmetrics():
+    scores, labels = torch.randint(0, 20, (300,)).float() / 20, torch.arange(300) % 3 == 0  # with ties
+    theirs = torchmetrics.functional.classification.binary_auroc(scores, labels.long())
+    torch.testing.assert_close(metrics.auroc(scores, labels).float(), theirs)
+
+
+def test_auroc_needs_both_kinds():
+    with pytest.raises(ValueError, match="Both kinds are needed; got 3 positives of 3"):
+        metrics.auroc(torch.rand(3), torch.ones(3, dtype=torch.bool))
