@@ -1,6 +1,7 @@
 """The temperature of a posterior, chosen by how well it predicts data that were held out."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,9 +54,10 @@ def choose_temperature(
     elbo: VectorizedELBO | None = None,
     optim: Optim | float | None = None,
 ) -> TemperatureChoice:
-    """Fits a guide at every temperature and takes the one that predicts held-out data best.
+    """Fits a guide at every temperature and takes the one nearest to 1 that predicts held-out data as well as the best.
 
-    The model and the parameter store stay as they were; each guide is fitted to a copy.
+    As well: no worse than by the standard error of the difference. Colder posteriors are learnt in fewer steps, so that
+    short fits speak for them. The model and the parameter store stay as they were; each guide is fitted to a copy.
 
     Args:
         model: The Pyro model.
@@ -96,7 +98,9 @@ def choose_temperature(
     scores = {temperature: float(density.mean()) for temperature, density in densities.items()}
     best = max(scores, key=scores.__getitem__)
     errors = {t: _standard_error(density - densities[best]) for t, density in densities.items()}
-    return TemperatureChoice(best, scores, errors, plans[best])
+    as_good = [t for t in wanted if scores[best] - scores[t] <= errors[t]]
+    chosen = min(as_good, key=lambda t: abs(math.log(t)))
+    return TemperatureChoice(chosen, scores, errors, plans[chosen])
 
 
 @torch.no_grad()
