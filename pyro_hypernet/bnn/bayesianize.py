@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from pyro_hypernet.bnn.last_layer import find_unused, last_layer
 from pyro_hypernet.bnn.likelihoods import Likelihood, resolve_likelihood
 from pyro_hypernet.bnn.priors import Prior, RandomTensor, assign_priors, check_patterns
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 from pyro_hypernet.model.announce import announce, forget_announcements
 from pyro_hypernet.model.vectorize import outside_of_pyro
 
@@ -157,6 +158,16 @@ class BayesianNet(nn.Module):
             A dict from site to value, shape `shape`; without the likelihood's sigma.
         """
         return {site.name: site.value.clone() for site in self._random}
+
+    @property
+    def is_large(self) -> bool:
+        """Whether guides start at the network's own values: it has more than 2 000 random weights, or norms of so many.
+
+        Where all norms are at their prior's median, zero, a network is constant and learns nothing.
+        """
+        has_norms = any(site.kind == "scale" for site in self._random)
+        weights = self.net.parameters() if has_norms else self.initial_values.values()
+        return sum(weight.numel() for weight in weights) > MAX_TRIANGULAR_DIM
 
     @property
     def replaced(self) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import init_to_median, init_to_value
 from torch import Tensor
 
 from pyro_hypernet.guide.base import Normal
-from pyro_hypernet.guide.build import FirstRun, has_large_network, make_map, read_layout
+from pyro_hypernet.guide.build import FirstRun, make_map, read_layout
 from pyro_hypernet.guide.copies import copied, pickled, unpickled
 from pyro_hypernet.guide.flow import Flow
 from pyro_hypernet.guide.flow_guide import FlowGuide, known
@@ -91,7 +91,7 @@ class AutoHypernet(FlowGuide):
                 f"A plan names hypernet, structure, init_scale and num_components itself; got {named!r} too."
             )
         asked = named if plan is None else plan
-        is_at_network = init_loc_fn is None and asked.init_scale is None and has_large_network(model)
+        is_at_network = init_loc_fn is None and asked.init_scale is None and getattr(model, "is_large", False) is True
         usual = init_to_value(values=model.initial_values) if is_at_network else init_to_median
         super().__init__(model, init_loc_fn or usual)
         self._asked, self._is_at_network = asked, is_at_network

@@ -14,7 +14,7 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.informed.detect import Knowledge, detect, prior_width
 from pyro_hypernet.informed.structures import informed, resolve_structure
 from pyro_hypernet.maps.bijection import Bijection
-from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, resolve_hypernet
+from pyro_hypernet.maps.hypernets import resolve_hypernet
 from pyro_hypernet.model.announce import stored_names
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, is_periodic, within_period
@@ -33,13 +33,6 @@ from pyro_hypernet.model.vectorize import Model
 DEFAULT_SCALE = 0.1
 # Of the prior's standard deviations, around a network's own values: see benchmarks/results/real_networks.md.
 NETWORK_SHARE = 0.3
-
-
-def has_large_network(model: Any) -> bool:
-    """Whether `bayesianize` made this of a network with too many weights for what is found out about small ones."""
-    values = getattr(model, "initial_values", None)
-    is_one = isinstance(values, dict) and all(isinstance(value, Tensor) for value in values.values())
-    return is_one and sum(value.numel() for value in values.values()) > MAX_TRIANGULAR_DIM
 
 
 def read_layout(trace: Trace) -> Layout:

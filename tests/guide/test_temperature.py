@@ -196,6 +196,15 @@ def test_a_start_that_is_asked_for_is_kept(rows):
         assert not torch.allclose(guide.median()["0.weight"], values, atol=0.05)
 
 
+def test_norms_of_a_large_network_start_at_its_values(rows):
+    network = large(parametrization="weight_norm")
+    guide = AutoHypernet(network).setup(*rows)
+    assert guide.latent_dim < 2000
+    assert guide.plan.num_particles == 1
+    for name, value in network.initial_values.items():
+        torch.testing.assert_close(guide.median()[name], value, rtol=0, atol=0.1)
+
+
 def test_small_networks_start_as_before(rows):
     net = nn.Sequential(nn.Linear(30, 3))
     guide = AutoHypernet(bayesianize(net, "categorical")).setup(*rows)
