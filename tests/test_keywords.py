@@ -90,6 +90,9 @@ VERBS = {
     "metropolis": lambda a, k: ph.metropolis(
         model, guide_of(), *a, num_samples=40, warmup_steps=5, num_chains=2, **k
     ).samples["slope"],
+    "choose_temperature": lambda a, k: torch.tensor(
+        list(ph.choose_temperature(model, a, a, temperatures=(1.0, 0.5), kwargs=k, num_steps=10).scores.values())
+    ),
     "diagnose": lambda a, k: torch.tensor(ph.diagnose(model, guide_of(), *a, num_samples=500, max_seconds=0, **k).elbo),
     "khat": lambda a, k: torch.tensor(ph.khat(model, guide_of(), *a, num_samples=500, **k)),
     "loo": lambda a, k: torch.tensor(ph.loo(model, guide_of(), *a, num_samples=500, **k).elpd),
