@@ -71,6 +71,12 @@ class Plan:
         particles = self.num_particles
         if particles != "auto" and (not isinstance(particles, int) or particles < 1):
             raise ValueError(f'num_particles must be "auto" or a positive integer; got {particles!r}.')
+        if self.anneal != "auto" and not _is_positive(self.anneal):
+            raise ValueError(
+                f'anneal must be "auto" or a positive number, how often the data count; got {self.anneal!r}.'
+            )
+        if self.rejection is not None and self.rejection != "auto":
+            object.__setattr__(self, "rejection", as_shares(self.rejection, 'rejection must be "auto", None or'))
         if self.temperature != "auto" and not _is_positive(self.temperature):
             raise ValueError(f'temperature must be "auto" or a positive number; got {self.temperature!r}.')
         if self.is_tempered and _is_informed(self.structure):
