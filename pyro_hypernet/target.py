@@ -24,7 +24,7 @@ from pyro_hypernet.model.density import (
     zero_density,
 )
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.tempered import AtTemperature
+from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import MAX_BYTES, count_bytes, functions_of, map_in_chunks
 from pyro_hypernet.model.validate import (
     name_arguments,
@@ -314,8 +314,7 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
     """
     if isinstance(guide, AutoHypernet):
         layout = guide.layout
-        if guide.plan.is_tempered:
-            model = AtTemperature(model, guide.plan.temperature)
+        model = at_temperature(model, guide.plan.temperature)
     elif isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
         layout = Layout.from_trace(guide.prototype_trace)
     else:

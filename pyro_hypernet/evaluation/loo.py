@@ -16,6 +16,7 @@ from pyro_hypernet.evaluation.importance import (
 )
 from pyro_hypernet.evaluation.predict import log_likelihood_at
 from pyro_hypernet.evaluation.psis import smoothed
+from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.vectorize import Model
 
 
@@ -63,11 +64,17 @@ def loo(model: Model, guide: Any, *args: Any, num_samples: int = 4000, site: str
         kwargs: The model's keyword arguments.
 
     Raises:
-        ValueError: If the model observes nothing, or several sites and none is named, or draws minibatches.
+        ValueError: If the model observes nothing, or several sites and none is named, or draws minibatches; or the
+            guide is of another temperature than 1.
 
     Source: Magnusson, Andersen, Jonasson and Vehtari 2019, arXiv 1904.10679, equation 6; PSIS-LOO: Vehtari, Gelman and
         Gabry 2017.
     """
+    if isinstance(guide, AutoHypernet) and guide.plan.is_tempered:
+        raise ValueError(
+            f"loo leaves out data that count once; this guide is of temperature {guide.plan.temperature:g}. Hold data "
+            "out, as choose_temperature does, or fit a guide at temperature 1."
+        )
     target = bind_to_weigh(model, guide, args, kwargs)
     drawn = draw_weighted(target, guide, num_samples=num_samples, what="loo")
     likelihood = log_likelihood_at(target, drawn.samples)

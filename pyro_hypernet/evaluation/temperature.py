@@ -82,9 +82,9 @@ def choose_temperature(
     """
     if isinstance(held_out, Tensor) or not isinstance(held_out, tuple):
         raise TypeError(f"held_out must be a tuple of the model's arguments; got {type(held_out).__name__}.")
-    plan, wanted = plan or Plan(), [float(temperature) for temperature in temperatures]
+    plan, wanted = plan or Plan(), list(temperatures) if isinstance(temperatures, Iterable) else []
     if not wanted:
-        raise ValueError("temperatures must hold at least one positive number; got none.")
+        raise ValueError(f"temperatures must hold at least one positive number; got {temperatures!r}.")
     plans = {temperature: replace(plan, temperature=temperature) for temperature in wanted}  # which checks them
     kwargs = dict(kwargs or {})
     options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "progress": False}

@@ -21,7 +21,7 @@ from pyro_hypernet.informed.detect import Knowledge
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.tempered import AtTemperature
+from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.validate import name_arguments, raise_for_nan, refuse_what_cannot_fit, spell_bytes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
@@ -188,8 +188,7 @@ class AutoHypernet(FlowGuide):
             self._plan, self._weigher = replace(self.plan, temperature=plan.temperature), None
 
     def _weighed_model(self) -> Model:
-        model = self._its_model()
-        return AtTemperature(model, self.plan.temperature) if self.plan.is_tempered else model
+        return at_temperature(self._its_model(), self.plan.temperature)
 
     @property
     def suits_annealing(self) -> bool:

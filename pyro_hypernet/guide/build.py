@@ -115,7 +115,7 @@ class FirstRun:
         for site in self.layout.sites:
             width = torch.full(site.unconstrained_shape, DEFAULT_SCALE).to(self.loc)
             if site.is_unconstrained:
-                scale = self.trace.nodes[site.name]["fn"].stddev.expand(site.shape).to(self.loc)
+                scale = _standard_deviation(self.trace.nodes[site.name]["fn"]).expand(site.shape).to(self.loc)
                 width = torch.where(scale.isfinite(), NETWORK_SHARE * scale, width)
             widths.append(width.flatten())
         return torch.cat(widths)
@@ -125,6 +125,14 @@ class FirstRun:
         """Starts every component of the noise at a mode of its own, as far as there are several."""
         modes = find_modes(self.model, self.layout, self.args, self.kwargs, num_modes=flow.noise.num_components)
         flow.noise.locs.copy_(flow.bijection.inverse_and_log_det(modes.to(flow.origin))[0])
+
+
+def _standard_deviation(fn: dist.Distribution) -> Tensor:
+    """Of a prior; infinite or not a number where it has none, or where torch does not know it."""
+    try:
+        return fn.stddev
+    except NotImplementedError:
+        return torch.tensor(torch.nan)
 
 
 def make_map(

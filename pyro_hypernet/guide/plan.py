@@ -46,7 +46,8 @@ class Plan:
         temperature: T, of prior and entropy: the guide is fitted to prior × likelihood^(1/T), so that the data count
             1/T times. Below 1 this is a "cold" posterior, no posterior in Bayes' sense, which often predicts better
             where a network has many more weights than data; above 1 a broader one. `choose_temperature` picks it on
-            held-out data. "auto": 1. Source: Wenzel et al. 2020, arXiv 2002.02405.
+            held-out data. It is `fit` that counts so, not SVI by itself. "auto": 1.
+            Source: Wenzel et al. 2020, arXiv 2002.02405.
 
     Raises:
         TypeError: If structure or hypernet is neither a nickname nor a function.

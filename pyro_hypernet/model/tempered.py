@@ -1,5 +1,6 @@
 """A model whose likelihood is raised to a power, so that its data count more, or less, than once."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ class TemperedModel:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def __call__(self, beta: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, beta: Tensor | float, *args: Any, **kwargs: Any) -> Any:
         with _Power(beta):
             return self.model(*args, **kwargs)
 
@@ -35,20 +36,14 @@ class TemperedModel:
         return torch.tensor(beta, device=device), *batch
 
 
-class AtTemperature:
-    """A model whose data count `1 / temperature` times: called like the model itself, its arguments are the model's.
+def at_temperature(model: Model, temperature: float) -> Model:
+    """The model with data that count `1 / temperature` times, called as the model is; itself at temperature 1.
 
     Args:
         model: The Pyro model.
         temperature: Of prior and entropy, positive.
     """
-
-    def __init__(self, model: Model, temperature: float) -> None:
-        self.model, self.temperature = model, temperature
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _Power(1 / self.temperature):
-            return self.model(*args, **kwargs)
+    return model if temperature == 1 else partial(TemperedModel(model), 1 / temperature)
 
 
 class _Power(Messenger):

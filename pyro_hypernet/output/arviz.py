@@ -15,7 +15,7 @@ from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.layout import minibatch_plates, plate_names
-from pyro_hypernet.model.tempered import AtTemperature
+from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import observed_nodes
 from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro
 from pyro_hypernet.target import Bound
@@ -90,8 +90,7 @@ def to_arviz(
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
     temperature = _temperature(guide or posterior)
-    target = bound if temperature == 1 else Bound(AtTemperature(model, temperature), args, kwargs)
-    stats = _densities(target, samples, log_q, trace)
+    stats = _densities(Bound(at_temperature(model, temperature), args, kwargs), samples, log_q, trace)
     if log_q is None and guide is not None:
         stats["log_q"] = guide.log_prob(samples)
     groups["sample_stats"] = _by_chain(stats, num_chains)

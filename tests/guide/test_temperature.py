@@ -18,6 +18,7 @@ from pyro_hypernet import (
     fit,
     khat,
     load,
+    loo,
     resample,
     save,
     to_arviz,
@@ -150,11 +151,21 @@ def test_held_out_data_choose(y):
     assert not list(store.keys())
 
 
+def test_nothing_is_left_out_at_another_temperature(y):
+    guide, _ = fitted(y, temperature=T)
+    with pytest.raises(ValueError, match=r"this guide is of temperature 0\.2"):
+        loo(model, guide, y)
+
+
 def test_a_choice_of_nothing():
     with pytest.raises(ValueError, match="at least one positive number"):
         choose_temperature(model, (torch.ones(3),), (torch.ones(3),), temperatures=())
     with pytest.raises(ValueError, match="temperature must be"):
         choose_temperature(model, (torch.ones(3),), (torch.ones(3),), temperatures=(0.0,))
+    with pytest.raises(ValueError, match="at least one positive number; got 0.1"):
+        choose_temperature(model, (torch.ones(3),), (torch.ones(3),), temperatures=0.1)
+    with pytest.raises(ValueError, match="temperature must be .*; got 'cold'"):
+        choose_temperature(model, (torch.ones(3),), (torch.ones(3),), temperatures=("cold",))
     with pytest.raises(TypeError, match="held_out must be a tuple"):
         choose_temperature(model, (torch.ones(3),), torch.ones(3))
 
@@ -194,6 +205,20 @@ def test_a_start_that_is_asked_for_is_kept(rows):
         assert guide.plan.num_particles == 32
         values = guide._uninitialised_model[0].initial_values["0.weight"]
         assert not torch.allclose(guide.median()["0.weight"], values, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        dist.Cauchy(0.0, 0.1),
+        dist.TransformedDistribution(dist.Normal(0.0, 1.0), dist.transforms.AffineTransform(0.0, 0.1)),
+    ],
+    ids=["infinite", "unknown"],
+)
+def test_a_prior_without_a_standard_deviation(rows, prior):
+    guide = AutoHypernet(large(prior=prior), structure="full", hypernet="identity").setup(*rows)
+    sd = guide.sample_posterior(400)["0.weight"].std(0)
+    assert (abs(sd / 0.1 - 1) < 0.4).all()  # 11 standard errors
 
 
 def test_norms_of_a_large_network_start_at_its_values(rows):
