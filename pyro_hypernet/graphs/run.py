@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,7 +63,7 @@ def _traced(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., 
 
 
 def as_inductor(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    """The graph compiled by torch's inductor, random numbers as without it.
+    """The graph compiled by torch's inductor, or taken from its cache on disk; random numbers as without it.
 
     Args:
         module: The graph.
@@ -75,12 +77,32 @@ def as_inductor(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Callable[.
     with warnings.catch_warnings(), torch.no_grad(), same_random_numbers(tensors):
         warnings.simplefilter("ignore")
         try:
-            options = {"fallback_random": True, "compile_threads": 1}
-            compiled = inductor.compile(module, list(tensors), options=options)
+            with inductor.config.patch(fallback_random=True, compile_threads=1):
+                compiled = inductor.standalone_compile(module, list(tensors))  # inductor.compile passes the cache by
             compiled(*tensors)
+            _note(module, tensors).touch()
         except Exception as error:
             raise RuntimeError(f"inductor could not compile the graph: {str(error)[:200]}") from error
     return compiled
+
+
+def is_compiled(module: fx.GraphModule, tensors: Sequence[Tensor]) -> bool:
+    """Whether `as_inductor` has compiled the same graph before, in this process or another, and its cache is there."""
+    try:
+        return _note(module, tensors).exists()
+    except OSError:
+        return False
+
+
+def _note(module: fx.GraphModule, tensors: Sequence[Tensor]) -> Path:
+    """A file beside inductor's cache that says that a graph was compiled."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    shapes = [(tuple(tensor.shape), str(tensor.dtype), str(tensor.device)) for tensor in tensors]
+    name = sha256(f"{torch.__version__} {shapes} {module.code}".encode()).hexdigest()
+    folder = Path(cache_dir()) / "pyro_hypernet"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
 
 
 def as_cuda_graph(run: Callable[..., Any], tensors: Sequence[Tensor], num_kept: int) -> Callable[..., Any]:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.graphs.cache import describe_shapes
-from pyro_hypernet.graphs.run import as_cuda_graph, as_inductor, has_compiler, same_random_numbers, why_no_script
+from pyro_hypernet.graphs.run import (
+    as_cuda_graph,
+    as_inductor,
+    has_compiler,
+    is_compiled,
+    same_random_numbers,
+    why_no_script,
+)
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.capture import Captured
@@ -26,8 +33,9 @@ _WARM_UP, _TIMED = 3, 5
 # What a captured step took of one that is not, and a compiled of a captured one, where Python and launches dominate:
 # see benchmarks/results/speed_step.md. The decision only has to be right by a factor of two or so.
 _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
-# Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation.
-_CAPTURE_FACTOR, _COMPILE_SECONDS = 3.0, 0.05
+# Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation,
+# and where it was compiled before.
+_CAPTURE_FACTOR, _COMPILE_SECONDS, _CACHED_SECONDS = 3.0, 0.05, 0.003
 # Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
 _ALONE = 2**15
 
@@ -200,8 +208,7 @@ class Stepper:
         """Moves on to a faster stage if that pays."""
         if self.elbo.log_joint.mode != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
             self._stages.settle("off", "the model cannot be captured as a graph")
-        size = len(next(iter(self._graphs.values())).module.graph.nodes) if self._graphs else 0
-        goal = self._stages.next(size, len(self._counts))
+        goal = self._stages.next(self._compile_seconds(batch), len(self._counts))
         if goal is None:
             return
         if self._stages.stage == "off":
@@ -215,6 +222,14 @@ class Stepper:
                 return
         if goal == "inductor" and self._graphs:
             self._compile(batch)
+
+    def _compile_seconds(self, batch: tuple) -> float:
+        """About what compiling the graph would take, in seconds; 0 where none has been captured."""
+        if not self._graphs or not self._stages.is_due:
+            return 0.0
+        captured = next(iter(self._graphs.values()))
+        is_cached = is_compiled(captured.module, captured.inputs(batch))
+        return (_CACHED_SECONDS if is_cached else _COMPILE_SECONDS) * len(captured.module.graph.nodes)
 
     def _capture(self, key: Any, batch: tuple) -> Captured | None:
         """Captures the step for batches of these shapes."""
@@ -293,14 +308,24 @@ class _Stages:
         elif len(self.seconds) < _WARM_UP + _TIMED:
             self.seconds.append(seconds)
 
-    def next(self, num_operations: int, num_shapes: int) -> str | None:
-        """The stage to move on to, or None."""
+    @property
+    def is_due(self) -> bool:
+        """Whether enough steps were timed to decide on the next stage."""
+        return self.is_auto and len(self.seconds) >= _WARM_UP + _TIMED
+
+    def next(self, compile_seconds: float, num_shapes: int) -> str | None:
+        """The stage to move on to, or None.
+
+        Args:
+            compile_seconds: About what compiling would take.
+            num_shapes: Of batches seen.
+        """
         if self.settled:
             return None
         if not self.is_auto:
             self.settled = True
             return self.goal
-        if len(self.seconds) < _WARM_UP + _TIMED:
+        if not self.is_due:
             return None
         if self.stage == "off" and num_shapes > _MAX_GRAPHS:
             first = f"the first {_WARM_UP + _TIMED + 1} batches have"
@@ -308,7 +333,7 @@ class _Stages:
         each = sorted(self.seconds[_WARM_UP:])[_TIMED // 2]
         stage, share, cost = ("graph", _GRAPH_SHARE, _CAPTURE_FACTOR * self.first * max(1, num_shapes))
         if self.stage == "graph":
-            stage, share, cost = ("inductor", _INDUCTOR_SHARE, _COMPILE_SECONDS * num_operations)
+            stage, share, cost = ("inductor", _INDUCTOR_SHARE, compile_seconds)
         saved = self.left * each * (1 - share)
         self.seconds.clear()
         verb = {"graph": "capturing", "inductor": "compiling"}[stage]

@@ -7,7 +7,7 @@ import torch
 
 from pyro_hypernet import AutoHypernet, fit
 from pyro_hypernet.graphs.record import record
-from pyro_hypernet.graphs.run import as_script, why_no_script
+from pyro_hypernet.graphs.run import as_inductor, as_script, is_compiled, why_no_script
 from pyro_hypernet.graphs.simplify import simplify
 from pyro_hypernet.model.density import LogJoint
 from tests.seeds import seed
@@ -274,3 +274,23 @@ def test_an_operation_that_torchscript_lacks_is_run_from_python():
     with torch.no_grad():
         torch.testing.assert_close(density(w, torch.ones(3)), plain(w, torch.ones(3)))
     assert density.mode == "graph"
+
+
+@pytest.mark.slow
+def test_what_was_compiled_once_is_taken_from_the_cache(monkeypatch, tmp_path):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    w = torch.randn(4, 6)
+    module = simplify(record(constants_of_w, w), constants=True)
+    assert not is_compiled(module, [w])
+    for number in range(2):
+        counters.clear()
+        torch.testing.assert_close(as_inductor(module, [w])(w), constants_of_w(w))
+        assert counters["inductor"]["fxgraph_cache_hit"] == number
+    assert is_compiled(module, [w])
+    assert not is_compiled(module, [w[:2]])
+
+
+def constants_of_w(w):
+    return torch.tanh(w @ TABLE.to(w.dtype)).exp().sum(-1)
