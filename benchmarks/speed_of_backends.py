@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--quick", action="store_true", help="toy-gap, one round")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.data is None:
@@ -96,7 +97,7 @@ def main() -> None:
         return
     from timing import keep, median, spell_ratio, table
 
-    tasks, rounds = (["toy-gap"], 1) if options.quick else (options.tasks, ROUNDS)
+    tasks, rounds = (["toy-gap"], 1) if options.quick else (options.tasks, options.rounds)
     rows, records = [], []
     for task in tasks:
         found: dict[str, list[dict[str, Any]]] = {backend: [] for backend in BACKENDS}

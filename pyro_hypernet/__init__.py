@@ -12,6 +12,7 @@ from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.evaluation.score import Score, score
 from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
@@ -42,6 +43,7 @@ __all__ = [
     "Plan",
     "Posterior",
     "Refined",
+    "Score",
     "TemperatureChoice",
     "VectorizedELBO",
     "bayesianize",
@@ -67,5 +69,6 @@ __all__ = [
     "resample",
     "save",
     "sbc",
+    "score",
     "to_arviz",
 ]

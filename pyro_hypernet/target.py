@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
     LogJoint,
@@ -25,7 +26,7 @@ from pyro_hypernet.model.density import (
 )
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
-from pyro_hypernet.model.traces import MAX_BYTES, count_bytes, functions_of, map_in_chunks
+from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.validate import (
     name_arguments,
     raise_for_nan,
@@ -95,9 +96,9 @@ class Bound:
         batch_size: int | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> Any:
-        """What `collect` finds in the trace of every draw; see `map_in_chunks`."""
-        options = {"collect": collect, "batch_size": batch_size, "max_bytes": max_bytes}
-        return map_in_chunks(self.model, samples, self.args, self.kwargs, **options)
+        """What `collect` finds in the trace of every draw; see `Chunked`."""
+        run = Chunked(self.model, samples, collect, batch_size=batch_size, max_bytes=max_bytes)
+        return run(self.args, self.kwargs)
 
     def functions(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the model computes from draws: deterministic sites and the means of observed ones.

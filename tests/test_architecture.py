@@ -198,8 +198,6 @@ USED_BY_OTHERS = {
     "pyro_hypernet.maps.coordinates.Coordinates": "for users: what a structure of their own reads and writes",
     "pyro_hypernet.guide.mixture.DiagonalMixture": "what get_base_dist of several components gives",
     "pyro_hypernet.evaluation.metrics.auroc": "for users: strange inputs told from usual ones",
-    "pyro_hypernet.evaluation.metrics.mutual_information": "for users: what a label would tell of the weights",
-    "pyro_hypernet.evaluation.metrics.predictive_entropy": "for users: all uncertainty about a label",
     "pyro_hypernet.maps.foreign.foreign": "for users: a hypernet made of their own flow",
     "pyro_hypernet.output.page.render": "the tests look at pages by it",
     "pyro_hypernet.output.plots.plot_sbc": "for users: the ranks of sbc, drawn",

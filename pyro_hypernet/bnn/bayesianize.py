@@ -120,7 +120,10 @@ class BayesianNet(nn.Module):
         likelihood: The distribution of the targets.
         priors: A dict from site to prior.
         num_data: As above.
+        rows_are_independent: That outputs of a datum come of its own inputs, so that predictions may be made in parts.
     """
+
+    rows_are_independent = True
 
     def __init__(
         self,

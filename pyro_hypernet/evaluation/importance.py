@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.draws import check_has_density, draws, draws_and_log_prob
 from pyro_hypernet.evaluation.psis import smoothed
+from pyro_hypernet.model.chunks import MAX_BYTES
 from pyro_hypernet.model.density import NUM_LOOKS
-from pyro_hypernet.model.traces import MAX_BYTES
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.sample.tempering import zero_if_bad

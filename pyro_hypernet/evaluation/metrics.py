@@ -52,11 +52,16 @@ def calibration_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 1
             f"{tuple(probabilities.shape)} and {tuple(labels.shape)}."
         )
     confidence, predicted = _with_both_classes(probabilities).max(-1)
-    correct = (predicted == labels).to(confidence)
+    return bins_of_confidence(confidence, predicted == labels, num_bins=num_bins)
+
+
+def bins_of_confidence(confidence: Tensor, is_correct: Tensor, *, num_bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """`calibration_bins` of what is known of the most probable class: its probability, and whether it came, `(N,)`."""
     index = (confidence * num_bins).long().clamp(0, num_bins - 1)
     counts = confidence.new_zeros(num_bins).index_add(0, index, torch.ones_like(confidence))
     full = counts > 0
-    sums = [confidence.new_zeros(num_bins).index_add(0, index, value)[full] for value in (confidence, correct)]
+    values = (confidence, is_correct.to(confidence))
+    sums = [confidence.new_zeros(num_bins).index_add(0, index, value)[full] for value in values]
     return sums[0] / counts[full], sums[1] / counts[full], counts[full]
 
 
@@ -70,7 +75,11 @@ def ece(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> Tensor:
 
     Source: Naeini, Cooper and Hauskrecht 2015; Guo et al. 2017, section 2.
     """
-    confidence, accuracy, counts = calibration_bins(probabilities, labels, num_bins=num_bins)
+    return error_of_bins(*calibration_bins(probabilities, labels, num_bins=num_bins))
+
+
+def error_of_bins(confidence: Tensor, accuracy: Tensor, counts: Tensor) -> Tensor:
+    """`ece` of the bins that `calibration_bins` and `bins_of_confidence` return."""
     return ((confidence - accuracy).abs() * counts).sum() / counts.sum()
 
 

@@ -9,13 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.evaluation.draws import draws
-from pyro_hypernet.model.traces import (
-    MAX_BYTES,
-    deterministic_nodes,
-    observed_nodes,
-    pointwise_log_prob,
-    predictive_nodes,
-)
+from pyro_hypernet.model.chunks import MAX_BYTES
+from pyro_hypernet.model.traces import deterministic_nodes, observed_nodes, pointwise_log_prob, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.target import Bound
 from pyro_hypernet.train.notices import recall, warn_of_bad_numbers

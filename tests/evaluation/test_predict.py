@@ -10,7 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_hypernet.evaluation.predict import log_likelihood, predict, predict_at
-from pyro_hypernet.model.traces import count_bytes
+from pyro_hypernet.model.chunks import count_bytes
 from pyro_hypernet.target import Bound
 from tests.evaluation.conjugate import line
 from tests.seeds import seed
@@ -225,7 +225,7 @@ def test_a_bound_model_samples_anew_what_it_observes():
 
 def test_many_chunks_run_as_a_graph_with_fresh_noise(monkeypatch):
     """Twenty chunks of 50 draws and a rest of 7: the same functions as in one piece, and no noise comes twice."""
-    from pyro_hypernet.model import traces as module
+    from pyro_hypernet.model import chunks as module
 
     calls = []
     run_one = module.trace_one
