@@ -5,7 +5,7 @@
 As in Krueger, Huang et al. (arXiv 1710.04759): weights are g_k v_k / |v_k|, every g random with prior Normal(0, 1),
 directions and biases learnt without a prior; RealNVP couplings of 200 hidden units; 0 couplings are a mean field over
 g. Otherwise as our `fit` has it: minibatches of 128, Adam at 1e-3 with a warm-up and a cosine to zero, one particle,
-100 epochs, the guide at the network's own values at first. Beside it dropout of a half in the hidden layers, weights learnt
+100 epochs, the guide at the network's own values at first. Beside it dropout of a half in the hidden layers, learnt
 by Adam for as many epochs. 10 000 test images, 100 draws; seconds on one thread. Cells in the file are not run again.
 """
 
