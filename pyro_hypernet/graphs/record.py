@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 _LOOSE = 0.05
 # By so much more than its own change under rounded arguments may a result differ.
 _MARGIN = 10.0
+# Numbers of a row that are compared at once.
+_PIECE = 2**16
 # Whether a function is being recorded, so that captured graphs within it are to run operation by operation.
 is_recording = False
 
@@ -67,29 +69,40 @@ def excess(expected: Any, found: Any, moved: Any = None, *, is_random: bool = Fa
         moved: The same at arguments that are rounded away: results that change by that alone may differ by more.
         is_random: Whether random numbers are compared.
     """
-    triples = zip(*map(_rows, (expected, found, expected if moved is None else moved)), strict=True)
-    triples = [triple for triple in triples if triple[0][0].numel()]
-    if any(one[0].shape != other[0].shape for one, other, _ in triples):
+    ours = _rows(expected)
+    triples = zip(ours, _rows(found), ours if moved is None else _rows(moved), strict=True)
+    triples = [triple for triple in triples if triple[0].numel()]
+    if any(one.shape != other.shape for one, other, _ in triples):
         return float("inf")
     if not triples:
         return 0.0
-    are_numbers = [torch.stack([t[which][0].isfinite().all(1) for t in triples]).all(0) for which in (0, 1)]
+    are_numbers = [torch.stack([t[which].isfinite().all(1) for t in triples]).all(0) for which in (0, 1)]
     if bool((are_numbers[0] != are_numbers[1]).double().mean() > 0.5):
         return float("inf")
     both = are_numbers[0] & are_numbers[1]
     return max(_excess(*triple, both, is_random) for triple in triples) if bool(both.any()) else 0.0
 
 
-def _rows(results: Any) -> list[tuple[Tensor, torch.dtype]]:
-    """Every tensor as a matrix with a row for each draw, in double precision, and what its dtype was."""
+def _rows(results: Any) -> list[Tensor]:
+    """Every tensor as a matrix with a row for each draw."""
     leaves = [leaf.detach() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
-    return [(leaf.reshape(len(leaf), -1).double() if leaf.numel() else leaf.double(), leaf.dtype) for leaf in leaves]
+    return [leaf.reshape(len(leaf), -1) if leaf.numel() else leaf for leaf in leaves]
 
 
-def _excess(expected: tuple[Tensor, torch.dtype], found: tuple, moved: tuple, both: Tensor, is_random: bool) -> float:
+def _excess(expected: Tensor, found: Tensor, moved: Tensor, both: Tensor, is_random: bool) -> float:
     """Over the draws at which both are numbers."""
-    relative = max(_tolerance(expected[1]), _LOOSE if is_random else 0.0)
-    one, other, third = (rows[0][both] for rows in (expected, found, moved))
-    norm, own = one.norm(dim=1), (third - one).norm(dim=1).nan_to_num(nan=torch.inf)
-    difference = (other - one).norm(dim=1)
+    relative = max(_tolerance(expected.dtype), _LOOSE if is_random else 0.0)
+    norm = _norms(expected, both)
+    own = 0.0 if moved is expected else _norms(moved, both, expected).nan_to_num(nan=torch.inf)
+    difference = _norms(found, both, expected)
     return float((difference / (relative * (1 + norm + norm.median()) + _MARGIN * own)).max())
+
+
+def _norms(rows: Tensor, which: Tensor, others: Tensor | None = None) -> Tensor:
+    """Of these rows, or of their difference from others, in double precision, piece by piece: no large copies."""
+    pieces = []
+    for at in range(0, rows.shape[1], _PIECE):
+        piece = rows[which, at : at + _PIECE].double()
+        piece = piece if others is None else piece - others[which, at : at + _PIECE].double()
+        pieces.append(piece.norm(dim=1))
+    return torch.stack(pieces).norm(dim=0)

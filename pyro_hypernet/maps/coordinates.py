@@ -4,8 +4,13 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_hypernet.maps.bijection import Bijection, widened
+from pyro_hypernet.maps.bounds import SLOWNESS
+
+# Log norms that are further from where they start, a factor of 3 000, are slowed down.
+_NORM_RANGE = 8.0
 
 
 class Coordinates(nn.Module):
@@ -29,6 +34,10 @@ class Coordinates(nn.Module):
     def log_det(self, old: Tensor, new: Tensor) -> Tensor:
         """What writing adds to the log determinant of `old -> new`, shape `(...)`: nothing, unless it rescales."""
         return new.new_zeros(new.shape[:-1])
+
+    def slow_down(self, new: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor | float]:
+        """Coordinates of which those that run away do so slowly, or back, and the log determinant of that."""
+        return new, 0.0
 
 
 class All(Coordinates):
@@ -159,6 +168,14 @@ class GroupNorms(Coordinates):
         growth = ((new - old) * self.spread)[..., : self.num_groups]
         return (widened(growth) * self.sizes).sum(-1)
 
+    def slow_down(self, new: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor | float]:
+        away, s = new[..., : self.num_groups] * self.spread[: self.num_groups], SLOWNESS
+        excess = (away.abs() - _NORM_RANGE).clamp(min=0)
+        slowed = s * (torch.expm1(excess / s) if backwards else torch.log1p(excess / s))
+        log_det = excess.sum(-1) / s if backwards else -slowed.sum(-1) / s
+        shift = away.sign() * (slowed - excess) / self.spread[: self.num_groups]
+        return new + functional.pad(shift, (0, len(self.spread) - self.num_groups)), log_det
+
     def _sum_by_group(self, values: Tensor) -> Tensor:
         zeros = values.new_zeros((*values.shape[:-1], self.num_groups))
         return zeros.index_add(-1, self.group, values)
@@ -181,10 +198,12 @@ class Steer(Bijection):
         coordinates = self.coordinates.prepared()
         old = coordinates.read(x)
         new, log_det = self.hypernet.forward_and_log_det(old)
-        return coordinates.write(x, old, new), log_det + coordinates.log_det(old, new)
+        new, slowed = coordinates.slow_down(new)
+        return coordinates.write(x, old, new), log_det + coordinates.log_det(old, new) + slowed
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         coordinates = self.coordinates.prepared()
         new = coordinates.read(y)
-        old, log_det = self.hypernet.inverse_and_log_det(new)
-        return coordinates.write(y, new, old), log_det + coordinates.log_det(new, old)
+        moved, slowed = coordinates.slow_down(new, backwards=True)
+        old, log_det = self.hypernet.inverse_and_log_det(moved)
+        return coordinates.write(y, new, old), log_det + coordinates.log_det(new, old) + slowed

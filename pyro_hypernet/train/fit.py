@@ -22,7 +22,7 @@ from pyro_hypernet.train.asked import Asked, check, check_restarts, check_traits
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.notices import after_fit, keep_going
-from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
 from pyro_hypernet.train.training import REMEDY, Trainer
 from pyro_hypernet.train.traits import find_traits
 from pyro_hypernet.train.verification import verify
@@ -222,15 +222,14 @@ def _fit(
     start = time.perf_counter()
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
     trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps, weight=plan.weight)
-    run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim)
+    run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim, shares=trainer.parameters.shares)
     run.least_loss = trainer.least_loss
-    first = copies(run.parameters) if asked.optim.keep == "best" else None
     guide._start = None
     bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
     try:
         reached, stopped_because, trouble = _train(trainer, run, bar, deadline=start + asked.optim.max_seconds)
         if stopped_because != "interrupted":
-            reached, stopped_because = _verify(trainer, len(run.losses), first, reached, stopped_because)
+            reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
     finally:
         trainer.parameters.release()
     after_fit(guide, run.losses, trouble)
@@ -279,6 +278,7 @@ def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> t
                     f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
                     f"{trainer.find_trouble(step, batch)}. {REMEDY} The guide keeps the last finite parameters."
                 )
+            del step  # its gradients, before the next step makes others
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
                 bar.update(run.window)

@@ -1,15 +1,19 @@
 """Adam with its schedule and clipping; bad steps skipped, the best parameters kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from pyro_hypernet.maps.bijection import Bijection
+from pyro_hypernet.maps.coordinates import Subspace
+from pyro_hypernet.maps.linear import LowRank
 from pyro_hypernet.train.step import Step
 
 KEEP = ("best", "average", "last")
@@ -25,6 +29,10 @@ _WINDOWS = 50
 _OUTLIER, _FORGET = 10.0, 0.05
 # The average runs over this last share of the steps.
 _AVERAGED_SHARE = 0.2
+# So many skipped steps in a row are no accident of some draws.
+_BACK_OFF_AFTER = 10
+# A weight of the hypernetwork that looks at more coordinates than this takes shorter steps.
+_MOST_COORDINATES = 2000
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,26 @@ def as_optim(optim: Any) -> Optim:
     return Optim(method=optim, warmup=0.0, decay=False)
 
 
+def step_shares(bijection: Bijection) -> dict[Tensor, float]:
+    """Of the step size, for weights whose sums run over many coordinates, all of which a step moves in step.
+
+    Without it a step of Adam's would move such a sum by the number of coordinates times the step size. The share falls
+    with one over that number: Yang and Hu 2021, arXiv 2011.14522.
+
+    Args:
+        bijection: The map of a guide.
+    """
+    shares = {}
+    for part in bijection.modules():
+        if isinstance(part, nn.Linear):
+            shares[part.weight] = part.in_features
+        elif isinstance(part, LowRank):
+            shares[part.v] = len(part.v)
+        elif isinstance(part, Subspace):
+            shares[part.directions] = len(part.directions)
+    return {weight: _MOST_COORDINATES / count for weight, count in shares.items() if count > _MOST_COORDINATES}
+
+
 class Optimiser:
     """Steps the parameters; keeps the losses so far, and the parameters of the best window or their average.
 
@@ -131,6 +159,7 @@ class Optimiser:
         vectors: The parameters.
         num_steps: How many steps there will be.
         optim: How.
+        shares: Of Adam's step size that each parameter takes; None for all of it.
 
     Attributes:
         least_loss: Steps with a loss below are skipped.
@@ -138,8 +167,11 @@ class Optimiser:
         losses: Minus the bound at every step, in nats; NaN where skipped.
     """
 
-    def __init__(self, vectors: list[Tensor], num_steps: int, optim: Optim) -> None:
+    def __init__(
+        self, vectors: list[Tensor], num_steps: int, optim: Optim, *, shares: Sequence[float] | None = None
+    ) -> None:
         self.parameters = vectors
+        self.shares = list(shares or [1.0] * len(vectors))
         self.optim = optim
         self.num_steps = num_steps
         self.window = max(1, num_steps // _WINDOWS)
@@ -157,19 +189,33 @@ class Optimiser:
         self.best_loss = math.inf
         self.is_annealed = False
         self.kept: list[Tensor] | None = None
+        self.first: list[Tensor] | None = copies(vectors) if optim.keep == "best" else None
+        self.caution = 1.0
 
     def step(self, step: Step) -> None:
         """Steps the parameters by Adam; does nothing but count where loss or gradient cannot be right."""
         is_good = step.is_finite and step.loss >= self.least_loss
         if is_good:
-            self._update(step, self.optim.rate(len(self.losses), self.num_steps))
+            self._update(step, self.caution * self.optim.rate(len(self.losses), self.num_steps))
             self.skipped_in_a_row = 0
         else:
             self.num_skipped += 1
             self.skipped_in_a_row += 1
+            if self.skipped_in_a_row % _BACK_OFF_AFTER == 0:
+                self._back_off()
         self.losses.append(step.loss if is_good else math.nan)
         if self.optim.keep == "average" and len(self.losses) > self.averaged_from:
             self._average()
+
+    @torch.no_grad()
+    def _back_off(self) -> None:
+        """Goes on from the best parameters so far, with half the step size and no momentum."""
+        self.caution /= 2
+        for state in (*self.moments[0], *self.moments[1], *self.counts):
+            state.zero_()
+        good = self.first if self.kept is None else self.kept
+        if good is not None and self.optim.keep == "best":
+            put(self.parameters, good)
 
     @torch.no_grad()
     def _update(self, step: Step, rate: float) -> None:
@@ -196,7 +242,10 @@ class Optimiser:
             how["grad_scale"] = torch.tensor(shrink, dtype=torch.float32, device=self.parameters[0].device)
         elif shrink is not None:
             gradients = [gradient / shrink for gradient in gradients]
-        adam(self.parameters, gradients, *self.moments, [], self.counts, **how, **options, lr=rate)
+        state = list(zip(self.parameters, gradients, *self.moments, self.counts, strict=True))
+        for share in dict.fromkeys(self.shares):
+            *vectors, counts = map(list, zip(*compress(state, map(share.__eq__, self.shares)), strict=True))
+            adam(*vectors, [], counts, **how, **options, lr=share * rate)
 
     def window_is_full(self) -> bool:
         """Whether stock is to be taken."""

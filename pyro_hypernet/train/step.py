@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +75,21 @@ class FlatParameters:
 
     Args:
         leaves: The parameters, no two the same; they keep their identity and their values.
+        shares: Of the step size, for parameters that do not take all of it.
+
+    Attributes:
+        vectors: The vectors.
+        shares: Of the step size that each takes.
     """
 
-    def __init__(self, leaves: Sequence[Tensor]) -> None:
-        self.leaves = list(leaves)
+    def __init__(self, leaves: Sequence[Tensor], shares: Mapping[Tensor, float] | None = None) -> None:
+        self.leaves, shares = list(leaves), shares or {}
         self._groups: dict[tuple, list[int]] = {}
         for number, leaf in enumerate(self.leaves):
             alone = number if leaf.numel() > _ALONE else -1
-            self._groups.setdefault((leaf.dtype, leaf.device, alone), []).append(number)
+            key = leaf.dtype, leaf.device, alone, shares.get(leaf, 1.0)
+            self._groups.setdefault(key, []).append(number)
+        self.shares = [share for *_, share in self._groups]
         with torch.no_grad():
             self.vectors = [
                 torch.cat([self.leaves[number].reshape(-1) for number in numbers]) for numbers in self._groups.values()

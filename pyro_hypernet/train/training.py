@@ -14,6 +14,7 @@ from pyro_hypernet.model.validate import name_arguments
 from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.optimiser import step_shares
 from pyro_hypernet.train.step import FlatParameters, Step, Stepper
 from pyro_hypernet.train.traits import Traits, find_error, find_traits
 
@@ -59,7 +60,8 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
         self.elbo, self.annealing, self.num_steps, self.weight = elbo, annealing, num_steps, weight
-        self.parameters = FlatParameters([*guide.parameters(), *elbo.params.values()])
+        leaves = [*guide.parameters(), *elbo.params.values()]
+        self.parameters = FlatParameters(leaves, step_shares(guide.bijection))
         self.is_ragged = False
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)

@@ -22,7 +22,7 @@ _EFFECTIVE = 0.5
 
 @dataclass(frozen=True)
 class _Measured:
-    """Bounds in nats, look by look, NaN where not finite, shape `(L,)`; and the log weights behind them, `(L, K)`."""
+    """Bounds in nats, look by look, NaN where not possible, shape `(L,)`; and the log weights behind them, `(L, K)`."""
 
     bounds: Tensor
     log_weights: Tensor
@@ -69,14 +69,14 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
     vectors = trainer.parameters.vectors
     with same_random_numbers(vectors):
         seed = int(torch.randint(2**62, (1,)))  # not the noise of what is drawn next
-    kept = _measure(looks, vectors, seed)
+    kept = _measure(looks, vectors, seed, trainer.least_loss)
     if start is None:
         return kept.bound if math.isfinite(kept.bound) else None
     values = copies(vectors)
     put(vectors, start)
-    first = _measure(looks[:_LEAST], vectors, seed)
+    first = _measure(looks[:_LEAST], vectors, seed, trainer.least_loss)
     if _may_win(first, kept):
-        first = _measure(looks, vectors, seed)
+        first = _measure(looks, vectors, seed, trainer.least_loss)
         if _is_better(first, kept, trainer):
             return first.bound
     put(vectors, values)
@@ -111,13 +111,13 @@ def _is_better(first: _Measured, kept: _Measured, trainer: Trainer) -> bool:
     return first.bound >= kept.bound
 
 
-def _measure(looks: list[tuple[Stepper, tuple]], vectors: list[Tensor], seed: int) -> _Measured:
+def _measure(looks: list[tuple[Stepper, tuple]], vectors: list[Tensor], seed: int, least_loss: float) -> _Measured:
     bounds, log_weights = [], []
     with same_random_numbers(vectors):
         torch.manual_seed(seed)
         for stepper, arguments in looks:
             step = stepper.look(arguments)
-            bounds.append(-step.loss if math.isfinite(step.loss) else math.nan)
+            bounds.append(-step.loss if math.isfinite(step.loss) and step.loss >= least_loss else math.nan)
             log_weights.append(_log_weights(step))
     return _Measured(torch.tensor(bounds, dtype=torch.float64), torch.stack(log_weights))
 
