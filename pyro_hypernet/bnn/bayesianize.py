@@ -148,7 +148,7 @@ class BayesianNet(nn.Module):
         self.priors = dict(priors)
         self.num_data = num_data
         self._random = tuple(random)
-        self._is_tried, self._has_tried_gains, self._on_outputs = False, False, True
+        self._is_tried, self._has_tried_gains, self._on_outputs = False, False, False
         self._leaves_out = leaves_out
         self.eval()
 
@@ -317,9 +317,14 @@ class BayesianNet(nn.Module):
             with torch.random.fork_rng(devices=[]):
                 return call(self.net, {**others, **normed}, rows, on_outputs=on_outputs)
 
-        gains = {name: site.value for name, site in scales.items()}
+        gains = {name: 1.1 * site.value for name, site in scales.items()}
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), outside_of_pyro(), temporarily_clear_interpreter_stack():
-            f = run(gains)
+            try:
+                f = run(gains)
+            except Exception:  # what is wrong with the network, the call itself says; it may want a batch as long as x
+                return
+            if not isinstance(f, Tensor):
+                return
             self._on_outputs = bool((f - run(gains, False)).abs().max() <= 1e-3 * f.abs().max())
             undone = find_undone(run, gains)
         if undone:

@@ -1,6 +1,6 @@
 """Weight norm: gains of output units, put where they cost least, and which of them a normalising layer undoes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Modules whose outputs are linear in their weight, so that a gain of an output unit may as well scale the output.
-_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)}
 # Of the outputs, that a change of all gains of a site may make where they count for nothing.
 _UNDONE = 1e-3
 
@@ -61,13 +61,14 @@ def call(net: nn.Module, values: Mapping[str, Tensor | Normed], *args: Any, on_o
         args: The network's arguments.
         on_outputs: Whether to do so; if not, every `Normed` is multiplied out.
     """
-    owners = _owners(net, [name for name, value in values.items() if isinstance(value, Normed)]) if on_outputs else {}
-    plain = {
-        name: value if isinstance(value, Tensor) else value.v if owners.get(name) else value.weight
-        for name, value in values.items()
-    }
-    with _scaled([(module, values[name].g) for name, modules in owners.items() for module in modules]):
-        return torch.func.functional_call(net, plain, args)
+    places = _places(net, values)
+    normed = {name: value for name, value in values.items() if isinstance(value, Normed)}
+    owners = {name: _linear(places[name]) for name in normed} if on_outputs else {}
+    plain = {**values, **{name: value.v if owners.get(name) else value.weight for name, value in normed.items()}}
+    # By every place itself: torch's own tie_weights does not put back a module that has two names.
+    everywhere = {place: plain[name] for name, found in places.items() for place in found}
+    with _scaled([(module, normed[name].g) for name, modules in owners.items() for module in modules]):
+        return torch.func.functional_call(net, everywhere, args, tie_weights=False)
 
 
 def find_undone(run: Callable[[Mapping[str, Tensor]], Tensor], gains: Mapping[str, Tensor]) -> list[str]:
@@ -86,21 +87,22 @@ def find_undone(run: Callable[[Mapping[str, Tensor]], Tensor], gains: Mapping[st
     return [name for name, change in changes.items() if change <= least]
 
 
-def _owners(net: nn.Module, names: Sequence[str]) -> dict[str, list[nn.Module]]:
-    """The modules that have a parameter as their weight; none where one of several is not linear in it."""
+def _places(net: nn.Module, names: Iterable[str]) -> dict[str, dict[str, tuple[nn.Module, str]]]:
+    """Where every parameter is, under its names in all modules that have it, each module once."""
     wanted = {id(net.get_parameter(name)): name for name in names}
-    found: dict[str, list[nn.Module]] = {name: [] for name in names}
-    refused = set()
-    for module in net.modules():
+    found: dict[str, dict[str, tuple[nn.Module, str]]] = {name: {} for name in names}
+    for prefix, module in net.named_modules():
         for leaf, parameter in module._parameters.items():
-            name = wanted.get(id(parameter))
-            if name is not None:
-                found[name].append(module)
-                forward = getattr(type(module), "forward", None)
-                if leaf != "weight" or not any(forward is kind.forward for kind in _LINEAR):
-                    refused.add(name)
-    is_mixed = {name for name, modules in found.items() if len({isinstance(m, TRANSPOSED) for m in modules}) > 1}
-    return {name: [] if name in refused | is_mixed else modules for name, modules in found.items()}
+            if id(parameter) in wanted:
+                found[wanted[id(parameter)]][f"{prefix}.{leaf}".lstrip(".")] = module, leaf
+    return found
+
+
+def _linear(places: Mapping[str, tuple[nn.Module, str]]) -> list[nn.Module]:
+    """The modules that have a parameter as their weight; none where one of several is not linear in it."""
+    owners = list(places.values())
+    is_linear = all(leaf == "weight" and type(m).forward in _FORWARDS for m, leaf in owners)
+    return [m for m, _ in owners] if is_linear and len({isinstance(m, TRANSPOSED) for m, _ in owners}) == 1 else []
 
 
 def _multiplied_out(layer: nn.Module) -> Tensor:
