@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
@@ -18,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from pyro_hypernet.bnn.last_layer import find_unused, last_layer
 from pyro_hypernet.bnn.likelihoods import Likelihood, resolve_likelihood
 from pyro_hypernet.bnn.priors import Prior, RandomTensor, assign_priors, check_patterns
+from pyro_hypernet.bnn.weight_norm import TRANSPOSED, Normed, call, find_undone, norms
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 from pyro_hypernet.model.announce import announce, forget_announcements
 from pyro_hypernet.model.vectorize import outside_of_pyro
@@ -26,9 +28,8 @@ PARAMETRIZATIONS = ("weights", "weight_norm")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS, *_INSTANCE_NORMS)
-# Numbers of inputs at most with which a network is tried.
-_MAX_TRIED = 1_000_000
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# Numbers of inputs at most with which a network is tried, and rows at most with which every gain is.
+_MAX_TRIED, _MAX_ROWS = 1_000_000, 8
 
 
 def bayesianize(
@@ -68,7 +69,9 @@ def bayesianize(
             biases. Point estimates: the directions v, kept in w's own place and announced as "<name>.v"; so this is
             no posterior over all weights. In the paper biases are learnt too: `sites=["*.weight"]`; its
             g ~ Normal(0, 1) is `fan_in()`. At the prior's median, g = 0, the network is constant: start guides at
-            `model.initial_values`.
+            `model.initial_values`. A gain that a normalising layer behind it undoes has its prior as its posterior:
+            the first call tries all, and with `sites="all"` such weights become point estimates, so that the layer's
+            own weights and biases alone are random there. A warning names them; where `sites` names them they stay.
         num_data: Size of the whole data set where `x` is a minibatch: the likelihood counts `num_data / len(x)` times.
 
     Returns:
@@ -100,7 +103,7 @@ def bayesianize(
         raise ValueError(f"num_data must be a positive integer or None; got {num_data!r}.")
     chosen = resolve_likelihood(likelihood)
     random = [_random(net, name, parametrization) for name in _choose(net, sites)]
-    return BayesianNet(net, chosen, random, assign_priors(prior, random), num_data)
+    return BayesianNet(net, chosen, random, assign_priors(prior, random), num_data, leaves_out=sites == "all")
 
 
 class BayesianNet(nn.Module):
@@ -114,6 +117,7 @@ class BayesianNet(nn.Module):
         random: The random tensors.
         priors: A dict from the name of every random tensor to its prior.
         num_data: Size of the whole data set, or None where `x` is all of it.
+        leaves_out: Whether gains that a normalising layer undoes are no longer random from the first call on.
 
     Attributes:
         net: The copy, in eval mode.
@@ -132,6 +136,8 @@ class BayesianNet(nn.Module):
         random: "Sequence[RandomTensor]",
         priors: Mapping[str, TorchDistributionMixin],
         num_data: int | None = None,
+        *,
+        leaves_out: bool = False,
     ) -> None:
         super().__init__()
         self.net = copy.deepcopy(net)
@@ -145,7 +151,8 @@ class BayesianNet(nn.Module):
         self.priors = dict(priors)
         self.num_data = num_data
         self._random = tuple(random)
-        self._is_tried = False
+        self._is_tried, self._has_tried_gains, self._on_outputs = False, False, False
+        self._leaves_out = leaves_out
         self.eval()
 
     @property
@@ -204,8 +211,9 @@ class BayesianNet(nn.Module):
         if _is_readable(x):
             self._check_inputs(x, y)
             self._warn_of_unused(x)
+            self._try_gains(x)
         with sdpa_kernel(SDPBackend.MATH):  # of attention's kernels the one that vmap can batch
-            f = torch.func.functional_call(self.net, self._values(), (x,))
+            f = call(self.net, self._values(), x, on_outputs=self._on_outputs)
         f = f.unsqueeze(-1) if f.dim() == 1 else f
         if _is_readable(x):
             self._check_outputs(f, x, y)
@@ -239,10 +247,10 @@ class BayesianNet(nn.Module):
         forget_announcements(self)
         return {**self.__dict__, "_prefix": None}
 
-    def _values(self) -> dict[str, Tensor]:
+    def _values(self) -> dict[str, Tensor | Normed]:
         """All parameters that are not fixed: sampled, or learnt."""
         learnt = self._announced()
-        values = {}
+        values: dict[str, Tensor | Normed] = {}
         for site in self._random:
             value = pyro.sample(site.name, self.priors[site.name])
             if value.shape != site.value.shape:
@@ -252,7 +260,7 @@ class BayesianNet(nn.Module):
                     "predict, which vmap it, or vectorize_particles=False and parallel=False."
                 )
             if site.kind == "scale":
-                value = _rescaled(learnt.pop(f"{site.parameter}.v"), value, site.axis)
+                value = Normed(learnt.pop(f"{site.parameter}.v"), value, site.axis)
             values[site.parameter] = value
         return values | learnt
 
@@ -295,6 +303,58 @@ class BayesianNet(nn.Module):
                 stacklevel=5,
             )
 
+    def _try_gains(self, x: Tensor) -> None:
+        """At the first call: whether gains may scale outputs, and which a normalising layer undoes."""
+        scales = {site.name: site for site in self._random if site.kind == "scale"}
+        if self._has_tried_gains or not scales:
+            return
+        self._has_tried_gains = True
+        rows = x[:: max(1, len(x) // _MAX_ROWS)][:_MAX_ROWS].detach()
+        # Not at the network's own values: what starts at zero would hide what is behind it.
+        others = {site.parameter: site.value + 0.1 for site in self._random if site.kind != "scale"}
+
+        def run(gains: Mapping[str, Tensor], on_outputs: bool = True) -> Tensor:
+            normed = {
+                s.parameter: Normed(self.net.get_parameter(s.parameter), gains[n], s.axis) for n, s in scales.items()
+            }
+            with torch.random.fork_rng(devices=[]):
+                return call(self.net, {**others, **normed}, rows, on_outputs=on_outputs)
+
+        gains = {name: 1.1 * site.value for name, site in scales.items()}
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), outside_of_pyro(), temporarily_clear_interpreter_stack():
+            try:
+                f = run(gains)
+            except Exception:  # what is wrong with the network, the call itself says; it may want a batch as long as x
+                return
+            if not isinstance(f, Tensor):
+                return
+            self._on_outputs = bool((f - run(gains, False)).abs().max() <= 1e-3 * f.abs().max())
+            undone = find_undone(run, gains)
+        if undone:
+            self._leave_out(undone)
+
+    def _leave_out(self, undone: list[str]) -> None:
+        """Says that gains have no effect, and makes their weights point estimates unless they were asked for."""
+        what = f"A normalising layer undoes the gains {undone}, so that they change no output"
+        left = tuple(site for site in self._random if site.name not in undone)
+        if not self._leaves_out or not left:
+            return warnings.warn(
+                f"{what} and their posterior is their prior: leave them out of sites=[…], and put the normalising "
+                "layer's own weight and bias there.",
+                stacklevel=6,
+            )
+        warnings.warn(
+            f"{what}: they are no sites of the model, and their weights are learnt as point estimates. The weights and "
+            "biases of normalising layers are random instead, where they have some. To choose otherwise name all "
+            "that is to be random: sites=[…].",
+            stacklevel=6,
+        )
+        for site in self._random:
+            if site.name in undone:
+                self._learnt[site.parameter] = site.parameter
+                del self.priors[site.name]
+        self._random = left
+
     def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> None:
         if f.dim() != 2 or f.shape[0] != x.shape[0]:
             raise ValueError(
@@ -309,7 +369,7 @@ class BayesianNet(nn.Module):
 def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
     owner, leaf = net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     value = net.get_parameter(name).detach().clone()
-    axis = 1 if isinstance(owner, _TRANSPOSED) and value.dim() > 1 else 0
+    axis = 1 if isinstance(owner, TRANSPOSED) and value.dim() > 1 else 0
     weights = value.numel() // value.shape[axis] if value.dim() else 1
     if leaf == "weight" and (isinstance(owner, _NORMS) or value.dim() < 2):
         return RandomTensor(name, name, value, "norm", weights, axis)
@@ -317,24 +377,13 @@ def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
         return RandomTensor(name, name, value, "bias", weights, axis)
     if parametrization == "weights":
         return RandomTensor(name, name, value, "weight", weights, axis)
-    norms = _norms(value, axis)
-    if bool((norms == 0).any()):
+    gains = norms(value, axis)
+    if bool((gains == 0).any()):
         raise ValueError(
-            f"Output unit {int(norms.argmin())} of parameter {name!r} has only zero weights, so no direction for "
+            f"Output unit {int(gains.argmin())} of parameter {name!r} has only zero weights, so no direction for "
             "weight norm: start the network elsewhere."
         )
-    return RandomTensor(f"{name}.g", name, norms, "scale", weights, axis)
-
-
-def _rescaled(v: Tensor, g: Tensor, axis: int) -> Tensor:
-    """Weight norm: `g_k v_k / |v_k|` along the axis of the output units."""
-    shape = [1] * v.dim()
-    shape[axis] = -1
-    return g.reshape(shape) * v / _norms(v, axis).reshape(shape)
-
-
-def _norms(v: Tensor, axis: int) -> Tensor:
-    return v.movedim(axis, 0).flatten(1).norm(dim=1)
+    return RandomTensor(f"{name}.g", name, gains, "scale", weights, axis)
 
 
 def _choose(net: nn.Module, sites: str | Sequence[str]) -> list[str]:

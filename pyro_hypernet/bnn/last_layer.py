@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from pyro_hypernet.bnn.weight_norm import call
+
 # Of the layers that an error names.
 _MAX_NAMES = 8
 
@@ -42,7 +44,7 @@ def find_unused(net: nn.Module, names: Sequence[str], x: Tensor) -> list[str]:
     """
     with torch.enable_grad():
         values = {name: net.get_parameter(name).detach().clone().requires_grad_() for name in names}
-        f = torch.func.functional_call(net, values, (x,))
+        f = call(net, values, x)
     if not isinstance(f, Tensor):
         return []
     reached = _leaves(f)
@@ -51,7 +53,7 @@ def find_unused(net: nn.Module, names: Sequence[str], x: Tensor) -> list[str]:
         return []
     with torch.no_grad():  # what has no gradient may still count, such as a threshold
         moved = values | {name: 1.5 * values[name] + 1.0 for name in suspects}
-        is_same = torch.equal(f.nan_to_num(), torch.func.functional_call(net, moved, (x,)).nan_to_num())
+        is_same = torch.equal(f.nan_to_num(), call(net, moved, x).nan_to_num())
     return suspects if is_same else []
 
 

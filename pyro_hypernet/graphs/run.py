@@ -30,18 +30,44 @@ def as_script(
     Returns:
         The script; the graph as it is, run from Python, on a GPU, where TorchScript compiles kernels of its own for
         minutes and a CUDA graph does away with Python; where this torch has no TorchScript, see `why_no_script`; and
-        where TorchScript does not know an operation, as the gradient of a convolution: these are few and long.
+        where TorchScript does not know an operation.
     """
     if any(tensor.is_cuda for tensor in tensors) or why_no_script():
         return module
     try:
-        return _traced(in_place(module, overwritten), tensors)
+        return _traced(_with_convolutions(in_place(module, overwritten)), tensors)
     except torch.linalg.LinAlgError:
         raise
     except RuntimeError:
         with torch.no_grad(), same_random_numbers(tensors):
             module(*tensors)  # what is wrong with the graph itself is raised here
         return module
+
+
+@cache
+def _library() -> torch.library.Library:
+    """The gradient of a convolution by an operation of ours: torch's takes a list of booleans, and no trace can."""
+    library = torch.library.Library("pyro_hypernet", "FRAGMENT")
+    settings = "int[]? bias, int[] stride, int[] padding, int[] dilation, bool transposed, int[] more, int groups"
+    mask, results = "bool by_x, bool by_w, bool by_bias", "(Tensor, Tensor, Tensor)"
+    library.define(f"convolution_backward(Tensor grad, Tensor x, Tensor w, {settings}, {mask}) -> {results}")
+
+    def convolution_backward(*args: Any) -> tuple[Tensor, ...]:
+        results = torch.ops.aten.convolution_backward.default(*args[:10], list(args[10:]))
+        return tuple(args[0].new_empty(0) if result is None else result for result in results)
+
+    library.impl("convolution_backward", convolution_backward, "CompositeExplicitAutograd")
+    return library
+
+
+def _with_convolutions(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph, changed in place: with gradients of convolutions that TorchScript can run."""
+    _library()
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default):
+        node.target = torch.ops.pyro_hypernet.convolution_backward.default
+        node.args = (*node.args[:10], *node.args[10])
+    module.recompile()
+    return module
 
 
 @cache

@@ -13,6 +13,8 @@ from pyro_hypernet.graphs.nodes import COPIES, RESHAPED, SAME, VIEWS, ZEROS, dty
 from pyro_hypernet.graphs.products import add_in_products, unexpand_products
 
 aten = torch.ops.aten
+# What leaves a tensor as it is where the number is 1.
+_BY_NUMBER = (aten.pow.Tensor_Scalar, aten.mul.Tensor, aten.mul.Scalar)
 
 
 def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModule:
@@ -114,7 +116,7 @@ def _summands(node: Any, total: fx.Node, fixed: set[fx.Node]) -> Iterator[fx.Nod
 
 
 def _shorten(graph: fx.Graph, fixed: set[fx.Node]) -> None:
-    """First powers, negatives of negatives, sums over one element, and other names for a change of shape."""
+    """First powers, products with 1, double negatives, sums over one element, and other names for a change of shape."""
     for node in list(graph.nodes):
         if node not in fixed or node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
             continue
@@ -122,7 +124,7 @@ def _shorten(graph: fx.Graph, fixed: set[fx.Node]) -> None:
         if source not in fixed or shape is None or shape_of(source) is None or dtype_of(source) != dtype_of(node):
             continue
         same = None
-        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 1:
+        if node.target in _BY_NUMBER and not isinstance(node.args[1], fx.Node) and node.args[1] == 1:
             same = source
         elif node.target is aten.neg.default and source.target is aten.neg.default and source.args[0] in fixed:
             same = source.args[0]

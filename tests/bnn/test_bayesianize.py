@@ -267,7 +267,7 @@ def test_weight_norm_is_a_scale_times_a_unit_vector():
     assert sorted(trace.param_nodes) == ["BayesianNet.0.weight.v", "BayesianNet.2.weight.v"]
     g = trace.nodes["0.weight.g"]["value"]
     with poutine.condition(data={"0.weight.g": g}):
-        torch.testing.assert_close(model._values()["0.weight"].norm(dim=1), g.abs())
+        torch.testing.assert_close(model._values()["0.weight"].weight.norm(dim=1), g.abs())
 
 
 def test_weight_norm_as_in_the_paper():
