@@ -143,7 +143,7 @@ class VectorizedELBO(ELBO):
         """Estimates the bound and a surrogate for its gradient; arguments and errors as of `prepare`."""
         log_joint = self.prepare(model, guide, args, kwargs)
         sample, log_prob = densities(guide, args, kwargs)
-        particles, options = sample(self.num_particles), {"bound": self.bound, "params": tuple(self.params.values())}
+        particles, options = sample(self.num_particles), {"bound": self.bound, "is_learnt": bool(self.params)}
         if self.is_path(guide):
             return path_estimate(particles, log_prob, log_joint, args, kwargs, **options)
         return total_estimate(particles, log_joint, args, kwargs, **options)

@@ -59,11 +59,11 @@ def path_estimate(
     kwargs: dict,
     *,
     bound: str,
-    params: Sequence[Tensor] = (),
+    is_learnt: bool,
 ) -> Estimate:
     """Without the score of q, whose mean is zero: by differentiable particles, and log q by the map's inverse.
 
-    The surrogate's gradient by the model's own parameters, `params`, counts too; the model is differentiated once.
+    Where the model has parameters of its own, `is_learnt`, the surrogate's gradient by them counts too.
 
     Source: Roeder et al. 2017 ("sticking the landing"); Tucker et al. 2019 (DReG), for the importance weighted bound.
     """
@@ -71,14 +71,9 @@ def path_estimate(
     leaf = w.detach().requires_grad_()
     by_inverse = log_prob(leaf)
     (score_q,) = torch.autograd.grad(by_inverse.sum(), leaf)
-    by_params: Sequence[Tensor] = ()
-    if params:
+    if is_learnt:
         log_p = log_joint(leaf, *args, **kwargs)
-        share = _shares((log_p - log_q).detach(), weights.detach(), bound)
-        score_p, *by_params = torch.autograd.grad(
-            (share * log_p).sum(), [leaf, *params], allow_unused=True, materialize_grads=True
-        )
-        score_p = score_p / share[:, None].clamp(min=torch.finfo(share.dtype).tiny)
+        (score_p,) = torch.autograd.grad(log_p.sum(), leaf, retain_graph=True)
     else:
         log_p, score_p = log_joint.value_and_grad(leaf, *args, **kwargs)
     log_weights = (log_p - log_q).detach()
@@ -87,19 +82,19 @@ def path_estimate(
     surrogate = -(squared[:, None] * (score_p - score_q) * w).sum()
     if weights.requires_grad:  # of a mixture: better components gain weight
         surrogate = surrogate - reduce(log_weights, weights, bound)
-    for param, gradient in zip(params, by_params, strict=True):
-        surrogate = surrogate - (gradient * param).sum()
+    if is_learnt:
+        surrogate = surrogate - (share * log_p).sum()
     loss = -reduce(log_weights, weights.detach(), bound)
     discrepancy = _discrepancy(log_q.detach(), by_inverse.detach(), w.shape[-1])
     return Estimate(loss, surrogate, leaf.detach(), log_p.detach(), log_q.detach(), discrepancy)
 
 
 def total_estimate(
-    particles: Particles, log_joint: LogJoint, args: tuple, kwargs: dict, *, bound: str, params: Sequence[Tensor] = ()
+    particles: Particles, log_joint: LogJoint, args: tuple, kwargs: dict, *, bound: str, is_learnt: bool
 ) -> Estimate:
     """The gradient of log p − log q as it stands; arguments as of `path_estimate`."""
     w, log_q, weights = particles
-    if params:
+    if is_learnt:
         log_p = log_joint(w, *args, **kwargs)
         value = log_p.detach()
     else:
