@@ -38,26 +38,34 @@ def fitted(structure, width, num_steps, learning_rate):
     return guide, fit(model, guide, batches, **options)
 
 
+def check(structure, width, num_steps, learning_rate):
+    """No draw and no bound leaves what can be; returns how many steps were skipped."""
+    guide, result = fitted(structure, width, num_steps, learning_rate)
+    largest = max(float(value.abs().max()) for value in guide.sample_posterior(20).values())
+    assert largest < 1e3
+    assert -math.inf < result.elbo <= 0
+    return result.num_skipped
+
+
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 @pytest.mark.parametrize("structure", NAMES)
 def test_no_structure_diverges(structure, width):
-    """At eight times the usual step size, too: no draw, no step and no bound leaves what can be."""
-    guide, result = fitted(structure, width, 16, 4e-2)
-    largest = max(float(value.abs().max()) for value in guide.sample_posterior(20).values())
-    assert result.num_skipped <= 2
-    assert largest < 1e3
-    assert -math.inf < result.elbo <= 0
+    assert check(structure, width, 24 if width < 100 else 12, None) <= 2
+
+
+@pytest.mark.filterwarnings("ignore:The guide's density by the inverse", "ignore:.*steps were skipped")
+@pytest.mark.parametrize("width", [20, pytest.param(290, marks=pytest.mark.slow)], ids=WIDTHS.keys())
+@pytest.mark.parametrize("structure", NAMES)
+def test_no_structure_diverges_at_eight_times_the_step_size(structure, width):
+    """It may skip steps, and goes on from where it was good at half of the size."""
+    check(structure, width, 24, 4e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [290, 990], ids=["1e5", "1e6"])
 @pytest.mark.parametrize("structure", NAMES)
 def test_no_structure_diverges_in_a_longer_fit(structure, width):
-    guide, result = fitted(structure, width, 60, None)
-    largest = max(float(value.abs().max()) for value in guide.sample_posterior(5).values())
-    assert result.num_skipped <= 2
-    assert largest < 1e3
-    assert -math.inf < result.elbo <= 0
+    assert check(structure, width, 60, None) <= 2
 
 
 def test_many_skipped_steps_are_backed_off_from():
