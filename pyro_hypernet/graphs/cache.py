@@ -1,6 +1,6 @@
 """Captured graphs by all that is fixed in them, and whether another one would pay."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +12,9 @@ from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.graphs.outside import Outside
 
 _MAX_GRAPHS = 32
-# Graphs that were never used again before more are captured only for what came often; and how often that is, as long
-# as there is room and after that.
-_MAX_IN_VAIN, _OFTEN, _VERY_OFTEN, _MAX_SIGHTS = 4, 4, 64, 1024
+# The first keys are captured at once; another one when it makes up so many of the last misses, or once it came so often
+# in all: a capture takes the time of some 25 uncaptured runs, which is then a fifth of what its key has cost.
+_AT_ONCE, _RECENT, _OFTEN, _VERY_OFTEN, _MAX_SIGHTS = 2, 16, 5, 128, 1024
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
@@ -47,26 +47,29 @@ class Cache(OrderedDict[Any, Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._sights: dict[Any, int] = {}
+        self._sights: Counter[Any] = Counter()
+        self._recent: deque[Any] = deque(maxlen=_RECENT)
         self._has_warned = False
 
     def add(self, key: Any, graph: Any) -> None:
         """Adds a graph, in the place of the one that was not used for longest if they are too many."""
+        self._sights.pop(key, None)
         self[key] = graph
         self.move_to_end(key)
         if len(self) > _MAX_GRAPHS:
             self.popitem(last=False)
 
     def pays(self, key: Any, outside: Outside) -> bool:
-        """Whether to capture a graph: at once, but once some were in vain only for what came often."""
-        in_vain = sum(graph.calls <= 1 for graph in self.values())
-        if key in self or (in_vain < _MAX_IN_VAIN and len(self) < _MAX_GRAPHS):
+        """Whether to capture a graph: at once where there are few yet, else only for what comes often."""
+        if key in self or len(self) < _AT_ONCE:
             return True
         if len(self._sights) >= _MAX_SIGHTS:
             self._sights.clear()
-        sights = self._sights[key] = self._sights.get(key, 0) + 1
-        often = sights > (_OFTEN if len(self) < _MAX_GRAPHS else _VERY_OFTEN)
-        if not often and not self._has_warned:
+        self._sights[key] += 1
+        self._recent.append(key)
+        is_frequent = len(self) < _MAX_GRAPHS and self._recent.count(key) >= _OFTEN
+        often = is_frequent or self._sights[key] > _VERY_OFTEN
+        if not often and not self._has_warned and len(set(self._recent)) > _RECENT // 2:
             changing = _what_differs([*self, key], outside)
             if changing:
                 self._has_warned = True

@@ -50,6 +50,11 @@ def _is_random(node: fx.Node) -> bool:
     return _is_op(node) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
+def has_effect(node: fx.Node) -> bool:
+    """Whether it is needed though nothing needs its result: random numbers that nothing uses are not."""
+    return node.is_impure() and (_mutates(node) or not _is_random(node))
+
+
 def untouched(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose result is never written to, by way of a view either, and not random."""
     touched: set[fx.Node] = set()

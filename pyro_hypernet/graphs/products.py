@@ -107,6 +107,10 @@ def in_place(module: fx.GraphModule, overwritten: Sequence[int]) -> fx.GraphModu
     graph, fixed = module.graph, untouched(module.graph)
     bases: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
+        if node in fixed and node.target in VIEWS and shape_of(node) is not None:
+            # Sizes said in full, for TorchScript mixes up lists that hold a -1; and a sum written over one of its
+            # arguments lies in memory as that does, so that what was a view may need a copy.
+            node.target, node.args = aten.reshape.default, (node.args[0], list(shape_of(node)))
         if node not in fixed or node.kwargs or node.target not in _OVERWRITING or shape_of(node) is None:
             continue
         swaps = node.target in (aten.add.Tensor, aten.mul.Tensor) and isinstance(node.args[1], fx.Node)

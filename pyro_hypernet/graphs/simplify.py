@@ -9,7 +9,18 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.constants import fold, merge_constants, permute_back
-from pyro_hypernet.graphs.nodes import COPIES, RESHAPED, SAME, VIEWS, ZEROS, dtype_of, insert, shape_of, untouched
+from pyro_hypernet.graphs.nodes import (
+    COPIES,
+    RESHAPED,
+    SAME,
+    VIEWS,
+    ZEROS,
+    dtype_of,
+    has_effect,
+    insert,
+    shape_of,
+    untouched,
+)
 from pyro_hypernet.graphs.products import add_in_products, unexpand_products
 
 aten = torch.ops.aten
@@ -50,7 +61,7 @@ def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModu
         fold(module, fixed)
         merge_constants(module, fixed)
     add_in_products(graph, fixed)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(has_effect)  # as TorchScript, so that random numbers are the same without it
     module.delete_all_unused_submodules()
     module.recompile()
     return module

@@ -1,6 +1,6 @@
 """A model's arguments as a guide keeps them: tensors move with it, and what can be written is written to its file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,20 @@ from torch.utils import _pytree as pytree
 # A guide keeps its data up to this many numbers.
 _MAX_DATA = 2**22
 _PLAIN = (bool, int, float, str, type(None))
+
+
+class ByName:
+    """A model whose arguments come by name in one dict.
+
+    Args:
+        model: The Pyro model.
+    """
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model = model
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Any:
+        return self.model(**arguments)
 
 
 class Arguments(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.model.vectorize import Model
 
 
@@ -32,7 +33,7 @@ class TemperedModel:
             beta: The power of the likelihood: how often the data count.
             batch: The arguments of the model as it was.
         """
-        device = next((value.device for value in batch if isinstance(value, Tensor)), None)
+        device = next((value.device for value in tensors_in(batch)), None)
         return torch.tensor(beta, device=device), *batch
 
 

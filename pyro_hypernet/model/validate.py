@@ -17,6 +17,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, Site, minibatch_plates
 from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside
@@ -43,6 +44,8 @@ def spell_bytes(count: float) -> str:
 
 def name_arguments(model: Model, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The model's arguments by the names of its signature, by position where it has none."""
+    if isinstance(model, ByName):
+        model, args, kwargs = model.model, (), args[0]
     function = model.forward if isinstance(model, torch.nn.Module) else model
     try:
         return dict(inspect.signature(function).bind(*args, **kwargs).arguments)

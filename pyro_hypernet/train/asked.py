@@ -1,6 +1,7 @@
 """What a fit is asked to do, what of that it refuses, and where options went that were once its own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.moved_options import spell_value, warn_of_moved
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.notices import warn_once
@@ -120,7 +122,23 @@ def _spell_unscaled(traits: Traits, batches: Batches) -> str:
     )
 
 
-def warn_of_scales(guide: AutoHypernet, batches: Batches, traits: Traits) -> None:
-    """At the second step: says what is not certain before, or not certainly wrong."""
-    if not batches.is_fixed and batches.number > 0 and traits.unscaled:
-        warn_once(guide, "not scaled", _spell_unscaled(traits, batches))
+def check_scales(guide: AutoHypernet, batches: Batches, traits: Traits) -> None:
+    """At the second step: raises for what was not certain before, and says what is not certainly wrong."""
+    if batches.is_fixed or batches.number == 0 or not traits.unscaled:
+        return
+    if traits.is_unscaled:
+        raise ValueError(_spell_unscaled(traits, batches))
+    warn_once(guide, "not scaled", _spell_unscaled(traits, batches))
+
+
+@contextmanager
+def told_num_data(model: Model, batches: Batches) -> Iterator[None]:
+    """Gives a model whose `num_data` is None, a network of `bayesianize`, that of the batches for the while."""
+    asks = getattr(model, "num_data", 0) is None and not batches.is_fixed
+    if asks:
+        model.num_data = batches.num_data
+    try:
+        yield
+    finally:
+        if asks:
+            model.num_data = None

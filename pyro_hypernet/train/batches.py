@@ -1,16 +1,20 @@
-"""The argument tuples of a fit: one, or those of an iterable gone through again and again, each datum counting once."""
+"""The arguments of a fit: one set, or those of an iterable gone through again and again, each datum counting once."""
 
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.train.traits import Traits
 
-_EXPECTED = "args must be a tuple of the model's arguments, such as (x, y), or an iterable of such tuples"
+_EXPECTED = (
+    "args must be a tuple of the model's arguments, such as (x, y), a dict of them by name, or an iterable of such, "
+    "or of single tensors"
+)
 # Shapes of batches whose traits are remembered.
 _MAX_SHAPES = 1000
 
@@ -19,24 +23,26 @@ class Batches:
     """Argument tuples without end.
 
     Args:
-        args: One tuple, or an iterable of such.
+        args: One tuple, or a dict by name; or an iterable of such, or of single tensors.
 
     Raises:
         TypeError: If `args` is neither.
         ValueError: If the iterable is empty.
 
     Attributes:
-        is_fixed: Whether it is one tuple, given again and again.
+        is_fixed: Whether it is one tuple or dict, given again and again.
+        is_named: Whether arguments come by name: every batch is then a tuple of one dict, for `ByName(model)`.
         length: Batches of a pass, as the iterable says or the first pass has shown; None while that is not known.
         number: The number of the last batch in its pass, from 0.
         first: The first batch.
     """
 
-    def __init__(self, args: tuple | Iterable[tuple]) -> None:
-        if isinstance(args, Tensor) or not isinstance(args, Iterable):
+    def __init__(self, args: tuple | Mapping[str, Any] | Iterable[Any]) -> None:
+        if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
             raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
         self.args = args
-        self.is_fixed = isinstance(args, tuple)
+        self.is_fixed = isinstance(args, (tuple, Mapping))
+        self.is_named: bool | None = None
         self.length = 1 if self.is_fixed else _length(args)
         self.number = -1
         self._tuples = self._go_through()
@@ -52,20 +58,66 @@ class Batches:
     def _go_through(self) -> Iterator[tuple]:
         if self.is_fixed:
             self.number = 0
+            batch = self._read(self.args)
             while True:
-                yield self.args
+                yield batch
         while True:
             self.number = -1
             for batch in self.args:
-                if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
-                    raise TypeError(f"{_EXPECTED}; got {type(self.args).__name__} of {type(batch).__name__}.")
                 self.number += 1
-                yield tuple(batch)
+                yield self._read(batch)
             if self.number < 0:
                 raise ValueError(
                     "The iterable of arguments is empty or can be gone through only once: pass a DataLoader or a list."
                 )
             self.length = self.number + 1
+
+    def _read(self, batch: Any) -> tuple:
+        """A batch as a tuple."""
+        is_named = isinstance(batch, Mapping)
+        if self.is_named not in (None, is_named):
+            raise TypeError(
+                f"Batch {self.number} is a {type(batch).__name__}, unlike those before it: tuples or dicts."
+            )
+        self.is_named = is_named
+        if is_named:
+            return (dict(batch),)
+        if isinstance(batch, Tensor) and not isinstance(self.args, list):  # a list of tensors is meant for a tuple
+            return (batch,)
+        if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
+            remedy = " Write ((x, y)) for arguments, [(x,), (y,)] for minibatches." if isinstance(batch, Tensor) else ""
+            raise TypeError(f"{_EXPECTED}; got {type(self.args).__name__} of {type(batch).__name__}.{remedy}")
+        return tuple(batch)
+
+    def call(self, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Arguments and keyword arguments of the model at the first batch, those that are the same for all included."""
+        named = self.first[0] if self.is_named else {}
+        if both := sorted(named.keys() & kwargs.keys()):
+            raise TypeError(
+                f"kwargs and the batches both give the model's argument {both[0]!r}: leave one of them out."
+            )
+        return (() if self.is_named else self.first), {**named, **kwargs}
+
+    @property
+    def num_data(self) -> int | None:
+        """How many data the batches are of, as the data set and the sampler of a DataLoader say; None if they do not.
+
+        A sampler that goes through a part gives the size of that part.
+        """
+        size = _length(getattr(self.args, "dataset", None))
+        rows = next((len(value) for value in tensors_in(self.first) if value.dim()), None)
+        batch_size, sampler = (getattr(self.args, name, None) for name in ("batch_size", "sampler"))
+        if size is None or (batch_size is not None and rows != min(batch_size, size)):
+            return None  # an item of the data set is no row of a batch
+        if sampler is None:  # no DataLoader of torch's
+            return size if batch_size is not None else None
+        if batch_size is None or type(self.args.batch_sampler) is not BatchSampler:
+            return None
+        if isinstance(sampler, SubsetRandomSampler):
+            return len(sampler)
+        if isinstance(sampler, SequentialSampler) and self.args.drop_last:
+            return size - size % batch_size
+        return size if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)) else None
 
     def spell_size(self) -> str:
         """The number of data in words, for messages: what the iterable's data set says, or N."""

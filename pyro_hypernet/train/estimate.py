@@ -63,7 +63,8 @@ def path_estimate(
 ) -> Estimate:
     """Without the score of q, whose mean is zero: by differentiable particles, and log q by the map's inverse.
 
-    Where the model has parameters of its own, `is_learnt`, the surrogate's gradient by them counts too.
+    Where the model has parameters of its own, `is_learnt`, the surrogate's gradient by them counts too; log p is
+    differentiated once, by both.
 
     Source: Roeder et al. 2017 ("sticking the landing"); Tucker et al. 2019 (DReG), for the importance weighted bound.
     """
@@ -72,21 +73,26 @@ def path_estimate(
     by_inverse = log_prob(leaf)
     (score_q,) = torch.autograd.grad(by_inverse.sum(), leaf)
     if is_learnt:
-        log_p = log_joint(leaf, *args, **kwargs)
-        (score_p,) = torch.autograd.grad(log_p.sum(), leaf, retain_graph=True)
+        # By the weights and by the parameters at once: the surrogate goes through log p itself.
+        through = w.view_as(w)
+        log_p = log_joint(through, *args, **kwargs)
+        value = log_p.detach()
     else:
-        log_p, score_p = log_joint.value_and_grad(leaf, *args, **kwargs)
-    log_weights = (log_p - log_q).detach()
+        value, score_p = log_joint.value_and_grad(leaf, *args, **kwargs)
+    log_weights = value - log_q.detach()
     share = _shares(log_weights, weights.detach(), bound)
     squared = share if bound == "elbo" else share**2 / (weights.detach() * len(w))
-    surrogate = -(squared[:, None] * (score_p - score_q) * w).sum()
+    if is_learnt:
+        if bound != "elbo" and through.requires_grad:
+            through.register_hook(lambda gradient: gradient * (share / (weights.detach() * len(w)))[:, None])
+        surrogate = (squared[:, None] * score_q * w).sum() - (share * log_p).sum()
+    else:
+        surrogate = -(squared[:, None] * (score_p - score_q) * w).sum()
     if weights.requires_grad:  # of a mixture: better components gain weight
         surrogate = surrogate - reduce(log_weights, weights, bound)
-    if is_learnt:
-        surrogate = surrogate - (share * log_p).sum()
     loss = -reduce(log_weights, weights.detach(), bound)
     discrepancy = _discrepancy(log_q.detach(), by_inverse.detach(), w.shape[-1])
-    return Estimate(loss, surrogate, leaf.detach(), log_p.detach(), log_q.detach(), discrepancy)
+    return Estimate(loss, surrogate, leaf.detach(), value, log_q.detach(), discrepancy)
 
 
 def total_estimate(

@@ -16,9 +16,18 @@ from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
+from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.anneal import Annealing
-from pyro_hypernet.train.asked import Asked, check, check_restarts, check_traits, put_in_place, warn_of_scales
+from pyro_hypernet.train.asked import (
+    Asked,
+    check,
+    check_restarts,
+    check_scales,
+    check_traits,
+    put_in_place,
+    told_num_data,
+)
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.notices import after_fit, keep_going
@@ -73,7 +82,7 @@ class Fit:
 def fit(
     model: Model,
     guide: AutoHypernet,
-    args: tuple | Iterable[tuple],
+    args: tuple | Mapping[str, Any] | Iterable[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_steps: int = 3000,
@@ -93,9 +102,11 @@ def fit(
     Args:
         model: The Pyro model.
         guide: The guide; `setup` is called if need be, else training goes on from its present parameters.
-        args: The model's arguments as a tuple, or an iterable of such tuples (a DataLoader), gone through again and
-            again; the model must then scale the likelihood of a minibatch to all data, by a plate with
-            `subsample_size` or by `bayesianize(..., num_data=N)`. Every datum counts equally often in a pass, shorter
+        args: The model's arguments as a tuple, or a dict by name; or an iterable of such, or of single tensors (a
+            DataLoader), gone through again and again. The model must then scale the likelihood of a minibatch to all
+            data, by a plate with `subsample_size` or by `bayesianize(..., num_data=N)`; a network of `bayesianize`
+            without `num_data` goes, in this fit, by the size of a DataLoader's data set, or of the part of it that the
+            sampler goes through. Every datum counts equally often in a pass, shorter
             batches less than others. In the first pass, and where a pass never ends, all batches are taken to be as
             long as the first.
         kwargs: The model's keyword arguments, the same for all batches.
@@ -117,7 +128,7 @@ def fit(
         Losses, seconds and why it stopped.
 
     Raises:
-        TypeError: If `args` is neither a tuple nor an iterable of tuples, or the guide is no AutoHypernet.
+        TypeError: If `args` is none of these, or the guide is no AutoHypernet.
         ValueError: If an option is out of its range, several minibatches are not scaled to all data, the model refuses
             one of them, or whatever `guide.setup` raises.
         RuntimeError: In several processes of a torch.distributed group, or if the model fails at a later batch.
@@ -145,13 +156,14 @@ def fit(
         num_steps = max(1, num_steps - num_restarts * num_each)
         options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
         best_start(model, guide, args, kwargs=kwargs, **options)
-    return _fit(model, guide, batches, kwargs, num_steps, asked, progress=progress)
+    with told_num_data(model, batches):
+        return _fit(model, guide, batches, kwargs, num_steps, asked, progress=progress)
 
 
 def best_start(
     model: Model,
     guide: AutoHypernet,
-    args: tuple | Iterable[tuple],
+    args: tuple | Mapping[str, Any] | Iterable[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_restarts: int = 4,
@@ -186,9 +198,11 @@ def best_start(
     )
     best, kept = -math.inf, None
     for _ in range(num_restarts):
-        guide.restart(*batches.first, **kwargs)
+        first, named = batches.call(kwargs)
+        guide.restart(*first, **named)
         try:
-            result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, progress=False)
+            with told_num_data(model, batches):
+                result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, progress=False)
         except FloatingPointError:
             continue
         if result.stopped_because == "interrupted":
@@ -210,11 +224,14 @@ def _fit(
     progress: bool,
 ) -> Fit:
     """Trains from where the guide is, then lets the posterior choose among its draws."""
-    guide.setup(*batches.first, **kwargs)
+    first, named = batches.call(kwargs)
+    guide.setup(*first, **named)
     plan = asked.plan.beside(guide.plan)
     elbo = asked.elbo.with_options(num_particles=asked.elbo.options["num_particles"] or plan.num_particles)
     if kwargs:
         model = partial(model, **kwargs)
+    if batches.is_named:
+        model = ByName(model)
     traits = find_traits(model, guide, batches.first)
     check_traits(traits, batches, asked.plan.rejection)
     guide.take_temperature(plan)
@@ -234,10 +251,8 @@ def _fit(
         trainer.parameters.release()
     after_fit(guide, run.losses, trouble)
     chosen = None
-    if _rejects(asked.plan.rejection, trainer, kwargs) and stopped_because != "interrupted":
-        chosen, why = _choose_draws(
-            guide, batches.first, kwargs, plan.rejection, is_asked=asked.plan.rejection != "auto"
-        )
+    if _rejects(asked.plan.rejection, trainer, first, named) and stopped_because != "interrupted":
+        chosen, why = _choose_draws(guide, first, named, plan.rejection, is_asked=asked.plan.rejection != "auto")
         stopped_because = why or stopped_because
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
@@ -269,7 +284,7 @@ def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> t
             step, batch = trainer.step(number)
             run.clips_outliers = trainer.is_ragged
             if number == 1:
-                warn_of_scales(trainer.guide, trainer.batches, trainer.traits)
+                check_scales(trainer.guide, trainer.batches, trainer.traits)
             run.step(step)
             if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
                 trouble = trainer.find_trouble(step, batch)
@@ -312,13 +327,13 @@ def _choose_annealing(
     return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
-def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, kwargs: dict[str, Any]) -> bool:
+def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, args: tuple, kwargs: dict[str, Any]) -> bool:
     """Whether draws are to be chosen after the fit."""
     elbo, batches = trainer.elbo, trainer.batches
     if elbo.params or rejection != "auto":
         return rejection is not None and not elbo.params
     has_all_data = batches.is_fixed and not trainer.traits.noise
-    return has_all_data and elbo.log_joint.mode != "loop" and trainer.guide.suits_rejection(batches.first, kwargs)
+    return has_all_data and elbo.log_joint.mode != "loop" and trainer.guide.suits_rejection(args, kwargs)
 
 
 def _choose_draws(

@@ -7,11 +7,24 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model import vectorize
+from pyro_hypernet.train import step as step_module
 from pyro_hypernet.train.batches import Batches, Shares
+from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.traits import Traits, find_traits
 from tests import small_models as m
@@ -43,6 +56,88 @@ def of_mean(y):
     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
     with pyro.plate("data", 136, subsample=y):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+# -- kinds of batches --
+
+
+class Named(dict):
+    """As a tokenizer returns: a mapping of a class of its own."""
+
+
+ROWS = [{"x": row, "y": value} for row, value in zip(X, Y, strict=True)]
+AS = {
+    "list of lists": lambda: [list(batch) for batch in HALVES],
+    "DataLoader": lambda: DataLoader(TensorDataset(X, Y), batch_size=20, generator=torch.Generator()),
+    "DataLoader of dicts": lambda: DataLoader(ROWS, batch_size=20, generator=torch.Generator()),
+    "dicts": lambda: [Named(y=y, x=x) for x, y in HALVES],
+    "no length": lambda: Again(*HALVES),
+}
+
+
+def losses(args, kwargs=None):
+    pyro.set_rng_seed(seed(1))
+    net = bayesianize(nn.Linear(2, 1), num_data=40)
+    return fit(net, AutoHypernet(net, "identity", "full"), args, kwargs=kwargs, **QUICK).losses
+
+
+@pytest.mark.parametrize("kind", AS)
+def test_batches_of_every_kind_are_the_same(kind):
+    torch.testing.assert_close(losses(AS[kind]()), losses(HALVES), rtol=0, atol=0)
+
+
+def test_all_data_by_name_are_all_data():
+    torch.testing.assert_close(losses({"y": Y, "x": X}), losses((X, Y)), rtol=0, atol=0)
+    torch.testing.assert_close(losses([{"x": X}], {"y": Y}), losses([(X,)], {"y": Y}), rtol=0, atol=0)
+
+
+def test_batches_may_be_single_tensors():
+    y = torch.linspace(-1, 1, 136)
+    found = []
+    for args in (DataLoader(y, batch_size=68, generator=torch.Generator()), [(y[:68],), (y[68:],)]):
+        pyro.set_rng_seed(seed(1))
+        found.append(fit(of_mean, AutoHypernet(of_mean), args, **QUICK).losses)
+    assert torch.equal(*found)
+
+
+WRONG = {
+    "mixed": ([HALVES[0], {"x": X, "y": Y}], None, "Batch 1 is a dict, unlike those before it"),
+    "list of tensors": ([X, Y], None, r"got list of Tensor.*\[\(x,\), \(y,\)\] for minibatches"),
+    "given twice": ([{"x": X, "y": Y}], {"y": Y}, "both give the model's argument 'y'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_batches_that_cannot_be_read(case):
+    args, kwargs, text = WRONG[case]
+    with pytest.raises((TypeError, RuntimeError), match=text):
+        losses(args, kwargs)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_a_short_last_batch_is_captured_once(as_dict, monkeypatch):
+    """Not anew in every pass: after the second pass, at whose start shares are known, nothing is captured."""
+    captured, of_density, steps = [], [], []
+    monkeypatch.setattr(step_module, "Captured", lambda *a, **k: captured.append(len(steps)) or Captured(*a, **k))
+    capture = vectorize.capture
+    monkeypatch.setattr(vectorize, "capture", lambda *a: of_density.append(len(steps)) or capture(*a))
+    parts = [16, 16, 8]
+    batches = [{"x": x, "y": y} if as_dict else (x, y) for x, y in zip(X.split(parts), Y.split(parts), strict=True)]
+
+    class Counting:
+        def __iter__(self):
+            for batch in batches:
+                steps.append(1)
+                yield batch
+
+    net = bayesianize(nn.Linear(2, 1), num_data=40)
+    guide = AutoHypernet(net, "identity", "full")
+    result = fit(net, guide, Counting(), num_steps=36, num_particles=2, compile="graph", progress=False)
+    assert result.compile == "graph"
+    assert max(captured) <= 9
+    assert len(captured) <= 4
+    assert max(of_density) <= 18  # what is not captured with its step waits for five of its kind
+    assert len(of_density) <= 6
 
 
 # -- shares --
@@ -106,7 +201,7 @@ UNSCALED = {
 
 @pytest.mark.parametrize("make", UNSCALED.values(), ids=UNSCALED.keys())
 def test_minibatches_that_are_not_scaled(make):
-    """Refused before any step where it is certain, else said when the second batch comes."""
+    """Refused before any step where it is certain, else when the second batch comes."""
     guide = AutoHypernet(m.linear).setup(X, Y)
     before = [parameter.clone() for parameter in guide.parameters()]
     text = "minibatches, but the likelihood of 'y' counts every minibatch once.*num_data="
@@ -115,8 +210,8 @@ def test_minibatches_that_are_not_scaled(make):
             fit(m.linear, guide, make(), **QUICK)
         assert all(torch.equal(*pair) for pair in zip(before, guide.parameters(), strict=True))
     else:
-        with pytest.warns(UserWarning, match=text):
-            assert fit(m.linear, guide, make(), **QUICK).num_steps == 6
+        with pytest.raises(ValueError, match=text):
+            fit(m.linear, guide, make(), **QUICK)
 
 
 def test_the_remedy_names_the_size_of_the_data_set():
@@ -142,6 +237,58 @@ def test_minibatches_that_are_scaled(case):
     result = fit(model, AutoHypernet(model), args, **QUICK)
     assert result.num_steps == 6
     assert math.isfinite(result.elbo)
+
+
+DATA = TensorDataset(X, Y)
+# A loader of forty data, and how many data its batches are of, or None.
+OF_SIZE = {
+    "in turn": (lambda: DataLoader(DATA, batch_size=16), 40),
+    "shuffled, the last dropped": (lambda: DataLoader(DATA, batch_size=16, shuffle=True, drop_last=True), 40),
+    "in turn, the last dropped": (lambda: DataLoader(DATA, batch_size=16, drop_last=True), 32),
+    "a part": (lambda: DataLoader(DATA, batch_size=10, sampler=SubsetRandomSampler(range(24))), 24),
+    "few of all": (lambda: DataLoader(DATA, batch_size=10, sampler=RandomSampler(DATA, num_samples=20)), 40),
+    "a share of ranks": (
+        lambda: DataLoader(DATA, batch_size=10, sampler=DistributedSampler(DATA, num_replicas=2, rank=0)),
+        40,
+    ),
+    "dicts": (lambda: DataLoader(ROWS, batch_size=16), 40),
+    "weighted": (lambda: DataLoader(DATA, batch_size=10, sampler=WeightedRandomSampler([1.0] * 40, 40)), None),
+    "batches of its own": (
+        lambda: DataLoader(DATA, batch_sampler=[[0, 1, 2], [3, 4, 5]]),
+        None,
+    ),
+    "a usual sampler of batches": (
+        lambda: DataLoader(DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 16, False)),
+        None,
+    ),
+    "items that are batches": (lambda: DataLoader(HALVES, batch_size=None), None),
+    "several rows an item": (
+        lambda: DataLoader(DATA, batch_size=10, collate_fn=lambda rows: (X[:20], Y[:20])),
+        None,
+    ),
+    "no length": (lambda: DataLoader(Stream(), batch_size=10), None),
+    "list": (lambda: HALVES, None),
+}
+
+
+@pytest.mark.parametrize("case", OF_SIZE)
+def test_a_network_without_num_data_goes_by_the_loader(case):
+    """As if it had been given; where the loader does not say, it is an error."""
+    make, size = OF_SIZE[case]
+    assert Batches(make()).num_data == size
+    if size is not None and case not in ("in turn", "a part"):
+        return
+    found = []
+    for num_data in (size, None):
+        pyro.set_rng_seed(seed(1))
+        net = bayesianize(nn.Linear(2, 1), num_data=num_data)
+        if size is None:
+            with pytest.raises(ValueError, match="counts every minibatch once.*num_data="):
+                fit(net, AutoHypernet(net, "identity", "full"), make(), **QUICK)
+            return
+        found.append(fit(net, AutoHypernet(net, "identity", "full"), make(), **QUICK).losses)
+        assert net.num_data == num_data
+    assert torch.equal(*found)
 
 
 # -- bad batches --
