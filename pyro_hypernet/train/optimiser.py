@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.adam import adam
+from torch.utils import _pytree as pytree
 
 from pyro_hypernet.train.step import Step
 
@@ -25,6 +27,8 @@ _WINDOWS = 50
 _OUTLIER, _FORGET = 10.0, 0.05
 # The average runs over this last share of the steps.
 _AVERAGED_SHARE = 0.2
+# What an Optimiser is given or works out of that; all else is its state.
+_GIVEN = ("parameters", "optim", "num_steps", "window", "is_fused", "method", "rates", "least_loss", "averaged_from")
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,21 @@ class Optimiser:
         self.best_loss = math.inf
         self.is_annealed = False
         self.kept: list[Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from step to step, but for the parameters: plain values, tensors, and lists of them."""
+        state = {name: value for name, value in vars(self).items() if name not in _GIVEN}
+        state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        return state | {"method": None if self.method is None else self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned, on the parameters' device."""
+        state, device = dict(state), self.parameters[0].device
+        if (of_method := state.pop("method")) is not None:
+            self.method.load_state_dict(of_method)
+        losses = state.pop("losses").tolist()
+        move = partial(torch.Tensor.to, device=device)
+        vars(self).update(pytree.tree_map_only(Tensor, move, state), losses=losses)
 
     def step(self, step: Step) -> None:
         """Steps the parameters by Adam; does nothing but count where loss or gradient cannot be right."""
