@@ -25,7 +25,7 @@ from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.interrupts import Interrupts
 from pyro_hypernet.train.notices import after_fit, keep_going
-from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies, put
 from pyro_hypernet.train.random_states import put_back, snapshot
 from pyro_hypernet.train.resume import Checkpoint, RunFolder, as_checkpoint, fingerprint, refuse_another_model
 from pyro_hypernet.train.training import REMEDY, Trainer
@@ -253,6 +253,7 @@ def _fit(
         constant["options"] = _describe(num_steps, elbo, asked.optim, plan)
     if saved:
         folder.check(constant["options"], guide)
+        before = copies([*guide.state_dict().values(), *elbo.params.values()])
         folder.restore(guide, elbo.params)
         start, constant = start - saved["seconds"], {name: saved[name] for name in ("start", "annealing", "options")}
         constant["seed"] = saved["seed"]
@@ -267,7 +268,11 @@ def _fit(
     with Interrupts(waits=folder is not None) as interrupts:
         try:
             if saved:
-                first = _go_on(folder, trainer, run, kwargs)
+                try:
+                    first = _go_on(folder, trainer, run, kwargs)
+                except ValueError:  # refused: the guide stays what it was
+                    put([*guide.state_dict().values(), *elbo.params.values()], before)
+                    raise
             if folder:
                 save = partial(_save, folder, trainer, run, {**constant, "first": first}, start, kwargs)
             bar = tqdm(

@@ -242,7 +242,7 @@ def as_checkpoint(asked: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
 
 def refuse_another_model(folder: Path, there: Mapping[str, float], here: Mapping[str, float]) -> None:
     """Raises where the log densities of sites at the same weights and data, in nats, are not what they were."""
-    for name in sorted({*there, *here}):
+    for name in sorted({*there, *here}, key=lambda name: (name not in there or name not in here, name)):
         one, other = there.get(name, math.nan), here.get(name, math.nan)
         is_same = abs(one - other) <= _TOLERANCE * max(1.0, abs(one)) or (math.isnan(one) and math.isnan(other))
         if not is_same and one != other:
