@@ -1,6 +1,7 @@
 """Runs that survive: gone on with bit for bit after whatever ended them, and nothing else taken for them."""
 
 import errno
+import itertools
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -318,15 +319,17 @@ def test_a_later_format_and_a_run_that_is_not_to_be_gone_on_with(finished, monke
 
 
 def test_an_order_that_cannot_be_known_is_said(tmp_path, by_number, monkeypatch):
-    class ByTheClock:
+    passes = itertools.count()
+
+    class OfItsOwn:
         def __iter__(self):
-            rows = np.random.default_rng().permutation(20).reshape(4, 5)
+            rows = np.random.default_rng(seed(next(passes))).permutation(20).reshape(4, 5)
             return ((X[part], Y[part]) for part in rows)
 
     with killed_after(monkeypatch, 9):
-        small(tmp_path, model=scaled, args=ByTheClock())
+        small(tmp_path, model=scaled, args=OfItsOwn())
     with pytest.warns(UserWarning, match="an order by random numbers of its own"):
-        assert small(tmp_path, model=scaled, args=ByTheClock())[1].num_steps == 12
+        assert small(tmp_path, model=scaled, args=OfItsOwn())[1].num_steps == 12
 
 
 def test_a_full_disk_stops_no_fit(tmp_path, by_number, monkeypatch):
