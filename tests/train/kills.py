@@ -54,7 +54,7 @@ def survives(folder: Path, count: int, seed: int, say=lambda *_: None) -> int:
         here, out, killed = folder / f"run{runs}", folder / f"run{runs}.json", 0
         for _ in range(min(3, count - kills)):
             # From the first step on: before it there is nothing to lose, and imports take most of the time.
-            if _run(here, runs, out, times.uniform(0.0, 1.2)) is None:
+            if _run(here, runs, out, times.uniform(0.0, 100.0)) is None:
                 killed += 1
             say("killed with", sorted(path.name for path in here.iterdir()))
         kills += killed
@@ -68,7 +68,7 @@ def survives(folder: Path, count: int, seed: int, say=lambda *_: None) -> int:
 
 
 def _run(folder: Path, seed: int, out: Path, kill_after: float | None) -> dict | None:
-    """What a run found, or None if it was killed so many seconds after its first step."""
+    """What a run found, or None if it was killed after so many steps of its own and up to .05 s."""
     out.unlink(missing_ok=True)
     going = Path(f"{out}.going")
     going.unlink(missing_ok=True)
@@ -78,9 +78,9 @@ def _run(folder: Path, seed: int, out: Path, kill_after: float | None) -> dict |
     command = [sys.executable, "-c", _PROGRAM, str(folder), str(0 if is_first else seed + 1), str(out)]
     process = subprocess.Popen(command, env=environment, cwd=ROOT)
     if kill_after is not None:
-        while process.poll() is None and not going.exists():
-            time.sleep(0.01)
-        time.sleep(kill_after)
+        while process.poll() is None and not (going.exists() and going.stat().st_size > kill_after):
+            time.sleep(0.001)
+        time.sleep(0.05 * (kill_after % 1))
         process.kill()
     code = process.wait()
     assert code in (0, -9), code
