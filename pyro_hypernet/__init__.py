@@ -29,10 +29,12 @@ from pyro_hypernet.sample.refine import HmcKernel, Refined, refine
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import Fit, best_start, fit
 from pyro_hypernet.train.optimiser import Optim
+from pyro_hypernet.train.resume import Checkpoint
 
 __all__ = [
     "AutoHypernet",
     "Check",
+    "Checkpoint",
     "Diagnosis",
     "Fit",
     "HmcKernel",

@@ -1,10 +1,12 @@
 """A trained guide as one safetensors file: parameters, constructor arguments, the layout, and the model's own state."""
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ _THE_MAPS = "those of the map"
 _NUMBERS = ("init_scale", "num_components", "num_particles", "anneal", "rejection", "temperature")
 # Likewise of the model's parameters in Pyro's store, and of the tensors of its modules.
 _PARAM, _TENSOR = "model.param.", "model.tensor."
+# Before the names of what `fit` adds to go on from there.
+RUN = "run."
+# In the place of a file's checksum while that is taken.
+_NO_SUM = "0" * 64
 
 
 def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
@@ -67,6 +73,11 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(guide, AutoHypernet):
         raise TypeError(f"save writes an AutoHypernet; got {type(guide).__name__}.")
+    write(Path(path), *pack(guide))
+
+
+def pack(guide: AutoHypernet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file holds of a guide: its header, plain values, and its tensors by name; errors as of `save`."""
     layout, rejection, state = guide.layout, guide.rejection, _gather(guide)
     header = {
         "format": _FORMAT,
@@ -92,12 +103,26 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
     tensors |= {_REJECTION + name.removeprefix("own."): tensor for name, tensor in of_rejection}
     tensors |= {_PARAM + name: tensor for name, tensor in state.params.items()}
     tensors |= {_TENSOR + name: tensor for name, tensor in state.tensors.items()}
+    return header, tensors
+
+
+def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file with its SHA-256, whole or not at all, and onto the disk before it takes its name.
+
+    Args:
+        path: The file; its folder is made if need be, an old file is replaced.
+        header: Plain values.
+        tensors: By name.
+    """
     # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
-    tensors = {
+    copied = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    data = save_tensors(tensors, metadata={"pyro_hypernet": _as_json(header)})
-    _write(Path(path), data)
+    data = save_tensors(copied, metadata={"pyro_hypernet": _as_json(header), "sha256": _NO_SUM})
+    head, rest = _parts(data)
+    digest = hashlib.sha256(head)
+    digest.update(rest)
+    _write(path, head.replace(_NO_SUM.encode(), digest.hexdigest().encode()), rest)
 
 
 def load(
@@ -134,8 +159,8 @@ def load(
         ValueError: If the file is cut short, not ours, needs a function that is not given, or belongs to a model with
             other sites or parameters; or the parameter store holds others.
     """
-    header, tensors = _read(Path(path))
-    of_rejection, params, of_modules = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR))
+    header, tensors = read(Path(path))
+    of_rejection, params, of_modules, _ = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR, RUN))
     layout = recall_layout(header["layout"])
     guide = AutoHypernet(
         model,
@@ -163,18 +188,50 @@ def load(
     if header.get("rejected"):
         _install_rejection(guide, header["rejected"], of_rejection, args, kwargs)
     own = _set_up(guide, model, args, kwargs) if args or kwargs else None
-    state = ModelState()  # version 1 has nothing of the model
-    if described := header.get("model"):
-        state = ModelState(
-            params={name: value.to(guide._origin.device) for name, value in params.items()},
-            constraints={name: recall_constraint(entry) for name, entry in described["constraints"].items()},
-            tensors=of_modules,
-            statements=described["statements"],
-            hidden=tuple(described["hidden"]),
-        )
+    state = _recall_model(header.get("model"), params, of_modules, guide._origin.device)
     restore(model, state, own=own, overwrite=overwrite, path=path)
     guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
     return guide
+
+
+def put_back(
+    guide: AutoHypernet, own: dict[str, Tensor], header: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
+) -> None:
+    """Gives a guide that is set up, and its model, the values that a file of the same guide holds.
+
+    Args:
+        guide: The guide.
+        own: The leaves of the model's `pyro.param` statements, by name.
+        header: The file's header.
+        tensors: The file's tensors; all but those of the run are taken out.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    _, params, of_modules = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR))
+    values = {name: tensors.pop(name) for name in list(tensors) if not name.startswith(RUN)}
+    try:
+        guide.load_state_dict(values)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another guide or model: {error}") from None
+    state = _recall_model(header["model"], params, of_modules, guide._origin.device)
+    if guide._uninitialised_model is not None:
+        restore(guide._uninitialised_model[0], state, own=own, overwrite=True, path=path)
+
+
+def _recall_model(
+    described: Mapping[str, Any] | None, params: dict[str, Tensor], tensors: dict[str, Tensor], device: torch.device
+) -> ModelState:
+    if not described:  # version 1 has nothing of the model
+        return ModelState()
+    return ModelState(
+        params={name: value.to(device) for name, value in params.items()},
+        constraints={name: recall_constraint(entry) for name, entry in described["constraints"].items()},
+        tensors=tensors,
+        statements=described["statements"],
+        hidden=tuple(described["hidden"]),
+    )
 
 
 def _gather(guide: AutoHypernet) -> ModelState:
@@ -243,7 +300,7 @@ def _pop(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
-def _as_json(header: dict[str, Any]) -> str:
+def _as_json(header: Mapping[str, Any]) -> str:
     try:
         return json.dumps(header)
     except TypeError as error:
@@ -253,30 +310,59 @@ def _as_json(header: dict[str, Any]) -> str:
         ) from None
 
 
-def _write(path: Path, data: bytes) -> None:
+def _parts(data: bytes) -> tuple[bytes, memoryview]:
+    """A file's beginning, which holds its header, and its numbers."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data[:end], memoryview(data)[end:]
+
+
+def _write(path: Path, *parts: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # the name, too; not every system opens folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file, as this release writes them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is cut short, changed, not ours or of a later release.
+    """
     data = path.read_bytes()
     try:
         tensors = load_tensors(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        head, rest = _parts(data)
+        metadata = json.loads(head[8:]).get("__metadata__", {})
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} is no readable checkpoint; it is cut short or not a safetensors file: {error}"
         ) from None
+    if written := metadata.get("sha256"):
+        digest = hashlib.sha256(head.replace(written.encode(), _NO_SUM.encode()))
+        digest.update(rest)
+        if digest.hexdigest() != written:
+            raise ValueError(
+                f"{path} is no readable checkpoint; it was changed after it was written: its SHA-256 differs."
+            )
     header = json.loads(metadata.get("pyro_hypernet", "{}"))
     if header.get("format") != _FORMAT:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The arguments of a fit: one set, or those of an iterable gone through again and again, each datum counting once."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Generator, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from pyro_hypernet.graphs.run import tensors_in
+from pyro_hypernet.train.random_states import put_back, snapshot
 from pyro_hypernet.train.traits import Traits
 
 _EXPECTED = (
@@ -34,6 +35,7 @@ class Batches:
         is_named: Whether arguments come by name: every batch is then a tuple of one dict, for `ByName(model)`.
         length: Batches of a pass, as the iterable says or the first pass has shown; None while that is not known.
         number: The number of the last batch in its pass, from 0.
+        passes: Passes begun.
         first: The first batch.
     """
 
@@ -44,25 +46,51 @@ class Batches:
         self.is_fixed = isinstance(args, (tuple, Mapping))
         self.is_named: bool | None = None
         self.length = 1 if self.is_fixed else _length(args)
-        self.number = -1
+        self.number, self.passes = -1, 0
+        self._at_start: dict[str, Any] = {}  # of the pass: where random numbers stood
         self._tuples = self._go_through()
-        self.first = next(self._tuples)
-        self._is_waiting = True
+        self.first = self._ahead = next(self._tuples)
 
     def __next__(self) -> tuple:
-        if self._is_waiting:
-            self._is_waiting = False
-            return self.first
-        return next(self._tuples)
+        batch, self._ahead = self._ahead, None
+        return next(self._tuples) if batch is None else batch
 
-    def _go_through(self) -> Iterator[tuple]:
+    def peek(self) -> tuple:
+        """The next batch, which stays the next."""
+        if self._ahead is None:
+            self._ahead = next(self._tuples)
+        return self._ahead
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data this is, before a call of `peek`."""
+        taken = self.number + (self._ahead is None)
+        return {"passes": self.passes, "taken": taken, "length": self.length, "random": self._at_start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where another process was; random numbers are where they are by then, to be put back.
+
+        Args:
+            state: What `state_dict` returned there.
+        """
+        if self.is_fixed:
+            return
+        if state["passes"] > 1:  # the first pass is under way
+            put_back(state["random"], self.args)
+            self._tuples.close()
+            self._tuples, self._ahead, self.passes = self._go_through(), None, state["passes"] - 1
+        for _ in range(state["taken"]):
+            next(self)
+        self.length = state["length"]
+
+    def _go_through(self) -> Generator[tuple]:
         if self.is_fixed:
             self.number = 0
             batch = self._read(self.args)
             while True:
                 yield batch
         while True:
-            self.number = -1
+            self.number, self._at_start = -1, snapshot(self.args)
+            self.passes += 1
             for batch in self.args:
                 self.number += 1
                 yield self._read(batch)
@@ -147,6 +175,14 @@ class Shares:
         self._known: dict[Any, float] = {}
         self._pass: list[float] = []
         self._mean = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sizes of the batches of this pass so far, and their mean in the last."""
+        return {"_pass": list(self._pass), "_mean": self._mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` returned."""
+        vars(self).update(state)
 
     def knows(self, batch: tuple) -> bool:
         """Whether a batch of these shapes was met."""

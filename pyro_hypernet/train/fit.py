@@ -1,6 +1,7 @@
 """Training a guide: schedule, clipping, bad steps skipped, the best parameters kept."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,11 @@ from pyro_hypernet.train.asked import (
 )
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.interrupts import Interrupts
 from pyro_hypernet.train.notices import after_fit, keep_going
-from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies, put
+from pyro_hypernet.train.random_states import put_back, snapshot
+from pyro_hypernet.train.resume import Checkpoint, RunFolder, as_checkpoint, describe_run, go_on, save_run
 from pyro_hypernet.train.training import REMEDY, Trainer
 from pyro_hypernet.train.traits import find_traits
 from pyro_hypernet.train.verification import verify
@@ -52,7 +56,7 @@ class Fit:
         elbo: The bound at the parameters that were kept, in nats, of fresh draws, about a hundredth of those of the
             training; with minibatches the mean over them, of a whole pass where that is short. With rejection the
             bound of the draws that are kept; of a fit that was interrupted the mean of the last or best window.
-        seconds: Wall time.
+        seconds: Wall time, of all processes of a run that was gone on with.
         num_skipped: Steps passed over because loss or gradient were not finite, or the bound beyond what is possible.
         stopped_because: "all steps done", "no improvement", "out of time" or "interrupted".
         gradient: "path" or "total"; "total" too where path gradients were given up, see VectorizedELBO.
@@ -89,6 +93,7 @@ def fit(
     elbo: VectorizedELBO | None = None,
     optim: Optim | float | Callable[..., torch.optim.Optimizer] | PyroOptim | None = None,
     plan: Plan | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     progress: bool = True,
     **moved: Any,
 ) -> Fit:
@@ -96,8 +101,8 @@ def fit(
 
     The learning rate rises linearly, then falls along a cosine to zero. Steps whose loss or gradient is not finite are
     skipped and counted; so are those whose bound is above zero although all data are discrete, which proves a fault.
-    Ctrl-C stops the fit and keeps what was reached, and so does an error on the way. The caller's `pyro.set_rng_seed`
-    decides.
+    Ctrl-C or SIGTERM stops the fit and keeps what was reached, and so does an error on the way. The caller's
+    `pyro.set_rng_seed` decides.
 
     Args:
         model: The Pyro model.
@@ -121,6 +126,13 @@ def fit(
             the noise is too large and functions too smooth; below 1 it is tempering from the prior. Source: Sønderby et
             al. 2016, arXiv 1602.02282, who let prior and entropy count less at first; Trippe and Turner 2018, arXiv
             1801.06230, for the optimum.
+        checkpoint: A folder in which the run is kept, or a `Checkpoint`, which says how often. The same call goes on
+            from there after whatever ended it, in a new process too, a finished run at its end: on a CPU to the same
+            losses and parameters, bit for bit, where the call before was the same and the loader's order comes from
+            torch's, numpy's or Python's generators or one that it holds. Gone on with are random states and the place
+            in the loader, whose batches of this pass are read again; `max_seconds` counts all processes. Another model,
+            other data or options are refused. With it `compile="auto"` captures the step without asking the clock, and
+            "inductor" goes on up to rounding.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
         moved: Options that are now part of `elbo`, `optim` and `plan`, or of `best_start`, with a warning.
 
@@ -129,8 +141,9 @@ def fit(
 
     Raises:
         TypeError: If `args` is none of these, or the guide is no AutoHypernet.
-        ValueError: If an option is out of its range, several minibatches are not scaled to all data, the model refuses
-            one of them, or whatever `guide.setup` raises.
+        OSError: If the folder of `checkpoint` cannot be written to at the start.
+        ValueError: If an option is out of its range, the folder of `checkpoint` holds another run, several minibatches
+            are not scaled to all data, the model refuses one of them, or whatever `guide.setup` raises.
         RuntimeError: In several processes of a torch.distributed group, or if the model fails at a later batch.
         FloatingPointError: After too many skipped steps, naming the site whose density is not finite.
 
@@ -149,15 +162,24 @@ def fit(
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)
     check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
+    folder = None if checkpoint is None else RunFolder(as_checkpoint(checkpoint))
+    if folder and folder.saved:
+        put_back(folder.saved["start"], args)
+    at_start = snapshot(args)
     batches, kwargs = Batches(args), dict(kwargs or {})
     guide.reject(None)
+    num_each = max(1, int(_RESTART_SHARE * num_steps))
     if num_restarts > 1:
-        num_each = max(1, int(_RESTART_SHARE * num_steps))
         num_steps = max(1, num_steps - num_restarts * num_each)
+    if num_restarts > 1 and not (folder and folder.saved):
         options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
         best_start(model, guide, args, kwargs=kwargs, **options)
-    with told_num_data(model, batches):
-        return _fit(model, guide, batches, kwargs, num_steps, asked, progress=progress)
+    try:
+        with told_num_data(model, batches):
+            return _fit(model, guide, batches, kwargs, num_steps, asked, folder, at_start, progress=progress)
+    finally:
+        if folder:
+            folder.close()
 
 
 def best_start(
@@ -202,7 +224,7 @@ def best_start(
         guide.restart(*first, **named)
         try:
             with told_num_data(model, batches):
-                result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, progress=False)
+                result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, None, {}, progress=False)
         except FloatingPointError:
             continue
         if result.stopped_because == "interrupted":
@@ -220,6 +242,8 @@ def _fit(
     kwargs: dict[str, Any],
     num_steps: int,
     asked: Asked,
+    folder: RunFolder | None,
+    at_start: dict[str, Any],
     *,
     progress: bool,
 ) -> Fit:
@@ -236,24 +260,50 @@ def _fit(
     check_traits(traits, batches, asked.plan.rejection)
     guide.take_temperature(plan)
     elbo.prepare(model, guide, batches.first, {})
-    start = time.perf_counter()
+    start, saved = time.perf_counter(), folder.saved if folder else None
     annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
-    trainer = Trainer(model, guide, batches, traits, elbo, annealing=annealing, num_steps=num_steps, weight=plan.weight)
+    constant: dict[str, Any] = {"start": at_start, "annealing": annealing and annealing.start}
+    if folder:
+        # Every step has a seed of its own: runs that are captured or not differ in how many numbers they draw.
+        constant["seed"] = int(torch.randint(2**62, ()))
+        constant["options"] = describe_run(num_steps, elbo, asked.optim, plan)
+    if saved:
+        folder.check(constant["options"], guide)
+        before = copies([*guide.state_dict().values(), *elbo.params.values()])
+        folder.restore(guide, elbo.params)
+        start, constant = start - saved["seconds"], {name: saved[name] for name in ("start", "annealing", "options")}
+        constant["seed"] = saved["seed"]
+        annealing = saved["annealing"] and _annealing(saved["annealing"], num_steps)
+    options = {"annealing": annealing, "num_steps": num_steps, "weight": plan.weight, "by_clock": folder is None}
+    trainer = Trainer(model, guide, batches, traits, elbo, **options)
     run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim, shares=trainer.parameters.shares)
     run.least_loss = trainer.least_loss
     guide._start = None
-    bar = tqdm(total=num_steps, disable=None if progress else True, desc="fit", leave=False)
-    try:
-        reached, stopped_because, trouble = _train(trainer, run, bar, deadline=start + asked.optim.max_seconds)
-        if stopped_because != "interrupted":
-            reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
-    finally:
-        trainer.parameters.release()
-    after_fit(guide, run.losses, trouble)
-    chosen = None
-    if _rejects(asked.plan.rejection, trainer, first, named) and stopped_because != "interrupted":
-        chosen, why = _choose_draws(guide, first, named, plan.rejection, is_asked=asked.plan.rejection != "auto")
-        stopped_because = why or stopped_because
+    chosen, save = None, None
+    with Interrupts(waits=folder is not None) as interrupts:
+        try:
+            if saved:
+                try:
+                    go_on(folder, trainer, run, kwargs)
+                except ValueError:  # refused: the guide stays what it was
+                    put([*guide.state_dict().values(), *elbo.params.values()], before)
+                    raise
+            if folder:
+                save = partial(save_run, folder, trainer, run, constant, start, kwargs)
+            bar = tqdm(
+                total=num_steps, initial=len(run.losses), disable=None if progress else True, desc="fit", leave=False
+            )
+            train = partial(_train, trainer, run, bar, interrupts, deadline=start + asked.optim.max_seconds)
+            reached, stopped_because = train(folder=folder, save=save, seed=constant.get("seed"))
+            interrupts.waits = False
+            if stopped_because != "interrupted":
+                reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
+        finally:
+            trainer.parameters.release()
+        after_fit(guide, run.losses, trainer.trouble)
+        if _rejects(asked.plan.rejection, trainer, first, named) and stopped_because != "interrupted":
+            chosen, why = _choose_draws(guide, first, named, plan.rejection, is_asked=asked.plan.rejection != "auto")
+            stopped_because = why or stopped_because
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
         elbo=chosen.elbo if chosen else reached,
@@ -268,15 +318,34 @@ def _fit(
     )
 
 
-def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> tuple[float, str, str]:
+def _train(
+    trainer: Trainer,
+    run: Optimiser,
+    bar: tqdm,
+    interrupts: Interrupts,
+    *,
+    deadline: float,
+    folder: RunFolder | None,
+    save: Callable[..., None] | None,
+    seed: int | None,
+) -> tuple[float, str]:
     """Steps to the end; the parameters to keep are in place whatever happens.
 
     Returns:
-        The bound of the window that they stand for, why training stopped, and where skipped steps went wrong.
+        The bound of the window that they stand for, and why training stopped.
     """
-    stopped_because, trouble, optim = "all steps done", "", run.optim
+    stopped_because, optim = "all steps done", run.optim
+    numbers: Iterable[int] = range(len(run.losses), run.num_steps)
+    if folder and folder.saved and folder.saved["stopped_because"] == "no improvement":
+        stopped_because, numbers = "no improvement", ()
+    if folder and not folder.saved:
+        torch.manual_seed(seed)
     try:
-        for number in range(run.num_steps):
+        for number in numbers:
+            if interrupts.came:
+                break
+            if folder and folder.is_due(number):
+                save()
             if number and time.perf_counter() > deadline:
                 stopped_because = "out of time"
                 break
@@ -286,8 +355,10 @@ def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> t
             if number == 1:
                 check_scales(trainer.guide, trainer.batches, trainer.traits)
             run.step(step)
+            if folder:
+                torch.manual_seed(seed + number + 1)
             if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
-                trouble = trainer.find_trouble(step, batch)
+                trainer.trouble = trainer.find_trouble(step, batch)
             if run.skipped_in_a_row >= optim.max_skipped:
                 raise FloatingPointError(
                     f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
@@ -297,15 +368,21 @@ def _train(trainer: Trainer, run: Optimiser, bar: tqdm, *, deadline: float) -> t
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
                 bar.update(run.window)
+                if folder:
+                    folder.log(run.losses)
                 if optim.patience is not None and run.windows_since_best >= optim.patience:
                     stopped_because = "no improvement"
                     break
+        if interrupts.came:
+            stopped_because = "interrupted"
+        if folder and folder.is_due(len(run.losses), is_last=True):
+            save(stopped_because)
     except KeyboardInterrupt:
         stopped_because = "interrupted"
     finally:
         bar.close()
         reached = -run.finish()
-    return reached, stopped_because, trouble
+    return reached, stopped_because
 
 
 def _verify(
@@ -324,7 +401,11 @@ def _choose_annealing(
 ) -> Annealing | None:
     # Of its own accord only in a first fit, of a model without parameters of its own.
     anneal = planned if asked != "auto" or (guide.suits_annealing and not elbo.params) else 1.0
-    return None if anneal == 1 else Annealing(float(anneal), max(1, int(_ANNEALED_SHARE * num_steps)))
+    return None if anneal == 1 else _annealing(float(anneal), num_steps)
+
+
+def _annealing(start: float, num_steps: int) -> Annealing:
+    return Annealing(start, max(1, int(_ANNEALED_SHARE * num_steps)))
 
 
 def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, args: tuple, kwargs: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim.adam import adam
+from torch.utils import _pytree as pytree
 
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.coordinates import Subspace
@@ -33,6 +35,11 @@ _AVERAGED_SHARE = 0.2
 _BACK_OFF_AFTER = 10
 # A weight of the hypernetwork that looks at more coordinates than this takes shorter steps.
 _MOST_COORDINATES = 2000
+# What an Optimiser is given or works out of that; all else is its state.
+_GIVEN = (
+    *("parameters", "shares", "optim", "num_steps", "window"),
+    *("is_fused", "method", "rates", "least_loss", "averaged_from"),
+)
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,21 @@ class Optimiser:
         self.kept: list[Tensor] | None = None
         self.first: list[Tensor] | None = copies(vectors) if optim.keep == "best" else None
         self.caution = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes from step to step, but for the parameters: plain values, tensors, and lists of them."""
+        state = {name: value for name, value in vars(self).items() if name not in _GIVEN}
+        state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        return state | {"method": None if self.method is None else self.method.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned, on the parameters' device."""
+        state, device = dict(state), self.parameters[0].device
+        if (of_method := state.pop("method")) is not None:
+            self.method.load_state_dict(of_method)
+        losses = state.pop("losses").tolist()
+        move = partial(torch.Tensor.to, device=device)
+        vars(self).update(pytree.tree_map_only(Tensor, move, state), losses=losses)
 
     def step(self, step: Step) -> None:
         """Steps the parameters by Adam; does nothing but count where loss or gradient cannot be right."""

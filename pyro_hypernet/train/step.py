@@ -125,6 +125,7 @@ class Stepper:
         compile: "auto", "graph", "inductor" or "off".
         num_steps: How many steps there will be at most: what "auto" weighs the time of compiling against.
         is_fixed: Whether every batch is the same, so that what depends on the data alone is worked out once.
+        by_clock: Whether "auto" goes by what steps take; else it captures after the same number of steps always.
     """
 
     def __init__(
@@ -137,13 +138,15 @@ class Stepper:
         compile: str,
         num_steps: int,
         is_fixed: bool,
+        by_clock: bool = True,
     ) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
         self.parameters = parameters
         self.is_fixed = is_fixed
         self._graphs: dict[Any, Captured] = {}
-        self._counts: Counter[Any] = Counter()
-        self._stages = _Stages(compile, num_steps)
+        self._counts: Counter[str] = Counter()
+        self._due: set[str] = set()  # captured in the process that this one goes on from, not yet here
+        self._stages = _Stages(compile, num_steps, by_clock=by_clock)
         if elbo.mode != "graph":
             self._stages.settle("off", f'mode="{elbo.mode}" captures nothing')
 
@@ -156,6 +159,19 @@ class Stepper:
     def reason(self) -> str:
         """Why so, in words."""
         return self._stages.reason
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is captured, and what is to be: plain values."""
+        captured, distrusted = sorted({*self._graphs, *self._due}), self.elbo._is_distrusted
+        return {"stages": vars(self._stages), "counts": self._counts, "captured": captured, "distrusted": distrusted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Captures the same again as soon as it comes; what was compiled is compiled again after a step."""
+        self.elbo._is_distrusted = state["distrusted"]
+        if state["stages"]["stage"] != "inductor":
+            vars(self._stages).update(state["stages"])
+            self._counts.update(state["counts"])
+            self._due = set(state["captured"])
 
     def __call__(self, batch: tuple) -> Step:
         """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
@@ -175,12 +191,13 @@ class Stepper:
     def look(self, batch: tuple) -> Step:
         """Evaluates one batch by what there is, and plans nothing."""
         graphs = list(self._graphs.values())
-        captured = graphs[0] if self.is_fixed and graphs else self._graphs.get(describe_shapes(batch))
+        captured = graphs[0] if self.is_fixed and graphs else self._graphs.get(_key(batch))
         return self._step(self._run(*batch) if captured is None else captured(batch))
 
     def _start_again(self) -> None:
         """Forgets the graphs of another gradient."""
         self._graphs.clear()
+        self._due.clear()
         if self._stages.stage == "inductor":
             self._stages.settle("graph", "path gradients were given up after compiling")
 
@@ -201,13 +218,22 @@ class Stepper:
         """The graph for a batch, where there is one, or is to be one: what comes once is not captured."""
         if self.is_fixed and self._graphs:
             return next(iter(self._graphs.values()))
-        key = describe_shapes(batch)
+        key = _key(batch)
         if key in self._graphs:
             return self._graphs[key]
+        if key in self._due:
+            self._due.remove(key)
+            self._counts[key] += 1
+            return self._capture(key, batch)
         if len(self._counts) >= _MAX_COUNTED:
             self._counts.clear()
         self._counts[key] += 1
-        if key is None or self._stages.stage == "off" or len(self._graphs) >= _MAX_GRAPHS or self._counts[key] < 2:
+        if (
+            key is None
+            or self._stages.stage == "off"
+            or len(self._graphs) + len(self._due) >= _MAX_GRAPHS
+            or self._counts[key] < 2
+        ):
             return None
         return self._capture(key, batch)
 
@@ -220,7 +246,7 @@ class Stepper:
             return
         if self._stages.stage == "off":
             self._stages.stage = "graph"
-            key = describe_shapes(batch)
+            key = _key(batch)
             if key is None:
                 self._fall_back("an argument is neither a tensor nor a plain value")
             elif self._stages.is_auto and self._counts[key] < 2:
@@ -255,6 +281,7 @@ class Stepper:
     def _fall_back(self, reason: str) -> None:
         self._stages.settle("off", reason)
         self._graphs.clear()
+        self._due.clear()
 
     def _compile(self, batch: tuple) -> None:
         """Compiles what was captured, if there is a compiler, and keeps it if it is faster."""
@@ -291,7 +318,8 @@ class Stepper:
 class _Stages:
     """From "off" to "graph" to "inductor", as far as what the steps left would save is worth the time that it takes."""
 
-    def __init__(self, compile: str, num_steps: int) -> None:
+    def __init__(self, compile: str, num_steps: int, *, by_clock: bool) -> None:
+        self.by_clock = by_clock
         self.is_auto = compile == "auto"
         self.goal = "inductor" if self.is_auto else compile
         self.stage = "off"
@@ -344,10 +372,18 @@ class _Stages:
         saved = self.left * each * (1 - share)
         self.seconds.clear()
         verb = {"graph": "capturing", "inductor": "compiling"}[stage]
-        if saved <= cost:
+        if not self.by_clock and self.stage == "graph":
+            return self.settle("graph", "captured in every process that goes on with this run")
+        if self.by_clock and saved <= cost:
             return self.settle(self.stage, f"{verb} would take about {cost:.2g} s and save {saved:.2g} s")
         self.goal, self.reason = stage, f"{verb} was to take about {cost:.2g} s and to save {saved:.2g} s"
         return stage
+
+
+def _key(batch: tuple) -> str | None:
+    """What must be equal for a graph to serve again, in words that another process would use."""
+    key = describe_shapes(batch)
+    return None if key is None else str(key)
 
 
 def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:

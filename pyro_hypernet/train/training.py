@@ -3,10 +3,11 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_hypernet.graphs.culprits import first_line
-from pyro_hypernet.graphs.run import tensors_in
+from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.tempered import TemperedModel
@@ -37,6 +38,8 @@ class Trainer:
         elbo: The bound, prepared for both.
         annealing: How often the data count at every step, times `weight`, or None for once.
         num_steps: How many steps there will be.
+        weight: How often the data count.
+        by_clock: See `Stepper`.
 
     Attributes:
         parameters: All that is trained.
@@ -44,6 +47,7 @@ class Trainer:
         has_one_target: Whether the evidence is one number, the same at all parameters and steps.
         is_ragged: Whether one of few batches is shorter than others.
         stepper: What ran the last step.
+        trouble: Where the last step that was looked at went wrong, in words.
     """
 
     def __init__(
@@ -57,12 +61,13 @@ class Trainer:
         annealing: Annealing | None,
         num_steps: int,
         weight: float = 1.0,
+        by_clock: bool = True,
     ) -> None:
         self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
         self.elbo, self.annealing, self.num_steps, self.weight = elbo, annealing, num_steps, weight
         leaves = [*guide.parameters(), *elbo.params.values()]
         self.parameters = FlatParameters(leaves, step_shares(guide.bijection))
-        self.is_ragged = False
+        self.is_ragged, self.trouble, self._by_clock = False, "", by_clock
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
         is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
@@ -74,6 +79,27 @@ class Trainer:
         self._tempered: Stepper | None = None
         if annealing is not None:
             self._tempered = self._make_tempered(batches.first, annealing.num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the steps are, before a call of `batches.peek`: plain values and random states."""
+        return {
+            "batches": self.batches.state_dict(),
+            "shares": self.shares.state_dict(),
+            "is_ragged": self.is_ragged,
+            "trouble": self.trouble,
+            "plain": self._plain.state_dict(),
+            "tempered": self._tempered and self._tempered.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned, perhaps in another process."""
+        self.is_ragged, self.trouble = state["is_ragged"], state["trouble"]
+        self._plain.load_state_dict(state["plain"])
+        if state["tempered"]:
+            self._tempered = self._tempered or self._make_tempered(self.batches.first, self.num_steps)
+            self._tempered.load_state_dict(state["tempered"])
+        self.batches.load_state_dict(state["batches"])
+        self.shares.load_state_dict(state["shares"])
 
     def step(self, number: int) -> tuple[Step, tuple]:
         """Evaluates the next batch.
@@ -104,6 +130,18 @@ class Trainer:
         if self.batches.is_fixed:
             return [self._choose(self.num_steps, self.batches.first)] * count
         return [self._choose(self.num_steps, next(self.batches)) for _ in range(count)]
+
+    def densities(self, batch: tuple) -> dict[str, float]:
+        """The log density of every site at a batch and at weights that are always the same, in nats."""
+        origin = self.guide._origin
+        try:
+            with same_random_numbers([origin]), torch.no_grad():
+                torch.manual_seed(0)
+                w = 0.3 * torch.randn(origin.shape).to(origin)
+                terms = self.elbo.log_joint.site_log_probs(w, *batch)
+            return {name: float(value) for name, value in terms.items()}
+        except Exception:  # the model does not run there
+            return {}
 
     def is_annealed(self, number: int) -> bool:
         """Whether this step's data count more or less than they should in the end."""
@@ -158,6 +196,7 @@ class Trainer:
 
     def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:
         options = {"compile": elbo.options["compile"], "num_steps": num_steps, "is_fixed": is_fixed}
+        options["by_clock"] = self._by_clock
         return Stepper(model, self.guide, elbo, self.parameters, **options)
 
     def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
