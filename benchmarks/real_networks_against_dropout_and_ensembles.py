@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_hypernet import AutoHypernet, Plan, bayesianize, choose_temperature, fit, predict
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, choose_temperature, fit, predict
 from pyro_hypernet.evaluation.metrics import auroc, ece, mutual_information, predictive_entropy
 
 NUM_DRAWS, TEMPERATURES = 50, (1.0, 0.1, 0.01, 0.001)
@@ -117,8 +117,10 @@ def ensemble(data: Images, seconds: float) -> Predictor:
     return lambda x: torch.stack([net(x).softmax(-1) for net in nets])
 
 
-def ours(data: Images, seconds: float, *, temperature: float | str = 1.0, **options: str) -> Predictor:
-    """The default call; with temperature "held out", half of the seconds go to the choice."""
+def ours(
+    data: Images, seconds: float, *, temperature: float | str = 1.0, num_starts: int = 1, **options: str
+) -> Predictor:
+    """The default call; with temperature "held out", half of the seconds go to the choice; starts share the rest."""
     plan = Plan()
     if temperature == "held out":
         model, batches = bayesianize(Net(), "categorical", num_data=len(data.train[0]), **options), loader(data.train)
@@ -128,7 +130,11 @@ def ours(data: Images, seconds: float, *, temperature: float | str = 1.0, **opti
         plan, seconds = chosen.plan, seconds / 2
     model, batches = bayesianize(Net(), "categorical", num_data=len(data.all[0]), **options), loader(data.all)
     guide = AutoHypernet(model, plan=plan)
-    fit(model, guide, batches, num_steps=steps_within(model, batches, seconds), progress=False)
+    if num_starts > 1:
+        guide = GuideMixture.from_starts(model, num_starts, plan=plan)
+    num_steps = max(1, steps_within(model, batches, seconds) // num_starts)
+    fit(model, guide, batches, num_steps=num_steps, progress=False)
+    print(guide.describe(), flush=True)
 
     def probabilities(x: Tensor) -> Tensor:
         parts = [predict(model, guide, part, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for part in x.split(1000)]
@@ -153,6 +159,8 @@ METHODS: dict[str, Callable[[Images, float], Predictor]] = {
     "ensemble of 3": ensemble,
     "ours as it comes": ours,
     "ours, temperature chosen": partial(ours, temperature="held out"),
+    "ours, temperature chosen, mixture of 3": partial(ours, temperature="held out", num_starts=3),
+    "ours, temperature chosen, mixture of 5": partial(ours, temperature="held out", num_starts=5),
     'ours, parametrization="weight_norm"': partial(ours, parametrization="weight_norm"),
 }
 

@@ -12,10 +12,12 @@ from pyro_hypernet.evaluation.diagnose import diagnose
 from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
+from pyro_hypernet.evaluation.stacking import Stacked, stack
 from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.checkpoint import load, save
+from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.infer import infer
 from pyro_hypernet.model.modes import init_to_map
@@ -34,6 +36,7 @@ __all__ = [
     "Check",
     "Diagnosis",
     "Fit",
+    "GuideMixture",
     "HmcKernel",
     "Moved",
     "Nuts",
@@ -42,6 +45,7 @@ __all__ = [
     "Plan",
     "Posterior",
     "Refined",
+    "Stacked",
     "TemperatureChoice",
     "VectorizedELBO",
     "bayesianize",
@@ -67,5 +71,6 @@ __all__ = [
     "resample",
     "save",
     "sbc",
+    "stack",
     "to_arviz",
 ]

@@ -14,12 +14,14 @@ from tqdm.auto import tqdm
 
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.asked import Asked, check, check_restarts, check_traits, put_in_place, warn_of_scales
 from pyro_hypernet.train.batches import Batches
+from pyro_hypernet.train.components import fit_in_turn
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.notices import after_fit, keep_going
 from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies
@@ -72,7 +74,7 @@ class Fit:
 
 def fit(
     model: Model,
-    guide: AutoHypernet,
+    guide: AutoHypernet | GuideMixture,
     args: tuple | Iterable[tuple],
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -92,7 +94,8 @@ def fit(
 
     Args:
         model: The Pyro model.
-        guide: The guide; `setup` is called if need be, else training goes on from its present parameters.
+        guide: The guide; `setup` is called if need be, else training goes on from its present parameters. The
+            components of a GuideMixture are trained in turn, each for `num_steps`, and weigh equally from then on.
         args: The model's arguments as a tuple, or an iterable of such tuples (a DataLoader), gone through again and
             again; the model must then scale the likelihood of a minibatch to all data, by a plate with
             `subsample_size` or by `bayesianize(..., num_data=N)`. Every datum counts equally often in a pass, shorter
@@ -114,10 +117,11 @@ def fit(
         moved: Options that are now part of `elbo`, `optim` and `plan`, or of `best_start`, with a warning.
 
     Returns:
-        Losses, seconds and why it stopped.
+        Losses, seconds and why it stopped; of a mixture the mean of the components' losses and bounds.
 
     Raises:
-        TypeError: If `args` is neither a tuple nor an iterable of tuples, or the guide is no AutoHypernet.
+        TypeError: If `args` is neither a tuple nor an iterable of tuples, or the guide neither an AutoHypernet nor a
+            GuideMixture.
         ValueError: If an option is out of its range, several minibatches are not scaled to all data, the model refuses
             one of them, or whatever `guide.setup` raises.
         RuntimeError: In several processes of a torch.distributed group, or if the model fails at a later batch.
@@ -134,6 +138,11 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
+    if isinstance(guide, GuideMixture):
+        options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
+        check(guide.components[0], num_steps, elbo, plan)
+        fit_one = partial(fit, model, **options, progress=progress, **moved)
+        return fit_in_turn(fit_one, guide, args, kwargs or {})
     check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)
