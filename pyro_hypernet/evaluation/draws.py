@@ -27,8 +27,9 @@ def draws(posterior: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) ->
 
     Args:
         posterior: An AutoHypernet or a GuideMixture, any other Pyro guide (an AutoGuide in one vectorised pass where
-            Pyro can, others run once per draw), a result of `nuts` or anything else with `.samples`, a Pyro or NumPyro `MCMC` object,
-            ArviZ's InferenceData, or a dict from site to samples of shape `(S, *shape)`, tensors or other arrays.
+            Pyro can, others run once per draw), a result of `nuts` or anything else with `.samples`, a Pyro or NumPyro
+            `MCMC` object, ArviZ's InferenceData, or a dict from site to samples of shape `(S, *shape)`, tensors or
+            other arrays.
         args: The model's arguments; only guides that are functions of them look at these.
         num_samples: Number of draws S. Of stored samples at most this many are taken, at random and without
             replacement, in their order; all where there are fewer.

@@ -1,4 +1,4 @@
-"""A trained guide, or a mixture, as one safetensors file: parameters, constructor arguments, layout, the model's state."""
+"""A trained guide, or a mixture, as one safetensors file: parameters, choices, layout, and the model's own state."""
 
 import json
 import os
