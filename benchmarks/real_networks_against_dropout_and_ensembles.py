@@ -120,7 +120,10 @@ def ensemble(data: Images, seconds: float) -> Predictor:
 def ours(
     data: Images, seconds: float, *, temperature: float | str = 1.0, num_starts: int = 1, **options: str
 ) -> Predictor:
-    """The default call; with temperature "held out", half of the seconds go to the choice; starts share the rest."""
+    """The default call; with temperature "held out", half of the seconds go to the choice.
+
+    Several starts are networks trained by Adam, and share what their training leaves of the other half.
+    """
     plan = Plan(temperature="auto" if temperature == "held out" else temperature)
     if temperature == "held out":
         model, batches = bayesianize(Net(), "categorical", num_data=len(data.train[0]), **options), loader(data.train)
@@ -131,7 +134,10 @@ def ours(
     model, batches = bayesianize(Net(), "categorical", num_data=len(data.all[0]), **options), loader(data.all)
     guide = AutoHypernet(model, plan=plan)
     if num_starts > 1:
-        guide = GuideMixture.from_starts(model, num_starts, plan=plan)
+        start = time.process_time()
+        count = best_epoch(data, seconds / 6)[1]
+        nets = [trained(data, count) for _ in range(num_starts)]
+        guide, seconds = GuideMixture.from_starts(model, nets, plan=plan), seconds - (time.process_time() - start)
     num_steps = max(1, steps_within(model, batches, seconds) // num_starts)
     fit(model, guide, batches, num_steps=num_steps, progress=False)
     print(guide.describe(), flush=True)

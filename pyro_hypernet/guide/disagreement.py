@@ -1,5 +1,6 @@
 """How often draws of a mixture's components predict otherwise than each other: whether these are different modes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,8 @@ class Disagreement:
             between, within, what = f"{self.between:.1%}", f"{self.within:.1%}", "name another class for"
         else:
             between, within, what = f"{self.between:.3g}", f"{self.within:.3g}", "are apart by, in predictive sds,"
+        if math.isnan(self.between):
+            return f"Two draws {what} {within}."
         return f"Two draws {what} {between} between components and {within} within one."
 
 
