@@ -66,13 +66,13 @@ def stack(model: Model, mixture: GuideMixture, *args: Any, num_samples: int = 10
             torch.cat([value.double().logsumexp(0).flatten() - math.log(len(value)) for value in by_site.values()])
         )
     log_p = torch.stack(parts)
-    weights = stacking_weights(log_p)
+    weights = _stacking_weights(log_p)
     mixture.set_log_weights(weights.log())
     score = (log_p + weights.log()[:, None]).logsumexp(0).mean()
     return Stacked(weights, float(score), log_p.mean(1))
 
 
-def stacking_weights(log_p: Tensor) -> Tensor:
+def _stacking_weights(log_p: Tensor) -> Tensor:
     """The weights that maximise the mean log density of a mixture, a concave function of them, by EM.
 
     Args:

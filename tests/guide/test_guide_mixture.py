@@ -22,7 +22,7 @@ from pyro_hypernet import AutoHypernet, GuideMixture, Plan, VectorizedELBO, baye
 from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.evaluation.ppc import replicate
 from pyro_hypernet.evaluation.predict import log_likelihood
-from pyro_hypernet.evaluation.stacking import stacking_weights
+from pyro_hypernet.evaluation.stacking import _stacking_weights
 from pyro_hypernet.guide.disagreement import disagreement_of
 from pyro_hypernet.model.density import LogJoint
 from tests import small_models as m
@@ -484,10 +484,10 @@ def test_stacking_finds_the_weights_of_a_known_mixture():
     which = torch.rand(2000, dtype=torch.float64) < 0.3
     y = torch.randn(2000, dtype=torch.float64) + torch.where(which, 3.0, -3.0)
     centres = torch.tensor([-3.0, 3.0, 30.0], dtype=torch.float64)
-    weights = stacking_weights(dist.Normal(centres[:, None], 1.0).log_prob(y))
+    weights = _stacking_weights(dist.Normal(centres[:, None], 1.0).log_prob(y))
     torch.testing.assert_close(weights, torch.tensor([0.7, 0.3, 0.0], dtype=torch.float64), rtol=0, atol=0.08)
     with pytest.raises(ValueError, match="1 of 2 held-out"):
-        stacking_weights(torch.tensor([[0.0, -math.inf]], dtype=torch.float64))
+        _stacking_weights(torch.tensor([[0.0, -math.inf]], dtype=torch.float64))
 
 
 def test_stack_weighs_by_held_out_data():
