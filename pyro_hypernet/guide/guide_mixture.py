@@ -93,20 +93,7 @@ class GuideMixture(AutoContinuous):
             TypeError: If `starts` is neither.
             ValueError: If there are fewer than one, a start does not fit the model, or no module draws values anew.
         """
-        if isinstance(starts, int) and not isinstance(starts, bool):
-            if starts < 1:
-                raise ValueError(f"starts must be at least 1; got {starts}.")
-            if not isinstance(model, BayesianNet):
-                return cls([AutoHypernet(model, init_loc_fn=init_to_sample, plan=plan) for _ in range(starts)])
-            models = [model, *(reinitialised(model) for _ in range(starts - 1))]
-            return cls([_guide_at(one, plan) for one in models])
-        if isinstance(starts, (str, Mapping)) or not isinstance(starts, Sequence):
-            raise TypeError(f"starts must be a number, or a list of networks or dicts; got {type(starts).__name__}.")
-        if isinstance(model, BayesianNet):
-            return cls([_guide_at(started_at(model, start), plan) for start in starts])
-        if not all(isinstance(start, Mapping) for start in starts):
-            raise TypeError("The starts of a model that bayesianize did not make must be dicts from site to value.")
-        return cls([AutoHypernet(model, init_loc_fn=_at(dict(start)), plan=plan) for start in starts])
+        return cls(_guides_from(model, starts, plan))
 
     @property
     def components(self) -> tuple[AutoHypernet, ...]:
@@ -339,6 +326,24 @@ def _check_guides(guides: Sequence[Any]) -> None:
             f"A GuideMixture needs guides, each once; got {len(guides)}, of which "
             f"{len({id(guide) for guide in guides})} are different."
         )
+
+
+def _guides_from(model: Model, starts: Any, plan: Plan | None) -> list[AutoHypernet]:
+    """Arguments and errors as of `GuideMixture.from_starts`."""
+    if isinstance(starts, int) and not isinstance(starts, bool):
+        if starts < 1:
+            raise ValueError(f"starts must be at least 1; got {starts}.")
+        if not isinstance(model, BayesianNet):
+            return [AutoHypernet(model, init_loc_fn=init_to_sample, plan=plan) for _ in range(starts)]
+        models = [model, *(reinitialised(model) for _ in range(starts - 1))]
+        return [_guide_at(one, plan) for one in models]
+    if isinstance(starts, (str, Mapping)) or not isinstance(starts, Sequence):
+        raise TypeError(f"starts must be a number, or a list of networks or dicts; got {type(starts).__name__}.")
+    if isinstance(model, BayesianNet):
+        return [_guide_at(started_at(model, start), plan) for start in starts]
+    if not all(isinstance(start, Mapping) for start in starts):
+        raise TypeError("The starts of a model that bayesianize did not make must be dicts from site to value.")
+    return [AutoHypernet(model, init_loc_fn=_at(dict(start)), plan=plan) for start in starts]
 
 
 def _guide_at(model: BayesianNet, plan: Plan | None) -> AutoHypernet:

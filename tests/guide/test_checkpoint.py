@@ -326,7 +326,7 @@ def test_a_failing_first_write_leaves_nothing(path, monkeypatch):
 
 
 def test_guides_of_other_kinds(path):
-    with pytest.raises(TypeError, match="^save writes an AutoHypernet; got AutoNormal"):
+    with pytest.raises(TypeError, match="^save writes an AutoHypernet or a GuideMixture; got AutoNormal"):
         save(AutoNormal(m.linear), path)
 
 
