@@ -187,13 +187,11 @@ class GuideMixture(AutoContinuous):
         """The distribution of unconstrained weights, shape `(D,)`; does not depend on the arguments."""
         return _Weights(self, torch.Size())
 
-    def get_base_dist(self) -> dist.TorchDistribution:
-        """There is none: NotImplementedError."""
+    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
+        """There is none, as there is no base distribution: NotImplementedError."""
         raise NotImplementedError(_NO_MAP)
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
-        """There is none: NotImplementedError."""
-        raise NotImplementedError(_NO_MAP)
+    get_base_dist = get_transform
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The median of every unconstrained coordinate, on the sites' supports: a dict from site to `shape`."""
