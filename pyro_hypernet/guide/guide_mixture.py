@@ -222,18 +222,16 @@ class GuideMixture(AutoContinuous):
         if num_samples < 2:
             raise ValueError(f"num_samples must be at least 2; got {num_samples}.")
         parts = [part for _, part in self._drawn()]
-        model = parts[0]._its_model()
         with outside_of_pyro():
             samples = [part.sample_posterior(num_samples) for part in parts]
-            self.disagreement = disagreement_of(model, samples, args, kwargs)
+            self.disagreement = disagreement_of(parts[0]._its_model(), samples, args, kwargs)
         return self.disagreement
 
     def describe(self) -> str:
         """What is mixed: the weights, how far draws disagree, and what every component is."""
         weights = ", ".join(f"{weight:.3g}" for weight in self._log_weights.exp().tolist())
-        told = dict.fromkeys(part.describe() for part in self.components)
-        said = f" {self.disagreement}" if self.disagreement else ""
-        return f"GuideMixture of {len(self.components)} guides, weights {weights}.{said} {' '.join(told)}"
+        told = [str(self.disagreement or ""), *dict.fromkeys(part.describe() for part in self.components)]
+        return f"GuideMixture of {len(self.components)} guides, weights {weights}. {' '.join(filter(None, told))}"
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         for part in self.components:
