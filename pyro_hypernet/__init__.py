@@ -13,10 +13,12 @@ from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.score import Score, score
+from pyro_hypernet.evaluation.stacking import Stacked, stack
 from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.checkpoint import load, save
+from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.infer import infer
 from pyro_hypernet.model.modes import init_to_map
@@ -37,6 +39,7 @@ __all__ = [
     "Checkpoint",
     "Diagnosis",
     "Fit",
+    "GuideMixture",
     "HmcKernel",
     "Moved",
     "Nuts",
@@ -46,6 +49,7 @@ __all__ = [
     "Posterior",
     "Refined",
     "Score",
+    "Stacked",
     "TemperatureChoice",
     "VectorizedELBO",
     "bayesianize",
@@ -72,5 +76,6 @@ __all__ = [
     "save",
     "sbc",
     "score",
+    "stack",
     "to_arviz",
 ]

@@ -68,6 +68,7 @@ def infer(
         Draws, evidence, verdict and log. A warning says so where the verdict is not "use it".
 
     Raises:
+        TypeError: If the guide is no AutoHypernet.
         ValueError: If the budget cannot be read or does not allow for 50 steps and a diagnosis of this model, which is
             found out before any of it and names what is needed; if a number is out of range or the engine unknown; if
             the model draws minibatches; or if it cannot be fitted: see `AutoHypernet.setup`.
@@ -94,6 +95,11 @@ def infer(
     if engine == "auto" and guide is not None:
         engine = "guide"
     guide = AutoHypernet(model) if guide is None else guide
+    if not isinstance(guide, AutoHypernet):
+        raise TypeError(
+            f"infer trains and mends an AutoHypernet; got {type(guide).__name__}. Train a GuideMixture with fit, and "
+            "look at it with diagnose."
+        )
     task = Task(model, args, kwargs, clock, num_samples, say, progress)
     forecast, shortage = prepare(task, guide, num_steps)
     if shortage:

@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
@@ -313,9 +313,9 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
         kwargs: Its keyword arguments.
         mode: How the density runs, see `Target`.
     """
-    if isinstance(guide, AutoHypernet):
+    if isinstance(guide, JointGuide):
         layout = guide.layout
-        model = at_temperature(model, guide.plan.temperature)
+        model = at_temperature(model, guide.temperature)
     elif isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
         layout = Layout.from_trace(guide.prototype_trace)
     else:

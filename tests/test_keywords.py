@@ -46,6 +46,10 @@ def prior_instead(model, *args):
     return {"slope": torch.randn(20), "noise": torch.randn(20).exp()}
 
 
+def mixture_of():
+    return ph.GuideMixture.from_starts(model, 2, plan=ph.Plan("full", "linear"))
+
+
 # From arguments and keyword arguments to a tensor.
 VERBS = {
     "fit": trained,
@@ -54,6 +58,19 @@ VERBS = {
             model, ph.AutoHypernet(model), a, kwargs=k, num_steps=30, num_particles=4, num_restarts=2, **QUIET
         ).losses
     ),
+    "fit of a mixture": lambda a, k: (
+        ph.fit(
+            model,
+            mixture_of(),
+            a,
+            kwargs=k,
+            num_steps=5,
+            elbo=ph.VectorizedELBO(4),
+            plan=ph.Plan(rejection=None),
+            **QUIET,
+        ).losses
+    ),
+    "stack": lambda a, k: ph.stack(model, mixture_of().setup(X, Y), *a, num_samples=20, **k).scores,
     "best_start": started,
     "infer": lambda a, k: (
         ph.infer(

@@ -23,7 +23,6 @@ from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_in
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.evaluation.verdict import USE, Diagnosis, diagnosis_of
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.sample.tempering import effective_sample_size
 from pyro_hypernet.target import Target
@@ -197,7 +196,8 @@ def _functions(
 
 def _holds_some_copies(target: Target, guide: Any) -> bool:
     """Whether the model has symmetries that the guide does not have."""
-    if isinstance(guide, AutoHypernet) and guide.knowledge is not None and guide.knowledge.symmetries.groups:
+    known = [getattr(part, "knowledge", None) for part in getattr(guide, "components", (guide,))]
+    if all(knowledge is not None and knowledge.symmetries.groups for knowledge in known):
         return False
     if target.kwargs:
         return False

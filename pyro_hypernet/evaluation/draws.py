@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.vectorize import outside_of_pyro
 
@@ -26,9 +26,10 @@ def draws(posterior: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) ->
     """Draws from a posterior, whatever kind it is of.
 
     Args:
-        posterior: An AutoHypernet, any other Pyro guide (an AutoGuide in one vectorised pass where Pyro can, others run
-            once per draw), a result of `nuts` or anything else with `.samples`, a Pyro or NumPyro `MCMC` object,
-            ArviZ's InferenceData, or a dict from site to samples of shape `(S, *shape)`, tensors or other arrays.
+        posterior: An AutoHypernet or a GuideMixture, any other Pyro guide (an AutoGuide in one vectorised pass where
+            Pyro can, others run once per draw), a result of `nuts` or anything else with `.samples`, a Pyro or NumPyro
+            `MCMC` object, ArviZ's InferenceData, or a dict from site to samples of shape `(S, *shape)`, tensors or
+            other arrays.
         args: The model's arguments; only guides that are functions of them look at these.
         num_samples: Number of draws S. Of stored samples at most this many are taken, at random and without
             replacement, in their order; all where there are fewer.
@@ -52,7 +53,7 @@ def draws(posterior: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) ->
     if stored is not None:
         return _subset(stored, num_samples)
     _check_guide(posterior)
-    if isinstance(posterior, AutoHypernet):
+    if isinstance(posterior, JointGuide):
         return posterior.sample_posterior(num_samples)
     if isinstance(posterior, AutoContinuous):
         w = posterior.get_posterior(*args, **kwargs).sample((num_samples,))
@@ -77,7 +78,7 @@ def draws_and_log_prob(guide: Any, *args: Any, num_samples: int = 1000, **kwargs
     check_has_density(guide)
     if not isinstance(guide, AutoContinuous):
         return _run_guide(guide, args, kwargs, num_samples, with_density=True)
-    if isinstance(guide, AutoHypernet):
+    if isinstance(guide, JointGuide):
         layout = guide.layout
         w, log_q = guide.sample_and_log_prob(num_samples)
     else:
@@ -95,7 +96,7 @@ def log_density_of(guide: Any, samples: Mapping[str, Tensor], *args: Any, **kwar
     """log q of draws from anywhere.
 
     Args:
-        guide: An AutoHypernet, an AutoNormal, or another of Pyro's AutoContinuous guides.
+        guide: An AutoHypernet, a GuideMixture, an AutoNormal, or another of Pyro's AutoContinuous guides.
         samples: A dict from every latent site to draws of shape `(S, *shape)`.
         args: The model's arguments.
         kwargs: Its keyword arguments.
@@ -104,7 +105,7 @@ def log_density_of(guide: Any, samples: Mapping[str, Tensor], *args: Any, **kwar
         Log densities of the constrained values in nats, double precision, shape `(S,)`; None for guides of other
         kinds, whose density at a given point nobody knows.
     """
-    if isinstance(guide, AutoHypernet):
+    if isinstance(guide, JointGuide):
         parts = [guide.log_prob(chunk) for chunk in _chunks(samples)]
         return torch.cat(parts).double()
     if not isinstance(guide, AutoContinuous) and type(guide) is not AutoNormal:
@@ -185,7 +186,7 @@ def _check_guide(guide: Any) -> None:
             "posterior must be a guide, a result of nuts, or a dict from site to samples of shape (S, *shape); got "
             f"{type(guide).__name__}."
         )
-    unset = isinstance(guide, AutoGuide) and not isinstance(guide, AutoHypernet) and guide.prototype_trace is None
+    unset = isinstance(guide, AutoGuide) and not isinstance(guide, JointGuide) and guide.prototype_trace is None
     if unset:
         raise RuntimeError(
             f"The guide {type(guide).__name__} has not seen its model yet: train it, or call it once with the model's "

@@ -16,7 +16,7 @@ from pyro_hypernet.evaluation.importance import (
 )
 from pyro_hypernet.evaluation.predict import log_likelihood_at
 from pyro_hypernet.evaluation.psis import smoothed
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
 
 
@@ -70,9 +70,9 @@ def loo(model: Model, guide: Any, *args: Any, num_samples: int = 4000, site: str
     Source: Magnusson, Andersen, Jonasson and Vehtari 2019, arXiv 1904.10679, equation 6; PSIS-LOO: Vehtari, Gelman and
         Gabry 2017.
     """
-    if isinstance(guide, AutoHypernet) and guide.plan.is_tempered:
+    if isinstance(guide, JointGuide) and guide.temperature != 1:
         raise ValueError(
-            f"loo leaves out data that count once; this guide is of temperature {guide.plan.temperature:g}. Hold data "
+            f"loo leaves out data that count once; this guide is of temperature {guide.temperature:g}. Hold data "
             "out, as choose_temperature does, or fit a guide at temperature 1."
         )
     target = bind_to_weigh(model, guide, args, kwargs)

@@ -106,6 +106,11 @@ class AutoHypernet(FlowGuide):
         return known(self._plan, "has no plan")
 
     @property
+    def temperature(self) -> float:
+        """Of the posterior that the guide stands for, 1 for that of Bayes' rule. RuntimeError before `setup`."""
+        return self.plan.temperature
+
+    @property
     def knowledge(self) -> Knowledge | None:
         """What the structure "informed" has built in; None for other structures, and where nothing was found."""
         return self._knowledge

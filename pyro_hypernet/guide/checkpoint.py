@@ -1,4 +1,4 @@
-"""A trained guide as one safetensors file: parameters, constructor arguments, the layout, and the model's own state."""
+"""A trained guide, or a mixture, as one safetensors file: parameters, choices, layout, and the model's own state."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from pyro_hypernet.guide.described import (
     recall_constraint,
     recall_layout,
 )
+from pyro_hypernet.guide.disagreement import Disagreement
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.guide.model_state import ModelState, gather, restore
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Rejection
@@ -40,6 +43,11 @@ from pyro_hypernet.model.vectorize import Model
 _FORMAT = "pyro_hypernet.guide.auto_hypernet"
 # Version 1 had nothing of the model, and no bounds in the map; 2 had other bounds, and the arguments in two ways.
 _VERSION = 3
+# Of files of mixtures, which hold the tensors of every component under names that begin so.
+_MIXTURE_VERSION = 4
+_COMPONENT = "component."
+# Marks those whose model's own state stands with the first.
+_WITHOUT_MODEL = "without_model"
 # Before the names of a rejection's tensors, which are no part of the guide's own state.
 _REJECTION = "rejection."
 _THE_MAPS = "those of the map"
@@ -53,7 +61,7 @@ RUN = "run."
 _NO_SUM = "0" * 64
 
 
-def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
+def save(guide: AutoHypernet | GuideMixture, path: str | os.PathLike[str]) -> None:
     """Writes a guide to a file, whole or not at all.
 
     The file holds no code and no pickle: parameters, the names of hypernet and structure with their options, the layout
@@ -66,24 +74,44 @@ def save(guide: AutoHypernet, path: str | os.PathLike[str]) -> None:
         path: The file; its folder is made if need be, an old file is replaced.
 
     Raises:
-        TypeError: If `guide` is no AutoHypernet.
+        TypeError: If `guide` is no AutoHypernet or GuideMixture.
         RuntimeError: If the guide has no parameters yet.
         ValueError: If hypernet or structure is a function of the user's own with options that JSON cannot hold, or a
             parameter of the model cannot be kept.
     """
-    if not isinstance(guide, AutoHypernet):
-        raise TypeError(f"save writes an AutoHypernet; got {type(guide).__name__}.")
+    if not isinstance(guide, JointGuide):
+        raise TypeError(f"save writes an AutoHypernet or a GuideMixture; got {type(guide).__name__}.")
     write(Path(path), *pack(guide))
 
 
-def pack(guide: AutoHypernet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def pack(guide: AutoHypernet | GuideMixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a file holds of a guide: its header, plain values, and its tensors by name; errors as of `save`."""
-    layout, rejection, state = guide.layout, guide.rejection, _gather(guide)
+    header, tensors = _pack_mixture(guide) if isinstance(guide, GuideMixture) else _pack(guide, _gather(guide))
+    return {"format": _FORMAT, "torch": torch.__version__, "pyro": pyro.__version__, **header}, tensors
+
+
+def _pack_mixture(mixture: GuideMixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and tensors of a mixture: those of its components, the model's with the first."""
+    headers, tensors = [], {}
+    for number, guide in enumerate(mixture.components):
+        header, own = _pack(guide, ModelState() if number else _gather(guide))
+        headers.append({**header, _WITHOUT_MODEL: True} if number else header)
+        tensors |= {f"{_COMPONENT}{number}.{name}": tensor for name, tensor in own.items()}
+    found = mixture.disagreement
     header = {
-        "format": _FORMAT,
+        "version": _MIXTURE_VERSION,
+        "components": headers,
+        "log_weights": [repr(value) for value in mixture.log_weights.tolist()],  # in words: JSON has no infinity
+        "disagreement": None if found is None else [repr(found.between), repr(found.within), found.measure],
+    }
+    return header, tensors
+
+
+def _pack(guide: AutoHypernet, state: ModelState) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and tensors of a guide and of its model's own state."""
+    layout, rejection = guide.layout, guide.rejection
+    header = {
         "version": _VERSION,
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
         "hypernet": describe_choice(guide.plan.hypernet, HYPERNETS, "hypernet"),
         "structure": describe_choice(guide.plan.structure, STRUCTURES, "structure"),
         **{name: getattr(guide.plan, name) for name in _NUMBERS},
@@ -134,7 +162,7 @@ def load(
     device: torch.device | str | None = None,
     overwrite: bool = False,
     **kwargs: Any,
-) -> AutoHypernet:
+) -> AutoHypernet | GuideMixture:
     """Reads a guide back; it samples and scores without data and without a training step.
 
     The model's own learnt parameters come back too, into its modules and into Pyro's parameter store, so that it
@@ -160,6 +188,41 @@ def load(
             other sites or parameters; or the parameter store holds others.
     """
     header, tensors = read(Path(path))
+    unpack = partial(
+        _unpack,
+        model=model,
+        args=args,
+        kwargs=kwargs,
+        hypernet=hypernet,
+        structure=structure,
+        device=device,
+        overwrite=overwrite,
+        path=path,
+    )
+    if "components" not in header:
+        return unpack(header, tensors)
+    guides = [unpack(own, _pop(tensors, f"{_COMPONENT}{number}.")) for number, own in enumerate(header["components"])]
+    mixture = GuideMixture(guides, log_weights=[float(value) for value in header["log_weights"]])
+    if header["disagreement"] is not None:
+        between, within, measure = header["disagreement"]
+        mixture.disagreement = Disagreement(float(between), float(within), measure)
+    return mixture
+
+
+def _unpack(
+    header: dict[str, Any],
+    tensors: dict[str, Tensor],
+    *,
+    model: Model,
+    args: tuple,
+    kwargs: dict[str, Any],
+    hypernet: Callable[..., Any] | None,
+    structure: Callable[..., Any] | None,
+    device: torch.device | str | None,
+    overwrite: bool,
+    path: Any,
+) -> AutoHypernet:
+    """A guide, and its model's own state put back, from what `_pack` gave; arguments as of `load`."""
     of_rejection, params, of_modules, _ = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR, RUN))
     layout = recall_layout(header["layout"])
     guide = AutoHypernet(
@@ -188,6 +251,8 @@ def load(
     if header.get("rejected"):
         _install_rejection(guide, header["rejected"], of_rejection, args, kwargs)
     own = _set_up(guide, model, args, kwargs) if args or kwargs else None
+    if _WITHOUT_MODEL in header:
+        return guide
     state = _recall_model(header.get("model"), params, of_modules, guide._origin.device)
     restore(model, state, own=own, overwrite=overwrite, path=path)
     guide._stored_names = dict.fromkeys([*state.params, *state.statements.values()], False)
@@ -368,9 +433,10 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"{path} was not written by pyro_hypernet.save: its header names {sorted(metadata) or 'nothing'}."
         )
-    if header["version"] > _VERSION:
+    if header["version"] > _MIXTURE_VERSION:
         raise ValueError(
-            f"{path} has format version {header['version']}; this release reads up to {_VERSION}: upgrade it."
+            f"{path} has format version {header['version']}; this release reads up to {_MIXTURE_VERSION}: upgrade it."
         )
-    _update(header, tensors)
+    if "components" not in header:
+        _update(header, tensors)
     return header, tensors

@@ -66,16 +66,9 @@ class Flow:
         Raises:
             ValueError: If they are no list of Q probabilities.
         """
-        probabilities = torch.as_tensor(quantiles, dtype=self.origin.dtype, device=self.origin.device)
-        if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
-            raise ValueError(f"quantiles must be a list of probabilities in [0, 1]; got {quantiles!r}.")
         num_draws = max(64, min(_QUANTILE_DRAWS / self.noise.rate, _QUANTILE_NUMBERS // len(self.origin)))
         noise = self.noise.place(self._fixed_noise(2 * (int(num_draws) // 2)))
-        w = in_pieces(self.bijection, noise)[0].sort(dim=0).values
-        position = probabilities * (len(w) - 1)
-        lower = position.floor().long()
-        upper = (lower + 1).clamp(max=len(w) - 1)
-        return self.layout.constrain(torch.lerp(w[lower], w[upper], (position - lower)[:, None]))[0]
+        return self.layout.constrain(quantiles_of(in_pieces(self.bijection, noise)[0], quantiles))[0]
 
     @torch.no_grad()
     def looks(self, num_draws: int) -> Tensor:
@@ -88,6 +81,22 @@ class Flow:
         generator = torch.Generator("cpu").manual_seed(0)
         half = torch.randn(num_draws // 2, len(self.origin), generator=generator, device="cpu", dtype=torch.float64)
         return torch.cat([half, -half]).to(self.origin)
+
+
+def quantiles_of(w: Tensor, quantiles: Sequence[float] | Tensor) -> Tensor:
+    """Quantiles of every coordinate of draws of shape `(S, D)`, shape `(Q, D)`.
+
+    Raises:
+        ValueError: If they are no list of Q probabilities.
+    """
+    probabilities = torch.as_tensor(quantiles, dtype=w.dtype, device=w.device)
+    if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
+        raise ValueError(f"quantiles must be a list of probabilities in [0, 1]; got {quantiles!r}.")
+    w = w.sort(dim=0).values
+    position = probabilities * (len(w) - 1)
+    lower = position.floor().long()
+    upper = (lower + 1).clamp(max=len(w) - 1)
+    return torch.lerp(w[lower], w[upper], (position - lower)[:, None])
 
 
 class OntoPeriods(Bijection):

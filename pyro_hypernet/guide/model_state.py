@@ -142,7 +142,7 @@ def _check_names(state: ModelState, found: Mapping[str, Tensor], own: Mapping[st
         warnings.warn(
             f"{path} does not hold the model's parameters {missing}, which stay as they are: predictions are right "
             "only if those are the values that the guide was trained with.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

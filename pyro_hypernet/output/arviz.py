@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
 from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.model.layout import minibatch_plates, plate_names
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import observed_nodes
@@ -31,7 +31,7 @@ def to_arviz(
     *args: Any,
     num_samples: int = 1000,
     num_prior_samples: int = 500,
-    guide: AutoHypernet | None = None,
+    guide: JointGuide | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     **kwargs: Any,
@@ -40,7 +40,9 @@ def to_arviz(
 
     Axes are named after the plates that they belong to; sites and plates called "chain" or "draw", as ArviZ calls its
     own axes, and plates called as a site get other names, with a warning. Draws of a guide are independent: one chain,
-    for which R-hat and ESS say nothing; judge a guide by `khat` and `compare`, and leave data out by `loo`: ArviZ's own
+    for which R-hat and ESS say nothing; of a GuideMixture whose components weigh equally a chain for each, whose R-hat
+    says how far these are apart, otherwise one chain of all in proportion (`GuideMixture(mixture.components)` weighs
+    equally). Judge a guide by `khat` and `compare`, and leave data out by `loo`: ArviZ's own
     takes the draws for the posterior's.
 
     Args:
@@ -50,7 +52,7 @@ def to_arviz(
         args: The model's arguments, data included. Without data there are no log_likelihood, observed_data and lp.
         num_samples: Number of draws from a guide, and at most from stored samples.
         num_prior_samples: Draws of the prior; 0 for none.
-        guide: An AutoHypernet whose log q of stored draws is to stand in sample_stats.
+        guide: An AutoHypernet or a GuideMixture whose log q of stored draws is to stand in sample_stats.
         coords: From the name of a dimension, such as a plate's, to its labels.
         dims: From a site, or an argument of the model, to the names of all its axes, instead of the plates' names.
         kwargs: The model's keyword arguments.
@@ -108,11 +110,13 @@ def to_arviz(
     data = _convert(*_without_collisions(groups, coords or {}, names))
     if temperature != 1:
         data["posterior"].attrs["temperature"] = temperature
+    if isinstance(posterior, GuideMixture):
+        data["posterior"].attrs["component_weights"] = posterior.log_weights.exp().tolist()
     return data
 
 
 def _temperature(posterior: Any) -> float:
-    return posterior.plan.temperature if isinstance(posterior, AutoHypernet) else 1.0
+    return posterior.temperature if isinstance(posterior, JointGuide) else 1.0
 
 
 def _draws(posterior: Any, bound: Bound, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
@@ -120,6 +124,10 @@ def _draws(posterior: Any, bound: Bound, num_samples: int) -> tuple[dict[str, Te
     chains = getattr(posterior, "samples_by_chain", None)
     if chains:
         return posterior.samples, None, next(iter(chains.values())).shape[0]
+    if isinstance(posterior, GuideMixture) and bool((posterior.log_weights == posterior.log_weights[0]).all()):
+        w, log_q, _ = posterior.sample_strata(num_samples)
+        values, log_det = posterior.layout.constrain(w)
+        return values, log_q - log_det, len(posterior.components)
     if is_guide(posterior):
         try:
             return (*draws_and_log_prob(posterior, *bound.args, num_samples=num_samples, **bound.kwargs), 1)

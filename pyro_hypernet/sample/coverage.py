@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.sample.tempering import log_mean_exp
 from pyro_hypernet.target import Target
 
@@ -31,7 +31,7 @@ class Coverage:
     missed: float
 
 
-def cover(target: Target, guide: AutoHypernet, samples: dict[str, Tensor], *, num_samples: int) -> Coverage:
+def cover(target: Target, guide: JointGuide, samples: dict[str, Tensor], *, num_samples: int) -> Coverage:
     """Holds a guide against draws of the posterior.
 
     Args:

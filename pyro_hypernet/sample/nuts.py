@@ -122,6 +122,7 @@ def nuts(
 
     Raises:
         RuntimeError: If the model has no latent site.
+        TypeError: If `guide` is no AutoHypernet.
         ValueError: If a number is out of range, the model draws minibatches or other random numbers of its own, or no
             start with a finite density is found.
 
@@ -138,6 +139,11 @@ def nuts(
         >>> draws.samples["mean"].shape
         torch.Size([1000])
     """
+    if guide is not None and not isinstance(guide, AutoHypernet):
+        raise TypeError(
+            f"NeuTra runs through the map of an AutoHypernet; got {type(guide).__name__}. Of a GuideMixture take one "
+            "of mixture.components."
+        )
     check_chains(num_samples, num_chains, warmup_steps)
     kernel = take_moved("nuts", "kernel", kernel, kwargs)
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.collapsed import collapse
@@ -87,7 +87,7 @@ class Refined(Mixing):
 def refine(
     model: Model,
     *args: Any,
-    guide: AutoHypernet | None = None,
+    guide: JointGuide | None = None,
     num_samples: int = 2000,
     num_populations: int = 4,
     num_moves: int = 8,

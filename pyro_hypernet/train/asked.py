@@ -72,7 +72,7 @@ def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
     if not isinstance(guide, AutoHypernet):
         raise TypeError(
             f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
-            "takes VectorizedELBO too."
+            "takes VectorizedELBO too; of a GuideMixture best_start takes the components, one by one."
         )
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"num_steps must be a positive integer; got {num_steps!r}.")

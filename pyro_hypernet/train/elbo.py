@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro
@@ -132,7 +133,7 @@ class VectorizedELBO(ELBO):
             guide._setup_prototype(*args, **kwargs)
         is_same = self.log_joint is not None and self.log_joint.model is model
         if not is_same or self._prototype is not guide.prototype_trace:
-            layout = guide.layout if isinstance(guide, AutoHypernet) else Layout.from_trace(guide.prototype_trace)
+            layout = guide.layout if isinstance(guide, JointGuide) else Layout.from_trace(guide.prototype_trace)
             self.log_joint = LogJoint(model, layout, mode=self.mode)
             self._prototype = guide.prototype_trace
             self._counts, self._steps, self._is_distrusted = {}, {}, False

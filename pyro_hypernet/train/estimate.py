@@ -9,7 +9,7 @@ import torch
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor
 
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.density import LogJoint
 
 VectorizedGuide = AutoContinuous | AutoNormal
@@ -116,7 +116,7 @@ def densities(
     guide: VectorizedGuide, args: tuple, kwargs: dict
 ) -> tuple[Callable[[int], Particles], Callable[[Tensor], Tensor]]:
     """How to draw with a density from the guide, and how to score given weights, in nats."""
-    if isinstance(guide, AutoHypernet):
+    if isinstance(guide, JointGuide):
         return guide.sample_strata, guide.unconstrained_log_prob
     with guide._pyro_context:  # PyroParams of Pyro's guides announce themselves only in their module's context
         posterior = _flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
 from pyro_hypernet.model.arguments import ByName
@@ -30,6 +31,7 @@ from pyro_hypernet.train.asked import (
     told_num_data,
 )
 from pyro_hypernet.train.batches import Batches
+from pyro_hypernet.train.components import fit_in_turn
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.interrupts import Interrupts
 from pyro_hypernet.train.notices import after_fit, keep_going
@@ -85,7 +87,7 @@ class Fit:
 
 def fit(
     model: Model,
-    guide: AutoHypernet,
+    guide: AutoHypernet | GuideMixture,
     args: tuple | Mapping[str, Any] | Iterable[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -106,7 +108,8 @@ def fit(
 
     Args:
         model: The Pyro model.
-        guide: The guide; `setup` is called if need be, else training goes on from its present parameters.
+        guide: The guide; `setup` is called if need be, else training goes on from its present parameters. The
+            components of a GuideMixture are trained in turn, each for `num_steps`, and weigh equally from then on.
         args: The model's arguments as a tuple, or a dict by name; or an iterable of such, or of single tensors (a
             DataLoader), gone through again and again. The model must then scale the likelihood of a minibatch to all
             data, by a plate with `subsample_size` or by `bayesianize(..., num_data=N)`; a network of `bayesianize`
@@ -132,15 +135,15 @@ def fit(
             torch's, numpy's or Python's generators or one that it holds. Gone on with are random states and the place
             in the loader, whose batches of this pass are read again; `max_seconds` counts all processes. Another model,
             other data or options are refused. With it `compile="auto"` captures the step without asking the clock, and
-            "inductor" goes on up to rounding.
+            "inductor" goes on up to rounding. The components of a mixture have folders of their own in it.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
         moved: Options that are now part of `elbo`, `optim` and `plan`, or of `best_start`, with a warning.
 
     Returns:
-        Losses, seconds and why it stopped.
+        Losses, seconds and why it stopped; of a mixture the mean of the components' losses and bounds.
 
     Raises:
-        TypeError: If `args` is none of these, or the guide is no AutoHypernet.
+        TypeError: If `args` is none of these, or the guide neither an AutoHypernet nor a GuideMixture.
         OSError: If the folder of `checkpoint` cannot be written to at the start.
         ValueError: If an option is out of its range, the folder of `checkpoint` holds another run, several minibatches
             are not scaled to all data, the model refuses one of them, or whatever `guide.setup` raises.
@@ -158,6 +161,11 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
+    if isinstance(guide, GuideMixture):
+        options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
+        check(guide.components[0], num_steps, elbo, plan)
+        fit_one = partial(fit, model, **options, progress=progress, **moved)
+        return fit_in_turn(fit_one, guide, args, kwargs or {}, checkpoint)
     check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)

@@ -273,7 +273,7 @@ def test_a_file_of_a_later_release(path):
     header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["pyro_hypernet"])
     metadata = {"pyro_hypernet": json.dumps({**header, "version": 99})}
     path.write_bytes(write_tensors(read_tensors(data), metadata=metadata))
-    with pytest.raises(ValueError, match="has format version 99; this release reads up to 3: upgrade it"):
+    with pytest.raises(ValueError, match="has format version 99; this release reads up to 4: upgrade it"):
         load(path, m.linear)
 
 
@@ -326,7 +326,7 @@ def test_a_failing_first_write_leaves_nothing(path, monkeypatch):
 
 
 def test_guides_of_other_kinds(path):
-    with pytest.raises(TypeError, match="^save writes an AutoHypernet; got AutoNormal"):
+    with pytest.raises(TypeError, match="^save writes an AutoHypernet or a GuideMixture; got AutoNormal"):
         save(AutoNormal(m.linear), path)
 
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import signal
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
-from pyro_hypernet import AutoHypernet, Checkpoint, Optim, Plan, VectorizedELBO, fit, load
+from pyro_hypernet import AutoHypernet, Checkpoint, GuideMixture, Optim, Plan, VectorizedELBO, fit, load
 from pyro_hypernet.guide import checkpoint as checkpoint_module
 from pyro_hypernet.train import resume as resume_module
 from pyro_hypernet.train.optimiser import Optimiser
@@ -417,3 +418,38 @@ def test_sigterm_is_what_an_interrupt_is(monkeypatch):
 def test_kill_9(count, tmp_path):
     """Whatever the moment; a run that ends before is one more that goes on from its end."""
     assert survives(tmp_path, count, seed(1)) == count
+
+
+def test_a_mixture_goes_on_where_it_was(tmp_path):
+    """The second component is interrupted: the first gives its result again, the second goes on."""
+    y = torch.tensor([0.3, 0.9])
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def run(folder, num_calls=None):
+        pyro.set_rng_seed(seed(0))
+        calls = []
+
+        def counted(y):
+            calls.append(1)
+            if num_calls is not None and len(calls) > num_calls:
+                raise KeyboardInterrupt
+            return model(y)
+
+        mixture = GuideMixture.from_starts(counted, 2, plan=Plan("full", "linear", rejection=None))
+        options = {"elbo": VectorizedELBO(4, mode="eager"), "checkpoint": folder, "progress": False}
+        result = fit(counted, mixture, (y,), num_steps=40, **options)
+        return result, mixture, len(calls)
+
+    whole, _, num_calls = run(tmp_path / "whole")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cut, _, _ = run(tmp_path / "cut", int(0.75 * num_calls))
+    assert cut.stopped_because == "interrupted"
+    again, mixture, _ = run(tmp_path / "cut")
+    assert again.stopped_because == "all steps done"
+    assert torch.equal(again.losses, whole.losses)
+    assert torch.equal(mixture.log_weights, torch.full((2,), 0.5).log())
