@@ -1,6 +1,5 @@
 """A torch network as a Pyro model: priors over its parameters, a likelihood for its outputs."""
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,21 +12,19 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import is_lazy
 
+from pyro_hypernet.bnn.calls import Call, Interface, Output, check_finite, counted, interface_of, per_datum, pick
 from pyro_hypernet.bnn.last_layer import find_unused, last_layer
 from pyro_hypernet.bnn.likelihoods import Likelihood, resolve_likelihood
+from pyro_hypernet.bnn.modules import Needs, check_modules, copy_of, kind_of, run_network
 from pyro_hypernet.bnn.priors import Prior, RandomTensor, assign_priors, check_patterns
-from pyro_hypernet.bnn.weight_norm import TRANSPOSED, Normed, call, find_undone, norms
+from pyro_hypernet.bnn.weight_norm import TRANSPOSED, Normed, norms, spell_undone, try_gains
+from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 from pyro_hypernet.model.announce import announce, forget_announcements
 from pyro_hypernet.model.vectorize import outside_of_pyro
 
 PARAMETRIZATIONS = ("weights", "weight_norm")
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, *_BATCH_NORMS, *_INSTANCE_NORMS)
 # Numbers of inputs at most with which a network is tried, and rows at most with which every gain is.
 _MAX_TRIED, _MAX_ROWS = 1_000_000, 8
 
@@ -40,8 +37,17 @@ def bayesianize(
     sites: str | Sequence[str] = "all",
     parametrization: str = "weights",
     num_data: int | None = None,
+    inputs: Sequence[str] | None = None,
+    output: Output | None = None,
+    class_axis: int = -1,
+    ignore_value: float | None = None,
 ) -> "BayesianNet":
     """Turns a network into a Pyro model `model(x, y=None)`; the network itself is copied, never changed.
+
+    A network of several inputs becomes `model(x1, x2, y=None)`; inputs that it need not have, such as masks, go by
+    name. A network with outputs `(N, *positions, out)`, for tokens, time steps or pixels, has a target at every
+    position; their log densities within a datum add up. `model(x, y, y_mask=mask)` leaves targets out, those of
+    padding, where the mask is False. Kinds of modules: docs/modules.md.
 
     The model works on a copy in eval mode, whatever the mode of `net`: dropout is off, batch normalisation uses its
     running statistics, and these stay what they are. Random parameters are sample sites under their own dotted names,
@@ -51,11 +57,12 @@ def bayesianize(
     afresh is to call `bayesianize` again. In Pyro's parameter store they stand as "BayesianNet.0.weight", with a number
     after "BayesianNet" where another model has that name; `ParamStoreDict.load` puts them back before the first call.
     Parameters with `requires_grad=False` stay fixed, unless `sites` names them. The outputs are the deterministic site
-    "f", shape `(N, out)`, the targets the site "y", both in the plate "data". The model takes one draw at a time, to be
-    vmapped; Pyro's vectorised particles it refuses, and `torch.jit` cannot trace it.
+    "f", shape `(N, *positions, out)`, the targets the site "y", both in the plate "data". The model takes one draw at a
+    time, to be vmapped; Pyro's vectorised particles it refuses, and `torch.jit` cannot trace it.
 
     Args:
-        net: Any module from one tensor `(N, ...)` to outputs `(N, out)`, or `(N,)`, which is read as `(N, 1)`.
+        net: Any module from tensors `(N, ...)`, or dicts of them, to outputs `(N, *positions, out)`, or `(N,)`, which
+            is read as `(N, 1)`.
         likelihood: "gaussian", "heteroscedastic", "bernoulli", "categorical", "poisson", or a Likelihood such as
             `Gaussian(sigma=0.1)`.
         prior: "fan_in", or `fan_in(gain=1.5)`; a number s for `Normal(0, s)` (`Normal(1, s)` for the weights of
@@ -73,14 +80,20 @@ def bayesianize(
             the first call tries all, and with `sites="all"` such weights become point estimates, so that the layer's
             own weights and biases alone are random there. A warning names them; where `sites` names them they stay.
         num_data: Size of the whole data set where `x` is a minibatch: the likelihood counts `num_data / len(x)` times.
+        inputs: Names of the inputs that the model takes by position, before y: arguments of the network's forward;
+            None for those without a default.
+        output: Where the network returns a tuple, dict or dataclass: the outputs' index or name, or a function.
+        class_axis: The outputs' axis of classes, or whatever goes into one target: 1 for `(N, C, H, W)`.
+        ignore_value: Targets of this value do not count, such as -100, or NaN.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: If `net` is no module.
-        ValueError: If a choice is unknown, the network has no parameters, its last layer cannot be told, a pattern
-            matches none, a parameter has no prior, or a prior does not fit its parameter's shape or dtype.
+        TypeError: If `net` is no module, or `output` no index, name or function.
+        ValueError: If a module cannot be run at drawn weights, a choice is unknown, the network has no parameters, its
+            last layer cannot be told, a pattern matches none, a parameter has no prior, or a prior does not fit its
+            parameter's shape or dtype.
 
     Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759, for weight norm.
 
@@ -102,8 +115,12 @@ def bayesianize(
     if num_data is not None and (not isinstance(num_data, int) or num_data < 1):
         raise ValueError(f"num_data must be a positive integer or None; got {num_data!r}.")
     chosen = resolve_likelihood(likelihood)
-    random = [_random(net, name, parametrization) for name in _choose(net, sites)]
-    return BayesianNet(net, chosen, random, assign_priors(prior, random), num_data, leaves_out=sites == "all")
+    check_modules(net)
+    interface = interface_of(net, inputs, output)
+    random = [_random(net, name, parametrization) for name in _choose(net, sites, output)]
+    options = {"num_data": num_data, "interface": interface, "class_axis": class_axis, "ignore_value": ignore_value}
+    options["leaves_out"] = sites == "all"
+    return BayesianNet(net, chosen, random, assign_priors(prior, random), **options)
 
 
 class BayesianNet(nn.Module):
@@ -118,6 +135,9 @@ class BayesianNet(nn.Module):
         priors: A dict from the name of every random tensor to its prior.
         num_data: Size of the whole data set, or None where `x` is all of it.
         leaves_out: Whether gains that a normalising layer undoes are no longer random from the first call on.
+        interface: How the network is called; None to see by its forward.
+        class_axis: As of `bayesianize`.
+        ignore_value: As of `bayesianize`.
 
     Attributes:
         net: The copy, in eval mode.
@@ -138,9 +158,16 @@ class BayesianNet(nn.Module):
         num_data: int | None = None,
         *,
         leaves_out: bool = False,
+        interface: Interface | None = None,
+        class_axis: int = -1,
+        ignore_value: float | None = None,
     ) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net)
+        self.net = copy_of(net)
+        self._needs = Needs.of(self.net)
+        self._interface = interface_of(net, None, None) if interface is None else interface
+        self._class_axis = class_axis
+        self._ignore_value = ignore_value
         made = {site.parameter for site in random}
         self._learnt = {name: name for name, p in self.net.named_parameters() if p.requires_grad and name not in made}
         self._learnt |= {site.parameter: f"{site.parameter}.v" for site in random if site.kind == "scale"}
@@ -184,18 +211,20 @@ class BayesianNet(nn.Module):
         """The network's parameters that draws take the place of, so that the density does not depend on them."""
         return [self.net.get_parameter(site.parameter) for site in self._random if site.kind != "scale"]
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Runs the model.
 
         Args:
-            x: Inputs, shape `(N, ...)`.
-            y: Targets, shape `(N,)`, or `(N, out)` for Gaussian with several outputs; None to sample them.
+            args: Inputs, shape `(N, ...)`; and targets y, shape `(N, *positions)`, or `(N, *positions, out)` for
+                Gaussian with several outputs. Without them, or with None, they are sampled.
+            kwargs: Inputs and y by name; `y_mask`, torch.bool, of the shape of y or without its last axis: True where a
+                target counts.
 
         Returns:
-            The network's outputs, shape `(N, out)`.
+            The network's outputs, shape `(N, *positions, out)`.
 
         Raises:
-            TypeError: If `x` or `y` is no tensor.
+            TypeError: If the inputs are not the network's, or `y` is no tensor.
             ValueError: If shapes or dtypes do not fit, or a value is not finite or not one the likelihood can have.
                 Values are looked at where they can be: not in captured or vmapped data.
             NotImplementedError: While `torch.jit` traces, as Pyro's Jit ELBOs do.
@@ -205,25 +234,27 @@ class BayesianNet(nn.Module):
                 "torch.jit cannot trace a network whose parameters are drawn: in the place of a Jit ELBO use "
                 "VectorizedELBO, or fit, which capture the whole step."
             )
-        for name, value in {"x": x, "y": y}.items():
-            if not isinstance(value, Tensor) and (name == "x" or value is not None):
-                raise TypeError(f"{name} must be a tensor; got {type(value).__name__}: torch.as_tensor({name}).")
-        if _is_readable(x):
-            self._check_inputs(x, y)
-            self._warn_of_unused(x)
-            self._try_gains(x)
-        with sdpa_kernel(SDPBackend.MATH):  # of attention's kernels the one that vmap can batch
-            f = call(self.net, self._values(), x, on_outputs=self._on_outputs)
-        f = f.unsqueeze(-1) if f.dim() == 1 else f
-        if _is_readable(x):
-            self._check_outputs(f, x, y)
-        plate = pyro.plate("data", x.shape[0])
+        call = self._interface.read(args, kwargs)
+        y, mask = counted(call.y, call.y_mask, self._ignore_value)
+        is_readable = all(map(_is_readable, call.tensors))
+        if is_readable:
+            self._check_inputs(call, y)
+            self._warn_of_unused(call)
+            self._try_gains(call)
+        f = self._outputs(call, self._values(), on_outputs=self._on_outputs)
+        number = call.tensors[0].shape[0]
+        if is_readable:
+            _check_shape(f, call, self._class_axis)
+        positioned = self._by_position(f)
+        if is_readable:
+            _check_targets(y, f, positioned, self.likelihood, self._class_axis)
+        plate = pyro.plate("data", number)
         with plate:
-            pyro.deterministic("f", f, event_dim=1)
-        fn = self.likelihood.distribution(f)
-        scale = 1.0 if self.num_data is None else self.num_data / x.shape[0]
+            pyro.deterministic("f", f, event_dim=f.dim() - 1)
+        fn = per_datum(self.likelihood.distribution(positioned), mask)
+        scale = 1.0 if self.num_data is None else self.num_data / number
         with poutine.scale(scale=scale), plate:
-            pyro.sample("y", fn, obs=None if y is None else self.likelihood.prepare(y, f))
+            pyro.sample("y", fn, obs=None if y is None else self.likelihood.prepare(y, positioned))
         return f
 
     def __repr__(self) -> str:
@@ -270,32 +301,47 @@ class BayesianNet(nn.Module):
         values, self._prefix = announce(named, type(self).__name__, self._prefix)
         return values
 
-    def _check_inputs(self, x: Tensor, y: Tensor | None) -> None:
-        like = next(self.net.parameters())
-        if x.dim() == 0:
-            raise ValueError("x must have shape (N, ...); got a single number.")
-        if x.device != like.device or (x.is_floating_point() and x.dtype != like.dtype):
-            raise ValueError(
-                f"x must be {like.dtype} on {like.device}, like the network; got {x.dtype} on {x.device}: convert it, "
-                "or the network before bayesianize."
-            )
-        _check_finite("x", x)
+    def _outputs(self, call: Call, values: dict[str, Tensor | Normed], *, on_outputs: bool = False) -> Tensor:
+        """The network's outputs at values of its parameters."""
+        try:
+            result = run_network(self.net, self._needs, values, call.args, call.kwargs, on_outputs=on_outputs)
+        except RuntimeError as error:
+            whole = [x.dtype for x in call.tensors if not x.is_floating_point() and x.dtype != torch.bool]
+            if whole and ("dtype" in str(error) or "type" in str(error)):
+                raise TypeError(
+                    f"The network cannot take inputs of {whole[0]}: convert them as for its training, images for "
+                    f"example by x.float() / 255 ({error})."
+                ) from error
+            raise
+        f = self._interface.outputs(result)
+        return f.unsqueeze(-1) if f.dim() == 1 else f
+
+    def _by_position(self, f: Tensor) -> Tensor:
+        """The outputs with the axis of what goes into one target last; of targets with outputs of their own as is."""
+        has_own = self.likelihood.target_shape(f.shape[self._class_axis]) != ()
+        return f if has_own else f.movedim(self._class_axis, -1)
+
+    def _check_inputs(self, call: Call, y: Tensor | None) -> None:
+        self._interface.check(self.net, call, next(self.net.parameters()))
         if y is not None:
+            x = call.tensors[0]
             if y.dim() == 0 or len(y) != len(x):
                 raise ValueError(
                     f"x and y must hold the same number of data; their shapes are {tuple(x.shape)} and "
                     f"{tuple(y.shape)}."
                 )
-            _check_finite("y", y)
+            check_finite("y", y)
 
-    def _warn_of_unused(self, x: Tensor) -> None:
+    def _warn_of_unused(self, call: Call) -> None:
         """At the first call outside of torch.func: says which random parameters the outputs do not depend on."""
         if self._is_tried or torch._C._functorch.maybe_current_level() is not None or torch.is_inference_mode_enabled():
             return
         self._is_tried = True
-        rows = x[: max(1, _MAX_TRIED * len(x) // max(1, x.numel()))].detach()
-        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), outside_of_pyro():
-            unused = find_unused(self.net, [site.parameter for site in self._random], rows)
+        x = call.tensors[0]
+        few = call.rows(max(1, _MAX_TRIED * len(x) // max(1, x.numel())))
+        with torch.random.fork_rng(devices=[]), outside_of_pyro():
+            names = [site.parameter for site in self._random]
+            unused = find_unused(self.net, names, lambda values: self._outputs(few, values))
         if unused:
             warnings.warn(
                 f"The network's outputs do not depend on its random parameters {unused}, whose posterior is their "
@@ -303,67 +349,32 @@ class BayesianNet(nn.Module):
                 stacklevel=5,
             )
 
-    def _try_gains(self, x: Tensor) -> None:
+    def _try_gains(self, call: Call) -> None:
         """At the first call: whether gains may scale outputs, and which a normalising layer undoes."""
         scales = {site.name: site for site in self._random if site.kind == "scale"}
         if self._has_tried_gains or not scales:
             return
         self._has_tried_gains = True
-        rows = x[:: max(1, len(x) // _MAX_ROWS)][:_MAX_ROWS].detach()
+        few, values = call.rows(_MAX_ROWS), {name: self.net.get_parameter(s.parameter) for name, s in scales.items()}
         # Not at the network's own values: what starts at zero would hide what is behind it.
         others = {site.parameter: site.value + 0.1 for site in self._random if site.kind != "scale"}
 
-        def run(gains: Mapping[str, Tensor], on_outputs: bool = True) -> Tensor:
-            normed = {
-                s.parameter: Normed(self.net.get_parameter(s.parameter), gains[n], s.axis) for n, s in scales.items()
-            }
+        def run(gains: Mapping[str, Tensor], on_outputs: bool) -> Tensor:
+            normed = {s.parameter: Normed(values[n], gains[n], s.axis) for n, s in scales.items()}
             with torch.random.fork_rng(devices=[]):
-                return call(self.net, {**others, **normed}, rows, on_outputs=on_outputs)
+                return self._outputs(few, {**others, **normed}, on_outputs=on_outputs)
 
-        gains = {name: 1.1 * site.value for name, site in scales.items()}
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), outside_of_pyro(), temporarily_clear_interpreter_stack():
-            try:
-                f = run(gains)
-            except Exception:  # what is wrong with the network, the call itself says; it may want a batch as long as x
-                return
-            if not isinstance(f, Tensor):
-                return
-            self._on_outputs = bool((f - run(gains, False)).abs().max() <= 1e-3 * f.abs().max())
-            undone = find_undone(run, gains)
-        if undone:
-            self._leave_out(undone)
-
-    def _leave_out(self, undone: list[str]) -> None:
-        """Says that gains have no effect, and makes their weights point estimates unless they were asked for."""
-        what = f"A normalising layer undoes the gains {undone}, so that they change no output"
+        with torch.no_grad(), outside_of_pyro(), temporarily_clear_interpreter_stack():
+            self._on_outputs, undone = try_gains(run, {name: 1.1 * site.value for name, site in scales.items()})
         left = tuple(site for site in self._random if site.name not in undone)
-        if not self._leaves_out or not left:
-            return warnings.warn(
-                f"{what} and their posterior is their prior: leave them out of sites=[…], and put the normalising "
-                "layer's own weight and bias there.",
-                stacklevel=6,
-            )
-        warnings.warn(
-            f"{what}: they are no sites of the model, and their weights are learnt as point estimates. The weights and "
-            "biases of normalising layers are random instead, where they have some. To choose otherwise name all "
-            "that is to be random: sites=[…].",
-            stacklevel=6,
-        )
-        for site in self._random:
+        leaves_out = self._leaves_out and bool(left)
+        if undone:
+            warn_caller(spell_undone(undone, leaves_out=leaves_out))
+        for site in self._random if leaves_out else ():
             if site.name in undone:
                 self._learnt[site.parameter] = site.parameter
                 del self.priors[site.name]
-        self._random = left
-
-    def _check_outputs(self, f: Tensor, x: Tensor, y: Tensor | None) -> None:
-        if f.dim() != 2 or f.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"The network must map x, shape {tuple(x.shape)}, to outputs of shape ({x.shape[0]}, out); "
-                f"got {tuple(f.shape)}."
-            )
-        self.likelihood.check_width(f.shape[1])
-        if y is not None and _is_readable(y):
-            self.likelihood.check_targets(y, f.shape[1])
+        self._random = left if leaves_out else self._random
 
 
 def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
@@ -371,10 +382,9 @@ def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
     value = net.get_parameter(name).detach().clone()
     axis = 1 if isinstance(owner, TRANSPOSED) and value.dim() > 1 else 0
     weights = value.numel() // value.shape[axis] if value.dim() else 1
-    if leaf == "weight" and (isinstance(owner, _NORMS) or value.dim() < 2):
-        return RandomTensor(name, name, value, "norm", weights, axis)
-    if value.dim() < 2:
-        return RandomTensor(name, name, value, "bias", weights, axis)
+    kind = kind_of(owner, leaf, value)
+    if kind != "weight":
+        return RandomTensor(name, name, value, kind, weights, axis)
     if parametrization == "weights":
         return RandomTensor(name, name, value, "weight", weights, axis)
     gains = norms(value, axis)
@@ -386,14 +396,11 @@ def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
     return RandomTensor(f"{name}.g", name, gains, "scale", weights, axis)
 
 
-def _choose(net: nn.Module, sites: str | Sequence[str]) -> list[str]:
+def _choose(net: nn.Module, sites: str | Sequence[str], output: Output | None) -> list[str]:
     """Names of the parameters to be random, in the network's order."""
     parameters = dict(net.named_parameters())
     if not parameters:
         raise ValueError(f"The network, {type(net).__name__}, has no parameters: nothing to be random.")
-    lazy = [name for name, value in parameters.items() if is_lazy(value)]
-    if lazy:
-        raise ValueError(f"Parameters {lazy} have no shape yet: run the network once, net(x), before bayesianize.")
     if sites == "all":
         chosen = [name for name, value in parameters.items() if value.requires_grad]
         if not chosen:
@@ -402,17 +409,38 @@ def _choose(net: nn.Module, sites: str | Sequence[str]) -> list[str]:
             )
         return chosen
     if sites == "last_layer":
-        return last_layer(net)
+        return last_layer(net, lambda result: result if output is None else pick(result, output))
     if isinstance(sites, str):
         raise ValueError(f"sites must be 'all', 'last_layer' or a list of name patterns; got {sites!r}.")
     check_patterns("sites", sites, parameters)
     return [name for name in parameters if any(fnmatchcase(name, pattern) for pattern in sites)]
 
 
-def _check_finite(name: str, value: Tensor) -> None:
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        count = int((~value.isfinite()).sum())
-        raise ValueError(f"{name} holds {count} values that are NaN or infinite: drop those rows or fill them in.")
+def _check_shape(f: Tensor, call: Call, class_axis: int) -> None:
+    number = call.tensors[0].shape[0]
+    if f.dim() < 2 or f.shape[0] != number or not -f.dim() <= class_axis < f.dim():
+        raise ValueError(
+            f"The network must map x, shape {tuple(call.tensors[0].shape)}, to outputs of shape ({number}, out), "
+            f"or ({number}, *positions, out); got {tuple(f.shape)}."
+        )
+
+
+def _check_targets(y: Tensor | None, f: Tensor, positioned: Tensor, likelihood: Likelihood, class_axis: int) -> None:
+    width = positioned.shape[-1]
+    likelihood.check_width(width)
+    if y is None or not _is_readable(y):
+        return
+    if f.dim() > 2:
+        expected = (*positioned.shape[:-1], *likelihood.target_shape(width))
+        if y.shape != expected:
+            classes_first = class_axis == -1 and y.shape == (f.shape[0], *f.shape[2:])
+            hint = f"; for classes in axis 1 of the outputs, {tuple(f.shape)}, class_axis=1" if classes_first else ""
+            raise ValueError(
+                f"y must have shape {tuple(expected)} for {likelihood!r}, a target at every position; got "
+                f"{tuple(y.shape)}{hint}."
+            )
+        y = y.flatten(0, positioned.dim() - 2)
+    likelihood.check_targets(y, width)
 
 
 def _is_readable(value: Tensor) -> bool:

@@ -1,24 +1,26 @@
 """Which parameters a network's outputs depend on, and which layer comes last: by how the outputs are computed."""
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from pyro_hypernet.bnn.weight_norm import call
+from pyro_hypernet.bnn.modules import copy_of
 
 # Of the layers that an error names.
 _MAX_NAMES = 8
 
 
-def last_layer(net: nn.Module) -> list[str]:
+def last_layer(net: nn.Module, pick: Callable[[Any], Any] = lambda result: result) -> list[str]:
     """Names of the parameters of the module that acts last.
 
     The network is traced symbolically, and the way is followed from the output back to the first parameters on it.
 
     Args:
-        net: A network from one tensor to outputs.
+        net: A network.
+        pick: The outputs among what it returns.
 
     Returns:
         The names, in the network's order; of a tied parameter its first name.
@@ -27,33 +29,31 @@ def last_layer(net: nn.Module) -> list[str]:
         ValueError: If the network cannot be traced, or several modules share in the output.
     """
     layers = {name: module for name, module in net.named_modules() if list(module.parameters(recurse=False))}
-    found = list(layers) if len(layers) == 1 else sorted(_layers_at_the_end(net, layers))
+    found = list(layers) if len(layers) == 1 else sorted(_layers_at_the_end(net, layers, pick))
     if len(found) != 1:
         _ask(f"{', '.join(map(repr, found)) or 'no layer'} may be the last", layers)
     own = {id(parameter) for parameter in layers[found[0]].parameters(recurse=False)}
     return [name for name, parameter in net.named_parameters() if id(parameter) in own]
 
 
-def find_unused(net: nn.Module, names: Sequence[str], x: Tensor) -> list[str]:
+def find_unused(net: nn.Module, names: Sequence[str], run: Callable[[dict[str, Tensor]], Tensor]) -> list[str]:
     """Names of the parameters that the outputs do not depend on.
 
     Args:
         net: A network.
         names: The parameters to look for.
-        x: Inputs to try it with.
+        run: From values of parameters to the outputs.
     """
     with torch.enable_grad():
         values = {name: net.get_parameter(name).detach().clone().requires_grad_() for name in names}
-        f = call(net, values, x)
-    if not isinstance(f, Tensor):
-        return []
+        f = run(values)
     reached = _leaves(f)
     suspects = [name for name, value in values.items() if id(value) not in reached]
     if not suspects:
         return []
     with torch.no_grad():  # what has no gradient may still count, such as a threshold
         moved = values | {name: 1.5 * values[name] + 1.0 for name in suspects}
-        is_same = torch.equal(f.nan_to_num(), call(net, moved, x).nan_to_num())
+        is_same = torch.equal(f.nan_to_num(), run(moved).nan_to_num())
     return suspects if is_same else []
 
 
@@ -71,17 +71,19 @@ def _leaves(f: Tensor) -> set[int]:
     return found
 
 
-def _layers_at_the_end(net: nn.Module, layers: dict[str, nn.Module]) -> set[str]:
+def _layers_at_the_end(net: nn.Module, layers: dict[str, nn.Module], pick: Callable[[Any], Any]) -> set[str]:
     try:
-        graph = fx.Tracer().trace(copy.deepcopy(net).eval())
+        graph = fx.Tracer().trace(copy_of(net))
+        output = next(node for node in graph.nodes if node.op == "output")
+        ends = [node for node in pytree.tree_leaves(pick(output.args[0])) if isinstance(node, fx.Node)]
     except Exception as error:  # whatever the user's code raises on symbols
         reason = str(error).strip().splitlines() or [type(error).__name__]
         _ask(f"it cannot be traced ({reason[0][:120]})", layers)
     in_place = [node.name for node in graph.nodes if not node.users and _is_in_place(node)]
     if in_place:
         _ask(f"it changes values in place ({', '.join(in_place)})", layers)
-    output = next(node for node in graph.nodes if node.op == "output")
-    return set(_walk(output, layers, set()))
+    seen: set[fx.Node] = set()
+    return {name for end in ends for name in _walk(end, layers, seen)}
 
 
 def _is_in_place(node: fx.Node) -> bool:

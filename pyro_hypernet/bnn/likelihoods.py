@@ -16,14 +16,17 @@ _LEAST_SCALE = 1e-6
 
 
 class Likelihood(ABC):
-    """Turns outputs of shape `(N, out)` into the distribution of `N` targets, independent of each other."""
+    """Turns outputs of shape `(N, out)` into the distribution of `N` targets, independent of each other.
+
+    Outputs `(N, *positions, out)`, of tokens, time steps or pixels, have a target at every position.
+    """
 
     @abstractmethod
     def distribution(self, f: Tensor) -> TorchDistributionMixin:
-        """The targets' distribution, batch shape `(N,)`; samples the likelihood's own latent sites, if it has any.
+        """The targets' distribution, batch shape `(N, *positions)`; samples the likelihood's own latent sites, if any.
 
         Args:
-            f: The network's outputs, shape `(N, out)`.
+            f: The network's outputs, shape `(N, *positions, out)`.
         """
 
     @abstractmethod
@@ -41,7 +44,8 @@ class Likelihood(ABC):
         """Refuses targets that the likelihood has no density for; reads their values.
 
         Args:
-            y: Targets, shape `(N,)`; for Gaussian with several outputs `(N, out)`.
+            y: Targets, those of all positions one after the other, shape `(N,)`; for Gaussian with several outputs
+                `(N, out)`.
             width: The number of outputs, `out`.
 
         Raises:

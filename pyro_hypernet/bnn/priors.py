@@ -18,8 +18,9 @@ class FanIn:
 
     Weights of two or more axes: `Normal(0, gain / sqrt(fan_in))`, where fan_in counts the weights into one output unit
     or channel; under weight norm their scales g: `Normal(0, gain)`, which gives the weights into a unit the same mean
-    squared norm. Biases: `Normal(0, bias_scale)`. Weights of normalisation layers, and other parameters named "weight"
-    that have one axis: `Normal(1, norm_scale)`, for at zero they would silence their layer.
+    squared norm. Biases, and all that is added, `(C, 1, 1)` or `(1, T, E)`: `Normal(0, bias_scale)`. Weights of
+    normalisation layers, other parameters of one axis, or of shape `(C, 1, 1)`, named "weight", and those named
+    "gamma", "gain" or "scale" with values near one: `Normal(1, norm_scale)`, for zero would silence their layer.
 
     Args:
         gain: Standard deviation of a unit's input, bias apart, where the unit's inputs have mean square one.

@@ -48,7 +48,14 @@ def norms(v: Tensor, axis: int) -> Tensor:
     return v.movedim(axis, 0).flatten(1).norm(dim=1)
 
 
-def call(net: nn.Module, values: Mapping[str, Tensor | Normed], *args: Any, on_outputs: bool = True) -> Any:
+def call(
+    net: nn.Module,
+    values: Mapping[str, Tensor | Normed],
+    args: tuple,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    on_outputs: bool = True,
+) -> Any:
     """`torch.func.functional_call`, in which values may be `Normed`.
 
     A linear layer or convolution computes `scale * (v x) + bias`: v is the same for all draws of g, so under vmap over
@@ -57,34 +64,59 @@ def call(net: nn.Module, values: Mapping[str, Tensor | Normed], *args: Any, on_o
 
     Args:
         net: The network; it is the same afterwards.
-        values: A dict from names of parameters to what stands for them.
+        values: A dict from names of parameters and buffers to what stands for them.
         args: The network's arguments.
+        kwargs: Its keyword arguments.
         on_outputs: Whether to do so; if not, every `Normed` is multiplied out.
     """
-    places = _places(net, values)
+    buffers = dict(net.named_buffers()).keys() & values.keys()
+    places = _places(net, values.keys() - buffers)
     normed = {name: value for name, value in values.items() if isinstance(value, Normed)}
     owners = {name: _linear(places[name]) for name in normed} if on_outputs else {}
     plain = {**values, **{name: value.v if owners.get(name) else value.weight for name, value in normed.items()}}
     # By every place itself: torch's own tie_weights does not put back a module that has two names.
     everywhere = {place: plain[name] for name, found in places.items() for place in found}
+    everywhere |= {name: plain[name] for name in buffers}
     with _scaled([(module, normed[name].g) for name, modules in owners.items() for module in modules]):
-        return torch.func.functional_call(net, everywhere, args, tie_weights=False)
+        return torch.func.functional_call(net, everywhere, args, kwargs, tie_weights=False)
 
 
-def find_undone(run: Callable[[Mapping[str, Tensor]], Tensor], gains: Mapping[str, Tensor]) -> list[str]:
-    """Names of the gains that something behind them undoes, as filter response or instance normalisation do.
+def try_gains(run: Callable[..., Tensor], gains: Mapping[str, Tensor]) -> tuple[bool, list[str]]:
+    """Whether gains may scale outputs, and which of them something behind them undoes, as filter response norms do.
 
     Args:
-        run: From gains to the network's outputs, shape `(N, ...)`, for a few inputs.
+        run: From gains, and whether they scale outputs, to the network's outputs, shape `(N, ...)`, for a few inputs.
         gains: A dict from name to gains, shape `(K,)`.
+
+    Returns:
+        Whether both give the same; names of the gains that change nothing.
     """
-    base = run(gains)
+    try:
+        base = run(gains, True)
+    except Exception:  # what is wrong with the network, the call itself says; it may want a batch as long as x
+        return False, []
+    on_outputs = bool((base - run(gains, False)).abs().max() <= 1e-3 * base.abs().max())
     changes = {}
     for name, g in gains.items():
         factors = 0.5 + torch.arange(len(g), dtype=g.dtype, device=g.device).mul(0.618034).frac()
-        changes[name] = float((run({**gains, name: factors * g}) - base).abs().max())
+        changes[name] = float((run({**gains, name: factors * g}, on_outputs) - base).abs().max())
     least = _UNDONE * max(float((base - base.mean(0)).abs().max()), *changes.values())
-    return [name for name, change in changes.items() if change <= least]
+    return on_outputs, [name for name, change in changes.items() if change <= least]
+
+
+def spell_undone(undone: Sequence[str], *, leaves_out: bool) -> str:
+    """That gains have no effect, and what becomes of them, for a warning."""
+    what = f"A normalising layer undoes the gains {list(undone)}, so that they change no output"
+    if leaves_out:
+        return (
+            f"{what}: they are no sites of the model, and their weights are learnt as point estimates. The weights and "
+            "biases of normalising layers are random instead, where they have some. To choose otherwise name all that "
+            "is to be random: sites=[…]."
+        )
+    return (
+        f"{what} and their posterior is their prior: leave them out of sites=[…], and put the normalising layer's own "
+        "weight and bias there."
+    )
 
 
 def _places(net: nn.Module, names: Iterable[str]) -> dict[str, dict[str, tuple[nn.Module, str]]]:

@@ -8,7 +8,8 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.model.traces import class_probabilities, functions_of, map_in_chunks, predictive_nodes
+from pyro_hypernet.model.chunks import Chunked
+from pyro_hypernet.model.traces import class_probabilities, functions_of, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
 
 
@@ -53,7 +54,7 @@ def disagreement_of(
         The mean over pairs of draws; None where the model has no data to predict.
     """
     together = {name: torch.cat([part[name] for part in samples]) for name in samples[0]}
-    found = map_in_chunks(model, together, args, kwargs, collect=lambda trace: _prediction(trace, together))
+    found = Chunked(model, together, lambda trace: _prediction(trace, together))(args, kwargs)
     if not found:
         return None
     measure, values = next(iter(found.items()))

@@ -21,6 +21,8 @@ from pyro_hypernet.model.density import LogJoint, map_model
 from pyro_hypernet.model.layout import Layout
 from tests.seeds import seed
 
+pytestmark = pytest.mark.filterwarnings("ignore:Batch normalisation")
+
 N = 6
 
 
@@ -224,7 +226,7 @@ def test_a_call_leaves_the_network_as_it_was(make, shape):
     before = _state(model.net)
     model(x)
     with pytest.raises((RuntimeError, TypeError, AttributeError, IndexError, ValueError)):
-        call(model.net, model._values(), None)
+        call(model.net, model._values(), (None,))
     assert _state(model.net) == before
 
 

@@ -46,7 +46,9 @@ def conv():
 
 
 def norms():
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 1))
+    batch_norm = nn.BatchNorm1d(4)
+    batch_norm.running_var.fill_(2.0)
+    return nn.Sequential(nn.Linear(3, 4), batch_norm, nn.ReLU(), nn.LayerNorm(4), nn.Dropout(), nn.Linear(4, 1))
 
 
 def frozen():

@@ -9,6 +9,8 @@ from pyro_hypernet import bayesianize, predict
 from pyro_hypernet.evaluation.predict import log_likelihood
 from tests.seeds import seed
 
+pytestmark = pytest.mark.filterwarnings("ignore:Batch normalisation")
+
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(seed(0)), dtype=torch.float64)
 
 
