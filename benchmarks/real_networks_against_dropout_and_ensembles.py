@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -91,54 +92,53 @@ def best_epoch(data: Images, seconds: float, rate: float = 0.0) -> tuple[float, 
     raise AssertionError
 
 
-def trained(data: Images, count: int, rate: float = 0.0) -> Net:
+def trained(images: tuple[Tensor, Tensor], count: int, rate: float = 0.0) -> Net:
     net = Net(rate)
-    going = epochs(net, data.all)
+    going = epochs(net, images)
     for _ in range(count):
         next(going)
     return net
 
 
 def one_network(data: Images, seconds: float) -> Predictor:
-    net = trained(data, best_epoch(data, seconds / 2)[1])
+    net = trained(data.all, best_epoch(data, seconds / 2)[1])
     return lambda x: net(x).softmax(-1)[None]
 
 
 def mc_dropout(data: Images, seconds: float) -> Predictor:
     found = {rate: best_epoch(data, seconds / 6, rate) for rate in (0.1, 0.2, 0.5)}
     rate = min(found, key=lambda rate: found[rate][0])
-    net = trained(data, found[rate][1], rate)
+    net = trained(data.all, found[rate][1], rate)
     return lambda x: torch.stack([net(x).softmax(-1) for _ in range(NUM_DRAWS)])
 
 
 def ensemble(data: Images, seconds: float) -> Predictor:
     count = best_epoch(data, seconds / 2)[1]
-    nets = [trained(data, count) for _ in range(3)]
+    nets = [trained(data.all, count) for _ in range(3)]
     return lambda x: torch.stack([net(x).softmax(-1) for net in nets])
 
 
 def ours(
-    data: Images, seconds: float, *, temperature: float | str = 1.0, num_starts: int = 1, **options: str
+    data: Images, seconds: float, *, temperature: float | str = 1.0, num_nets: int = 0, **options: Any
 ) -> Predictor:
     """The default call; with temperature "held out", half of the seconds go to the choice.
 
-    Several starts are networks trained by Adam, and share what their training leaves of the other half.
+    With `num_nets` networks trained by Adam are the starts, of one guide or of a mixture, within the same seconds.
     """
-    plan = Plan(temperature="auto" if temperature == "held out" else temperature)
+    plan, start = Plan(temperature="auto" if temperature == "held out" else temperature), time.process_time()
+    count = best_epoch(data, seconds / 6)[1] if num_nets else 0
+    nets = [trained(data.all, count) if num_nets else Net() for _ in range(max(1, num_nets))]
     if temperature == "held out":
-        model, batches = bayesianize(Net(), "categorical", num_data=len(data.train[0]), **options), loader(data.train)
+        net = trained(data.train, count) if num_nets else Net()
+        seconds -= time.process_time() - start
+        model, batches = bayesianize(net, "categorical", num_data=len(data.train[0]), **options), loader(data.train)
         num_steps = steps_within(model, batches, seconds / 2) // len(TEMPERATURES)
         chosen = choose_temperature(model, batches, data.held_out, temperatures=TEMPERATURES, num_steps=num_steps)
         print(chosen, flush=True)
         plan, seconds = chosen.plan, seconds / 2
-    model, batches = bayesianize(Net(), "categorical", num_data=len(data.all[0]), **options), loader(data.all)
-    guide = AutoHypernet(model, plan=plan)
-    if num_starts > 1:
-        start = time.process_time()
-        count = best_epoch(data, seconds / 6)[1]
-        nets = [trained(data, count) for _ in range(num_starts)]
-        guide, seconds = GuideMixture.from_starts(model, nets, plan=plan), seconds - (time.process_time() - start)
-    num_steps = max(1, steps_within(model, batches, seconds) // num_starts)
+    model, batches = bayesianize(nets[0], "categorical", num_data=len(data.all[0]), **options), loader(data.all)
+    guide = AutoHypernet(model, plan=plan) if len(nets) == 1 else GuideMixture.from_starts(model, nets, plan=plan)
+    num_steps = max(1, steps_within(model, batches, seconds) // len(nets))
     fit(model, guide, batches, num_steps=num_steps, progress=False)
     print(guide.describe(), flush=True)
 
@@ -166,9 +166,10 @@ METHODS: dict[str, Callable[[Images, float], Predictor]] = {
     "ensemble of 3": ensemble,
     "ours as it comes": ours,
     "ours, temperature chosen": partial(ours, temperature="held out"),
-    "ours, temperature chosen, mixture of 3": partial(ours, temperature="held out", num_starts=3),
-    "ours, temperature chosen, mixture of 5": partial(ours, temperature="held out", num_starts=5),
+    "ours at a trained network, temperature chosen": partial(ours, temperature="held out", num_nets=1),
+    "ours, mixture of 3 trained, temperature chosen": partial(ours, temperature="held out", num_nets=3),
     'ours, parametrization="weight_norm"': partial(ours, parametrization="weight_norm"),
+    "the same, biases learnt, as in the paper": partial(ours, parametrization="weight_norm", sites=["*.weight"]),
 }
 
 
