@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_hypernet.guide.base import Base
+from pyro_hypernet.guide.base import Base, Strata
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.model.layout import PERIOD, Layout, Site
 
@@ -40,9 +40,15 @@ class Flow:
         w, log_det = in_pieces(self.bijection, eps)
         return w, base.log_prob(eps) - log_det
 
-    def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As many draws of every component of the noise, their log q, and weights that sum to one, shape `(S,)`."""
+    def sample_strata(self, num_samples: int, share: slice | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As many draws of every component of the noise, their log q, and weights that sum to one, shape `(S,)`.
+
+        Args:
+            num_samples: Number of draws S.
+            share: Which of them are wanted, out of the same noise; None for all.
+        """
         strata = self.noise.sample_strata(num_samples)
+        strata = strata if share is None else Strata(*(part[share] for part in strata))
         w, log_det = in_pieces(self.bijection, strata.eps)
         return w, strata.log_prob - log_det, strata.weights
 

@@ -64,9 +64,12 @@ class FlowGuide(AutoContinuous):
         """Unconstrained weights with gradients to all parameters, `(S, D)`, and their log q in nats, `(S,)`."""
         return self._flow(announced=True).sample_and_log_prob(num_samples)
 
-    def sample_strata(self, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `sample_and_log_prob`, of K components each `S / K`, rounded up, and weights that sum to one, `(S,)`."""
-        return self._flow(announced=True).sample_strata(num_samples)
+    def sample_strata(self, num_samples: int, share: slice | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `sample_and_log_prob`, of K components each `S / K`, rounded up, and weights that sum to one, `(S,)`.
+
+        With `share` only so many of them, out of the same noise.
+        """
+        return self._flow(announced=True).sample_strata(num_samples, share)
 
     def unconstrained_log_prob(self, w: Tensor) -> Tensor:
         """log q of unconstrained weights of shape `(..., D)`, in nats, shape `(...)`."""

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
-
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.moved_options import spell_value, warn_of_moved
@@ -80,7 +78,6 @@ def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
         raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
-    _refuse_groups()
 
 
 def check_restarts(num_restarts: int, *, most: float) -> None:
@@ -89,23 +86,14 @@ def check_restarts(num_restarts: int, *, most: float) -> None:
         raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
 
 
-def _refuse_groups() -> None:
-    """Raises where several processes would each train a guide of its own."""
-    group = torch.distributed
-    if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-        raise RuntimeError(
-            f"fit trains in one process, and this is one of a group of {group.get_world_size()}, which would end with "
-            "as many different guides. Fit before torch.distributed.init_process_group, or in a process of its own, "
-            "and hand the guide on by save and load."
-        )
-
-
 def check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:
     """Raises where minibatches cannot give the posterior of all data, or rejection has no density to go by."""
-    is_several = batches.length is not None and batches.length > 1
+    are_shards = batches.processes.are_shards
+    is_several = are_shards or (batches.length is not None and batches.length > 1)
     if traits.is_unscaled and is_several:
         raise ValueError(_spell_unscaled(traits, batches))
-    if rejection not in ("auto", None) and (traits.noise or not (batches.is_fixed or batches.length == 1)):
+    has_all = (batches.is_fixed or batches.length == 1) and not are_shards
+    if rejection not in ("auto", None) and (traits.noise or not has_all):
         why, spelt = traits.noise or "args gives minibatches", rejection[0] if len(rejection) == 1 else rejection
         raise ValueError(
             f"rejection={spelt} needs the same density of all data at every call, but {why}. Pass all data as "
@@ -114,9 +102,10 @@ def check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float,
 
 
 def _spell_unscaled(traits: Traits, batches: Batches) -> str:
-    count, size = "several" if batches.length is None else batches.length, batches.spell_size()
+    size, count = batches.spell_size(), "several" if batches.length is None else batches.length
+    whose = "every process other" if batches.processes.are_shards else count
     return (
-        f"args gives {count} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
+        f"args gives {whose} minibatches, but the likelihood of {', '.join(map(repr, traits.unscaled))} counts every "
         "minibatch once (scale 1): the posterior would be that of one minibatch, far too wide. Scale it to all data: "
         f"bayesianize(..., num_data={size}), or pyro.plate(..., size={size}, subsample_size=len(x))."
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from pyro_hypernet.graphs.run import tensors_in
+from pyro_hypernet.train.processes import Processes
 from pyro_hypernet.train.random_states import put_back, snapshot
 from pyro_hypernet.train.traits import Traits
 
@@ -25,6 +26,7 @@ class Batches:
 
     Args:
         args: One tuple, or a dict by name; or an iterable of such, or of single tensors.
+        processes: That go through them, each by its own `args`; None for this one alone.
 
     Raises:
         TypeError: If `args` is neither.
@@ -36,20 +38,23 @@ class Batches:
         length: Batches of a pass, as the iterable says or the first pass has shown; None while that is not known.
         number: The number of the last batch in its pass, from 0.
         passes: Passes begun.
-        first: The first batch.
+        first: The first batch; where every process has a shard of the data, that of process 0.
     """
 
-    def __init__(self, args: tuple | Mapping[str, Any] | Iterable[Any]) -> None:
+    def __init__(self, args: tuple | Mapping[str, Any] | Iterable[Any], processes: Processes | None = None) -> None:
         if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
             raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
-        self.args = args
+        self.args, self.processes = args, processes or Processes()
         self.is_fixed = isinstance(args, (tuple, Mapping))
         self.is_named: bool | None = None
         self.length = 1 if self.is_fixed else _length(args)
         self.number, self.passes = -1, 0
         self._at_start: dict[str, Any] = {}  # of the pass: where random numbers stood
+        sampler = getattr(args, "sampler", None)
+        self._epoch = sampler.epoch if isinstance(sampler, DistributedSampler) else None
         self._tuples = self._go_through()
-        self.first = self._ahead = next(self._tuples)
+        self._ahead = next(self._tuples)
+        self.first = self.processes.share_first(self._ahead)
 
     def __next__(self) -> tuple:
         batch, self._ahead = self._ahead, None
@@ -91,6 +96,8 @@ class Batches:
         while True:
             self.number, self._at_start = -1, snapshot(self.args)
             self.passes += 1
+            if self._epoch is not None:  # else every pass has the same order
+                self.args.sampler.set_epoch(self._epoch + self.passes - 1)
             for batch in self.args:
                 self.number += 1
                 yield self._read(batch)
@@ -137,6 +144,8 @@ class Batches:
         batch_size, sampler = (getattr(self.args, name, None) for name in ("batch_size", "sampler"))
         if size is None or (batch_size is not None and rows != min(batch_size, size)):
             return None  # an item of the data set is no row of a batch
+        if self.processes.are_shards and not isinstance(sampler, DistributedSampler):
+            return None
         if sampler is None:  # no DataLoader of torch's
             return size if batch_size is not None else None
         if batch_size is None or type(self.args.batch_sampler) is not BatchSampler:
@@ -194,17 +203,22 @@ class Shares:
             self._known.clear()
         self._known[_shapes(batch)] = _relative_size(self._first.scales, traits.scales)
 
-    def __call__(self, batch: tuple, number: int) -> float:
+    def size(self, batch: tuple) -> float:
+        """How large a batch is that was met, the first being one."""
+        return self._known[_shapes(batch)]
+
+    def __call__(self, batch: tuple, number: int, size: float | None = None) -> float:
         """The share of a batch that was met.
 
         Args:
             batch: The arguments.
             number: Its number in the pass, from 0.
+            size: How large it is, with those of other processes; None for its own size.
         """
         if number == 0 and self._pass:
             self._mean = sum(self._pass) / len(self._pass)
             self._pass.clear()
-        size = self._known[_shapes(batch)]
+        size = self.size(batch) if size is None else size
         self._pass.append(size)
         share = size / self._mean
         return 1.0 if math.isclose(share, 1.0, rel_tol=1e-6) else share

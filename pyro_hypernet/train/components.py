@@ -1,7 +1,7 @@
 """The components of a mixture trained one after the other, each as a guide by itself."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pyro_hypernet.train.resume import Checkpoint, as_checkpoint
 def fit_in_turn(
     fit_one: Callable[..., Any],
     mixture: GuideMixture,
-    args: tuple | Mapping[str, Any] | Iterable[Any],
+    batches: Batches,
     kwargs: Mapping[str, Any],
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> Any:
@@ -27,7 +27,7 @@ def fit_in_turn(
     Args:
         fit_one: From a guide, `args` and `checkpoint=` to what `fit` returns.
         mixture: The mixture; components that were never trained, as a fit was cut short, get no weight.
-        args: As in `fit`.
+        batches: The model's arguments, as of `fit`.
         kwargs: The model's keyword arguments.
         checkpoint: As in `fit`; every component has a folder in that folder.
 
@@ -35,7 +35,8 @@ def fit_in_turn(
         The mean of what they returned, in the form of one: losses step by step, the bound, which the mixture's own
         exceeds by at most log K; and all seconds and skipped steps.
     """
-    first, named = Batches(args).call(kwargs)
+    args, processes = batches.args, batches.processes
+    first, named = batches.call(kwargs)
     mixture.setup(*first, **named)  # refuses the model before any work
     remember(mixture, "")
     results: list[Any] = []
@@ -57,7 +58,9 @@ def fit_in_turn(
                     f"Only {int(are_trained.sum())} of {len(are_trained)} components were trained; the others get no "
                     "weight. Another fit trains them."
                 )
-    keep_going(lambda: mixture.measure_disagreement(*first, **named), None, "Comparing the components")
+    mixture.disagreement = processes.share(
+        lambda: keep_going(lambda: mixture.measure_disagreement(*first, **named), None, "Comparing the components")
+    )
     num_steps = min(len(result.losses) for result in results)
     stops = [result.stopped_because for result in results]
     return replace(

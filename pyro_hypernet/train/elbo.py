@@ -61,6 +61,7 @@ class VectorizedELBO(ELBO):
         options: All arguments, by name.
         log_joint: The density of the model that is trained, once `prepare` was called.
         params: The parameters of this model's own, by name.
+        share: Which of the particles are evaluated, None for all; the bound is then theirs of a sum over all.
 
     Raises:
         ValueError: If an option is unknown or the number of particles is not positive.
@@ -101,6 +102,7 @@ class VectorizedELBO(ELBO):
         self.mode = mode
         self.log_joint: LogJoint | None = None
         self.params: dict[str, Tensor] = {}
+        self.share: slice | None = None
         self._prototype: Trace | None = None
         self._is_distrusted = False
         self._may_capture = mode == "graph" and compile != "off"
@@ -143,7 +145,7 @@ class VectorizedELBO(ELBO):
     def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
         """Estimates the bound and a surrogate for its gradient; arguments and errors as of `prepare`."""
         log_joint = self.prepare(model, guide, args, kwargs)
-        sample, log_prob = densities(guide, args, kwargs)
+        sample, log_prob = densities(guide, args, kwargs, self.share)
         particles, options = sample(self.num_particles), {"bound": self.bound, "is_learnt": bool(self.params)}
         if self.is_path(guide):
             return path_estimate(particles, log_prob, log_joint, args, kwargs, **options)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyro.distributions as dist
 import torch
@@ -113,11 +114,12 @@ def total_estimate(
 
 
 def densities(
-    guide: VectorizedGuide, args: tuple, kwargs: dict
+    guide: VectorizedGuide, args: tuple, kwargs: dict, share: slice | None = None
 ) -> tuple[Callable[[int], Particles], Callable[[Tensor], Tensor]]:
     """How to draw with a density from the guide, and how to score given weights, in nats."""
     if isinstance(guide, JointGuide):
-        return guide.sample_strata, guide.unconstrained_log_prob
+        sample = guide.sample_strata if share is None else partial(guide.sample_strata, share=share)
+        return sample, guide.unconstrained_log_prob
     with guide._pyro_context:  # PyroParams of Pyro's guides announce themselves only in their module's context
         posterior = _flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)
 

@@ -36,6 +36,7 @@ from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.interrupts import Interrupts
 from pyro_hypernet.train.notices import after_fit, keep_going
 from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies, put
+from pyro_hypernet.train.processes import Processes
 from pyro_hypernet.train.random_states import put_back, snapshot
 from pyro_hypernet.train.resume import Checkpoint, RunFolder, as_checkpoint, describe_run, go_on, save_run
 from pyro_hypernet.train.training import REMEDY, Trainer
@@ -147,7 +148,7 @@ def fit(
         OSError: If the folder of `checkpoint` cannot be written to at the start.
         ValueError: If an option is out of its range, the folder of `checkpoint` holds another run, several minibatches
             are not scaled to all data, the model refuses one of them, or whatever `guide.setup` raises.
-        RuntimeError: In several processes of a torch.distributed group, or if the model fails at a later batch.
+        RuntimeError: If the model fails at a later batch, or another process of a torch.distributed group is lost.
         FloatingPointError: After too many skipped steps, naming the site whose density is not finite.
 
     Example:
@@ -165,29 +166,33 @@ def fit(
         options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
         check(guide.components[0], num_steps, elbo, plan)
         fit_one = partial(fit, model, **options, progress=progress, **moved)
-        return fit_in_turn(fit_one, guide, args, kwargs or {}, checkpoint)
+        with Processes.of_group() as processes:
+            return fit_in_turn(fit_one, guide, Batches(args, processes), kwargs or {}, checkpoint)
     check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)
     check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
-    folder = None if checkpoint is None else RunFolder(as_checkpoint(checkpoint))
-    if folder and folder.saved:
-        put_back(folder.saved["start"], args)
-    at_start = snapshot(args)
-    batches, kwargs = Batches(args), dict(kwargs or {})
-    guide.reject(None)
-    num_each = max(1, int(_RESTART_SHARE * num_steps))
-    if num_restarts > 1:
-        num_steps = max(1, num_steps - num_restarts * num_each)
-    if num_restarts > 1 and not (folder and folder.saved):
-        options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
-        best_start(model, guide, args, kwargs=kwargs, **options)
-    try:
-        with told_num_data(model, batches):
-            return _fit(model, guide, batches, kwargs, num_steps, asked, folder, at_start, progress=progress)
-    finally:
-        if folder:
-            folder.close()
+    with Processes.of_group() as processes:
+        folder = None
+        if checkpoint is not None:
+            folder = processes.share(lambda: RunFolder(as_checkpoint(checkpoint)))
+        if folder and folder.saved:
+            put_back(folder.saved["start"], args)
+        at_start = snapshot(args)
+        batches, kwargs = Batches(args, processes), dict(kwargs or {})
+        guide.reject(None)
+        num_each = max(1, int(_RESTART_SHARE * num_steps))
+        if num_restarts > 1:
+            num_steps = max(1, num_steps - num_restarts * num_each)
+        if num_restarts > 1 and not (folder and folder.saved):
+            options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
+            best_start(model, guide, args, kwargs=kwargs, **options)
+        try:
+            with told_num_data(model, batches):
+                return _fit(model, guide, batches, kwargs, num_steps, asked, folder, at_start, progress=progress)
+        finally:
+            if folder:
+                folder.close()
 
 
 def best_start(
@@ -221,26 +226,31 @@ def best_start(
     """
     check(guide, num_steps, elbo)
     check_restarts(num_restarts, most=math.inf)
-    batches, kwargs = Batches(args), dict(kwargs or {})
-    # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
-    asked = Asked(
-        elbo or VectorizedELBO(), replace(as_optim(optim), decay=False, keep="last"), Plan(anneal=1.0, rejection=None)
-    )
-    best, kept = -math.inf, None
-    for _ in range(num_restarts):
-        first, named = batches.call(kwargs)
-        guide.restart(*first, **named)
-        try:
-            with told_num_data(model, batches):
-                result = _fit(model, guide, Batches(args), kwargs, num_steps, asked, None, {}, progress=False)
-        except FloatingPointError:
-            continue
-        if result.stopped_because == "interrupted":
-            raise KeyboardInterrupt  # the guide keeps what this start has reached
-        if kept is None or result.elbo > best:
-            best, kept = result.elbo, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
-    if kept is not None:
-        guide.load_state_dict(kept)
+    with Processes.of_group() as processes:
+        batches, kwargs = Batches(args, processes), dict(kwargs or {})
+        # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
+        asked = Asked(
+            elbo or VectorizedELBO(),
+            replace(as_optim(optim), decay=False, keep="last"),
+            Plan(anneal=1.0, rejection=None),
+        )
+        best, kept = -math.inf, None
+        for _ in range(num_restarts):
+            first, named = batches.call(kwargs)
+            guide.restart(*first, **named)
+            try:
+                with told_num_data(model, batches):
+                    result = _fit(
+                        model, guide, Batches(args, processes), kwargs, num_steps, asked, None, {}, progress=False
+                    )
+            except FloatingPointError:
+                continue
+            if result.stopped_because == "interrupted":
+                raise KeyboardInterrupt  # the guide keeps what this start has reached
+            if kept is None or result.elbo > best:
+                best, kept = result.elbo, {name: tensor.clone() for name, tensor in guide.state_dict().items()}
+        if kept is not None:
+            guide.load_state_dict(kept)
 
 
 def _fit(
@@ -268,8 +278,11 @@ def _fit(
     check_traits(traits, batches, asked.plan.rejection)
     guide.take_temperature(plan)
     elbo.prepare(model, guide, batches.first, {})
+    processes = batches.processes
+    elbo.share = processes.share_of_particles(elbo.num_particles, elbo.bound)
+    processes.share_tensors(_learnt(guide, elbo))
     start, saved = time.perf_counter(), folder.saved if folder else None
-    annealing = _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps)
+    annealing = processes.share(lambda: _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps))
     constant: dict[str, Any] = {"start": at_start, "annealing": annealing and annealing.start}
     if folder:
         # Every step has a seed of its own: runs that are captured or not differ in how many numbers they draw.
@@ -282,13 +295,14 @@ def _fit(
         start, constant = start - saved["seconds"], {name: saved[name] for name in ("start", "annealing", "options")}
         constant["seed"] = saved["seed"]
         annealing = saved["annealing"] and _annealing(saved["annealing"], num_steps)
-    options = {"annealing": annealing, "num_steps": num_steps, "weight": plan.weight, "by_clock": folder is None}
+    options = {"annealing": annealing, "num_steps": num_steps, "weight": plan.weight}
+    options["by_clock"] = folder is None and processes.size == 1
     trainer = Trainer(model, guide, batches, traits, elbo, **options)
     run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim, shares=trainer.parameters.shares)
     run.least_loss = trainer.least_loss
     guide._start = None
     chosen, save = None, None
-    with Interrupts(waits=folder is not None) as interrupts:
+    with Interrupts(waits=folder is not None or processes.size > 1) as interrupts:
         try:
             if saved:
                 try:
@@ -298,19 +312,24 @@ def _fit(
                     raise
             if folder:
                 save = partial(save_run, folder, trainer, run, constant, start, kwargs)
-            bar = tqdm(
-                total=num_steps, initial=len(run.losses), disable=None if progress else True, desc="fit", leave=False
-            )
+            is_quiet = None if progress and processes.rank == 0 else True
+            bar = tqdm(total=num_steps, initial=len(run.losses), disable=is_quiet, desc="fit", leave=False)
             train = partial(_train, trainer, run, bar, interrupts, deadline=start + asked.optim.max_seconds)
             reached, stopped_because = train(folder=folder, save=save, seed=constant.get("seed"))
-            interrupts.waits = False
+            interrupts.waits = processes.size > 1
             if stopped_because != "interrupted":
                 reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
         finally:
             trainer.parameters.release()
         after_fit(guide, run.losses, trainer.trouble)
-        if _rejects(asked.plan.rejection, trainer, first, named) and stopped_because != "interrupted":
-            chosen, why = _choose_draws(guide, first, named, plan.rejection, is_asked=asked.plan.rejection != "auto")
+        processes.share_tensors(_learnt(guide, elbo))
+        if stopped_because != "interrupted" and processes.share(
+            lambda: _rejects(asked.plan.rejection, trainer, first, named)
+        ):
+            is_asked = asked.plan.rejection != "auto"
+            chosen, why = processes.share(lambda: _choose_draws(guide, first, named, plan.rejection, is_asked=is_asked))
+            if chosen and processes.rank:
+                guide._install(chosen.log_threshold, chosen.log_rate, chosen.rate_error, (first, named))
             stopped_because = why or stopped_because
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
@@ -342,7 +361,7 @@ def _train(
     Returns:
         The bound of the window that they stand for, and why training stopped.
     """
-    stopped_because, optim = "all steps done", run.optim
+    stopped_because, optim, processes = "all steps done", run.optim, trainer.processes
     numbers: Iterable[int] = range(len(run.losses), run.num_steps)
     if folder and folder.saved and folder.saved["stopped_because"] == "no improvement":
         stopped_because, numbers = "no improvement", ()
@@ -350,11 +369,12 @@ def _train(
         torch.manual_seed(seed)
     try:
         for number in numbers:
-            if interrupts.came:
+            came, is_late = processes.stops(interrupts.came, number > 0 and time.perf_counter() > deadline)
+            if came:
                 break
             if folder and folder.is_due(number):
                 save()
-            if number and time.perf_counter() > deadline:
+            if is_late:
                 stopped_because = "out of time"
                 break
             run.is_annealed = trainer.is_annealed(number)
@@ -381,11 +401,13 @@ def _train(
                 if optim.patience is not None and run.windows_since_best >= optim.patience:
                     stopped_because = "no improvement"
                     break
-        if interrupts.came:
+        if processes.stops(interrupts.came, False)[0]:
             stopped_because = "interrupted"
         if folder and folder.is_due(len(run.losses), is_last=True):
             save(stopped_because)
     except KeyboardInterrupt:
+        if processes.size > 1:  # the others know of the first one only
+            raise
         stopped_because = "interrupted"
     finally:
         bar.close()
@@ -397,11 +419,19 @@ def _verify(
     trainer: Trainer, num_steps: int, first: list[Tensor] | None, reached: float, stopped_because: str
 ) -> tuple[float, str]:
     """The bound of fresh draws, and why training stopped."""
+    if trainer.processes.size > 1:  # an error is one of all
+        trainer.processes.share_random_numbers()
+        bound = verify(trainer, first, num_steps)
+        return reached if bound is None else bound, stopped_because
     try:
         bound = keep_going(partial(verify, trainer, first, num_steps), None, "Measuring the bound")
     except KeyboardInterrupt:
         return reached, "interrupted"
     return reached if bound is None else bound, stopped_because
+
+
+def _learnt(guide: AutoHypernet, elbo: VectorizedELBO) -> dict[str, Tensor]:
+    return {**guide.state_dict(), **{f"param {name}": value for name, value in elbo.params.items()}}
 
 
 def _choose_annealing(
@@ -421,7 +451,7 @@ def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, args: 
     elbo, batches = trainer.elbo, trainer.batches
     if elbo.params or rejection != "auto":
         return rejection is not None and not elbo.params
-    has_all_data = batches.is_fixed and not trainer.traits.noise
+    has_all_data = batches.is_fixed and not batches.processes.are_shards and not trainer.traits.noise
     return has_all_data and elbo.log_joint.mode != "loop" and trainer.guide.suits_rejection(args, kwargs)
 
 

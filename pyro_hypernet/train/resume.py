@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
@@ -25,6 +23,7 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.train import random_states
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.optimiser import Optim, Optimiser
+from pyro_hypernet.train.processes import fingerprint
 from pyro_hypernet.train.training import Trainer
 
 # So many files are kept: the one before the last stands in where the last is damaged.
@@ -78,6 +77,7 @@ class RunFolder:
 
     Attributes:
         saved: The state to go on from, or None for a new run.
+        writes: Whether this process writes to it: of several one does, and gives the others a copy of this.
 
     Raises:
         OSError: If the folder cannot be written to.
@@ -85,7 +85,7 @@ class RunFolder:
     """
 
     def __init__(self, asked: Checkpoint) -> None:
-        self.asked, self.folder = asked, Path(asked.folder)
+        self.asked, self.folder, self.writes = asked, Path(asked.folder), True
         self._log, self._board, self._num_logged, self._failed = self.folder / "losses.csv", None, 0, False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +105,9 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter  # an optional package
 
             self._board = SummaryWriter(str(self.folder), purge_step=max(0, self._last_step))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_board": None, "writes": False}
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
@@ -168,7 +171,7 @@ class RunFolder:
 
     def is_due(self, num_steps: int, *, is_last: bool = False) -> bool:
         """Whether to write after so many steps: it is time, or these are the last, and it has not been done."""
-        return num_steps != self._last_step and (is_last or time.perf_counter() >= self._due)
+        return self.writes and num_steps != self._last_step and (is_last or time.perf_counter() >= self._due)
 
     def write(self, guide: AutoHypernet, state: dict[str, Any]) -> None:
         """Writes a checkpoint and drops the one before the last; what cannot be written is said, once.
@@ -205,6 +208,8 @@ class RunFolder:
 
     def log(self, losses: list[float]) -> None:
         """Appends the losses that are new to `losses.csv`; at the first call the file is written afresh."""
+        if not self.writes:
+            return
         is_first = self._num_logged == 0
         try:
             with self._log.open("w" if is_first else "a", newline="") as file:
@@ -223,21 +228,6 @@ class RunFolder:
         """Closes what is open."""
         if self._board is not None:
             self._board.close()
-
-
-def _fingerprint(data: Any) -> int:
-    """A checksum of the values of all tensors, arrays and plain values in some arguments."""
-    found = 0
-    for leaf in pytree.tree_leaves(data):
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
-            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
-        if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-            found = zlib.crc32(f"{tuple(leaf.shape)} {leaf.dtype}".encode(), found)
-            leaf = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            found = zlib.crc32(leaf, found)
-        elif isinstance(leaf, (bool, int, float, str, type(None))):
-            found = zlib.crc32(repr(leaf).encode(), found)
-    return found
 
 
 def describe_run(num_steps: int, elbo: VectorizedELBO, optim: Optim, plan: Plan) -> dict[str, Any]:
@@ -263,7 +253,7 @@ def save_run(
     state = {**constant, "trainer": trainer.state_dict(), "run": run.state_dict(), "stopped_because": stopped_because}
     state |= {"random": random_states.snapshot(trainer.batches.args), "seconds": time.perf_counter() - start}
     batch = trainer.batches.peek()  # after random numbers and places are noted
-    state |= {"data": _fingerprint((batch, kwargs)), "densities": trainer.densities(batch)}
+    state |= {"data": fingerprint((batch, kwargs)), "densities": trainer.densities(batch)}
     folder.write(trainer.guide, state)
     folder.log(run.losses)
 
@@ -274,8 +264,10 @@ def go_on(folder: RunFolder, trainer: Trainer, run: Optimiser, kwargs: dict[str,
     run.load_state_dict(saved["run"])
     trainer.load_state_dict(saved["trainer"])
     random_states.put_back(saved["random"], trainer.batches.args)
+    if not folder.writes:
+        return
     batch = trainer.batches.peek()
-    if _fingerprint((batch, kwargs)) == saved["data"]:
+    if fingerprint((batch, kwargs)) == saved["data"]:
         _refuse_another_model(folder.folder, saved["densities"], trainer.densities(batch))
     elif trainer.batches.is_fixed:
         raise ValueError(

@@ -125,6 +125,7 @@ class Stepper:
         compile: "auto", "graph", "inductor" or "off".
         num_steps: How many steps there will be at most: what "auto" weighs the time of compiling against.
         is_fixed: Whether every batch is the same, so that what depends on the data alone is worked out once.
+        join: Evaluates a step with other processes; `is_look=True` without gradients, for `look`.
         by_clock: Whether "auto" goes by what steps take; else it captures after the same number of steps always.
     """
 
@@ -138,11 +139,12 @@ class Stepper:
         compile: str,
         num_steps: int,
         is_fixed: bool,
+        join: Callable[..., Step] | None = None,
         by_clock: bool = True,
     ) -> None:
         self.model, self.guide, self.elbo = model, guide, elbo
         self.parameters = parameters
-        self.is_fixed = is_fixed
+        self.is_fixed, self._join = is_fixed, join or _alone
         self._graphs: dict[Any, Captured] = {}
         self._counts: Counter[str] = Counter()
         self._due: set[str] = set()  # captured in the process that this one goes on from, not yet here
@@ -176,9 +178,7 @@ class Stepper:
     def __call__(self, batch: tuple) -> Step:
         """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
         start = time.perf_counter()
-        captured = None if self._stages.settled and self._stages.stage == "off" else self._captured(batch)
-        outputs = self._run(*batch) if captured is None else captured(batch)
-        step = self._step(outputs)
+        step = self._join(lambda: self._evaluate(batch))
         if step.discrepancy > MAX_DISCREPANCY:
             self.elbo.distrust(self.guide, step.discrepancy)
             self._start_again()
@@ -192,6 +192,11 @@ class Stepper:
         """Evaluates one batch by what there is, and plans nothing."""
         graphs = list(self._graphs.values())
         captured = graphs[0] if self.is_fixed and graphs else self._graphs.get(_key(batch))
+        run = self._run if captured is None else lambda *batch: captured(batch)
+        return self._join(lambda: self._step(run(*batch)), is_look=True)
+
+    def _evaluate(self, batch: tuple) -> Step:
+        captured = None if self._stages.settled and self._stages.stage == "off" else self._captured(batch)
         return self._step(self._run(*batch) if captured is None else captured(batch))
 
     def _start_again(self) -> None:
@@ -384,6 +389,10 @@ def _key(batch: tuple) -> str | None:
     """What must be equal for a graph to serve again, in words that another process would use."""
     key = describe_shapes(batch)
     return None if key is None else str(key)
+
+
+def _alone(evaluate: Callable[[], Step], *, is_look: bool = False) -> Step:
+    return evaluate()
 
 
 def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:

@@ -1,6 +1,7 @@
 """The steps of a fit, batch after batch, each datum counting equally often, and what they say of themselves."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.optimiser import step_shares
+from pyro_hypernet.train.processes import Processes, is_known
 from pyro_hypernet.train.step import FlatParameters, Step, Stepper
 from pyro_hypernet.train.traits import Traits, find_error, find_traits
 
@@ -64,12 +66,15 @@ class Trainer:
         by_clock: bool = True,
     ) -> None:
         self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
+        self.processes = batches.processes
         self.elbo, self.annealing, self.num_steps, self.weight = elbo, annealing, num_steps, weight
         leaves = [*guide.parameters(), *elbo.params.values()]
         self.parameters = FlatParameters(leaves, step_shares(guide.bijection))
         self.is_ragged, self.trouble, self._by_clock = False, "", by_clock
         self.shares = Shares(traits)
         self.shares.meet(batches.first, traits)
+        if self.processes.are_shards:
+            self._size(batches.peek())
         is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
         self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo.params
         self.least_loss = -math.inf
@@ -119,17 +124,23 @@ class Trainer:
             self.stepper, arguments = self._choose(number, batch)
             return self.stepper(arguments), batch
         except Exception as error:
-            if number == 0 or isinstance(error, Warning):  # warnings are errors where the caller wants them so
+            if (
+                number == 0 or isinstance(error, Warning) or is_known(error)
+            ):  # warnings are errors where the caller wants them so
                 raise
             if "linalg." in str(error):  # a matrix that has no factor at some draw: a density of zero
                 return Step.failed(), batch
             self._raise_for(number, batch, error)
 
-    def looks(self, count: int) -> list[tuple[Stepper, tuple]]:
+    def looks(self, count: int) -> list[tuple["Stepper | _Weighted", tuple]]:
         """The next batches at full weight, to be evaluated by `stepper.look(arguments)`."""
         if self.batches.is_fixed:
-            return [self._choose(self.num_steps, self.batches.first)] * count
-        return [self._choose(self.num_steps, next(self.batches)) for _ in range(count)]
+            return [self._choose(self.num_steps, next(self.batches))] * count
+        looks = []
+        for _ in range(count):
+            stepper, arguments = self._choose(self.num_steps, next(self.batches))
+            looks.append((_Weighted(stepper, self.processes, self.processes.weight), arguments))
+        return looks
 
     def densities(self, batch: tuple) -> dict[str, float]:
         """The log density of every site at a batch and at weights that are always the same, in nats."""
@@ -150,9 +161,10 @@ class Trainer:
     def find_trouble(self, step: Step, batch: tuple) -> str:
         """Where a step that is not finite went wrong, in words."""
         try:
-            return self._find_trouble(step, batch)
+            found = self._find_trouble(step, batch)
         except Exception:  # the model does not even run there
-            return "the density, which raises an error"
+            found = "the density, which raises an error"
+        return self.processes.first_trouble(found)
 
     def _find_trouble(self, step: Step, batch: tuple) -> str:
         for name, value in name_arguments(self.model, batch, {}).items():
@@ -178,9 +190,7 @@ class Trainer:
         """What evaluates a batch, and the arguments that it takes."""
         share = 1.0
         if not self.batches.is_fixed:
-            if not self.shares.knows(batch):
-                self.shares.meet(batch, find_traits(self.model, self.guide, batch))
-            share = self.shares(batch, self.batches.number)
+            share = self.shares(batch, self.batches.number, self._size(batch))
             self.is_ragged |= share != 1 and (self.batches.length or self.batches.number) <= _SHORT
         beta = share * self.weight * (self.annealing(number) if self.is_annealed(number) else 1.0)
         if beta == 1:
@@ -189,14 +199,21 @@ class Trainer:
             self._tempered = self._make_tempered(batch, self.num_steps - number)
         return self._tempered, TemperedModel.arguments(beta, batch)
 
+    def _size(self, batch: tuple) -> float:
+        """How large a batch is, with those of other processes, the first being one."""
+        if not self.shares.knows(batch):
+            self.shares.meet(batch, find_traits(self.model, self.guide, batch))
+        return self.processes.meet(batch, self.shares.size(batch))
+
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
         model, elbo = TemperedModel(self.model), self.elbo.with_options()
         elbo.prepare(model, self.guide, model.arguments(1.0, batch), {})
+        elbo.share = self.elbo.share
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 
     def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:
         options = {"compile": elbo.options["compile"], "num_steps": num_steps, "is_fixed": is_fixed}
-        options["by_clock"] = self._by_clock
+        options |= {"by_clock": self._by_clock, "join": self.processes.join}
         return Stepper(model, self.guide, elbo, self.parameters, **options)
 
     def _raise_for(self, number: int, batch: tuple, error: Exception) -> Any:
@@ -209,3 +226,16 @@ class Trainer:
         raise kind(
             f"{where}: {first_line(cause)} Look at the data of this batch and what the model makes of them. {kept}"
         ) from cause
+
+
+@dataclass(frozen=True)
+class _Weighted:
+    """What evaluates one batch, which weighs so much among those of other processes."""
+
+    stepper: Stepper
+    processes: Processes
+    weight: float
+
+    def look(self, arguments: tuple) -> Step:
+        self.processes.weight = self.weight
+        return self.stepper.look(arguments)

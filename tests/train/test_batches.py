@@ -359,20 +359,6 @@ def test_the_bound_of_minibatches_is_that_of_a_pass():
     assert result.elbo == pytest.approx(float(weights.mean()), abs=10)
 
 
-# -- where it cannot be --
-
-
-def test_processes_of_a_group_are_refused(monkeypatch):
-    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
-        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    guide = AutoHypernet(m.linear)
-    with pytest.raises(RuntimeError, match="one of a group of 2.*Fit before torch.distributed.init_process_group"):
-        fit(m.linear, guide, (X, Y), **QUICK)
-    assert guide._layout is None
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    fit(m.linear, guide, (X, Y), **QUICK)
-
-
 # -- likelihoods that are noisy --
 
 

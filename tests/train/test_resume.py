@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import signal
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -310,7 +309,7 @@ def test_a_later_format_and_a_run_that_is_not_to_be_gone_on_with(finished, monke
     folder = finished[0]
     with pytest.raises(ValueError, match="holds a run already"):
         small(Checkpoint(folder, resume=False))
-    monkeypatch.setattr(checkpoint_module, "_VERSION", 2)
+    monkeypatch.setattr(checkpoint_module, "_MIXTURE_VERSION", 2)
     with pytest.raises(ValueError, match="reads up to 2: upgrade it"):
         small(folder)
     monkeypatch.undo()
@@ -420,36 +419,32 @@ def test_kill_9(count, tmp_path):
     assert survives(tmp_path, count, seed(1)) == count
 
 
-def test_a_mixture_goes_on_where_it_was(tmp_path):
+def test_a_mixture_goes_on_where_it_was(tmp_path, monkeypatch):
     """The second component is interrupted: the first gives its result again, the second goes on."""
-    y = torch.tensor([0.3, 0.9])
+    y, step, steps = torch.tensor([0.3, 0.9]), Optimiser.step, []
 
     def model(y):
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
-    def run(folder, num_calls=None):
+    def run(folder):
         pyro.set_rng_seed(seed(0))
-        calls = []
+        mixture = GuideMixture.from_starts(model, 2, plan=Plan("full", "linear", rejection=None))
+        options = {"elbo": VectorizedELBO(4), "checkpoint": folder, "progress": False}
+        return fit(model, mixture, (y,), num_steps=40, **options), mixture
 
-        def counted(y):
-            calls.append(1)
-            if num_calls is not None and len(calls) > num_calls:
-                raise KeyboardInterrupt
-            return model(y)
+    def struck(self, *args):
+        step(self, *args)
+        steps.append(1)
+        if len(steps) == 60:
+            raise KeyboardInterrupt
 
-        mixture = GuideMixture.from_starts(counted, 2, plan=Plan("full", "linear", rejection=None))
-        options = {"elbo": VectorizedELBO(4, mode="eager"), "checkpoint": folder, "progress": False}
-        result = fit(counted, mixture, (y,), num_steps=40, **options)
-        return result, mixture, len(calls)
-
-    whole, _, num_calls = run(tmp_path / "whole")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cut, _, _ = run(tmp_path / "cut", int(0.75 * num_calls))
-    assert cut.stopped_because == "interrupted"
-    again, mixture, _ = run(tmp_path / "cut")
+    whole, _ = run(tmp_path / "whole")
+    with monkeypatch.context() as context:
+        context.setattr(Optimiser, "step", struck)
+        assert run(tmp_path / "cut")[0].stopped_because == "interrupted"
+    again, mixture = run(tmp_path / "cut")
     assert again.stopped_because == "all steps done"
     assert torch.equal(again.losses, whole.losses)
-    assert torch.equal(mixture.log_weights, torch.full((2,), 0.5).log())
+    torch.testing.assert_close(mixture.log_weights, torch.full((2,), 0.5).double().log())
