@@ -3,8 +3,11 @@
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.calibration.sbc import sbc
+from pyro_hypernet.correction.distill import Distilled, distill
+from pyro_hypernet.correction.langevin import SghmcKernel
 from pyro_hypernet.correction.metropolis import metropolis
 from pyro_hypernet.correction.move import Moved, move
+from pyro_hypernet.correction.move_by_minibatch import MovedByMinibatch, move_by_minibatch
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.compare import compare
 from pyro_hypernet.evaluation.convergence import fits_agree
@@ -34,9 +37,11 @@ __all__ = [
     "AutoHypernet",
     "Check",
     "Diagnosis",
+    "Distilled",
     "Fit",
     "HmcKernel",
     "Moved",
+    "MovedByMinibatch",
     "Nuts",
     "NutsKernel",
     "Optim",
@@ -44,6 +49,7 @@ __all__ = [
     "Posterior",
     "Refined",
     "Score",
+    "SghmcKernel",
     "TemperatureChoice",
     "VectorizedELBO",
     "bayesianize",
@@ -51,6 +57,7 @@ __all__ = [
     "choose_temperature",
     "compare",
     "diagnose",
+    "distill",
     "fan_in",
     "fit",
     "fits_agree",
@@ -62,6 +69,7 @@ __all__ = [
     "loo",
     "metropolis",
     "move",
+    "move_by_minibatch",
     "nuts",
     "predict",
     "refine",

@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
+from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide, temperature_of
 from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
@@ -89,7 +89,7 @@ def to_arviz(
         likelihood = log_likelihood_at(bound, samples)
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
-    temperature = _temperature(guide or posterior)
+    temperature = temperature_of(posterior if guide is None else guide)
     stats = _densities(Bound(at_temperature(model, temperature), args, kwargs), samples, log_q, trace)
     if log_q is None and guide is not None:
         stats["log_q"] = guide.log_prob(samples)
@@ -109,10 +109,6 @@ def to_arviz(
     if temperature != 1:
         data["posterior"].attrs["temperature"] = temperature
     return data
-
-
-def _temperature(posterior: Any) -> float:
-    return posterior.plan.temperature if isinstance(posterior, AutoHypernet) else 1.0
 
 
 def _draws(posterior: Any, bound: Bound, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
