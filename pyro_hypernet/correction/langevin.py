@@ -66,9 +66,9 @@ class Langevin:
         kernel: How to move.
         noise: Variances of the gradients of minibatches, times squared widths, shape `(D,)`.
         num_batches: Of a pass through all data, over which the noise cancels; None where it does not.
-        step_size: In units of time; None for one that is stable and heats little, see `settle`.
 
     Attributes:
+        step_size: In units of time; NaN where `settle` is to find it.
         temperature: Mean of twice the kinetic energy of a coordinate over about the last hundred steps.
         num_returned: How often a chain met a gradient that was not finite, and was put back with another momentum.
 

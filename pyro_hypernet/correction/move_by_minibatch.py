@@ -10,23 +10,20 @@ from typing import Any
 import torch
 from pyro import validation_enabled
 from torch import Tensor
-from torch.utils.data import WeightedRandomSampler
 from tqdm.auto import tqdm
 
+from pyro_hypernet.correction.gradients import Gradients, Looks
 from pyro_hypernet.correction.langevin import Gradient, Langevin, SghmcKernel, measure_noise
 from pyro_hypernet.correction.move import check_sites
 from pyro_hypernet.evaluation.draws import draws, is_guide, temperature_of
 from pyro_hypernet.graphs.culprits import first_line, warn_caller
 from pyro_hypernet.model.arguments import ByName
-from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.single_run import Model, outside_of_pyro
-from pyro_hypernet.model.tempered import TemperedModel
+from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.target import bind_guide
-from pyro_hypernet.train.asked import check_scales, check_traits, told_num_data
-from pyro_hypernet.train.batches import Batches, Shares
+from pyro_hypernet.train.asked import told_num_data
+from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.notices import MOST_SKIPPED
-from pyro_hypernet.train.traits import find_traits
 
 # Draws of a guide, or of one of its components, that tell the widths of its weights.
 _NUM_WIDTHS = 64
@@ -150,13 +147,11 @@ def move_by_minibatch(
             raise ValueError(f"At least two draws are needed to start from; the posterior holds {len(w)}.")
         scale = _widths(posterior, target.layout, w, first, named)
         model = partial(model, **kwargs) if kwargs else model
-        looks = _Looks(target.layout, w, trace)
-        gradients = _Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
+        looks = Looks(target.layout, w, trace)
+        gradients = Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
         w = _good_starts(gradients.fixed(), w, target)
-        noise = measure_noise(gradients.next, w, scale, batches.length)
-        chains = Langevin(w, scale, kernel, noise, batches.length if _goes_through(args) else None)
-        if kernel.step_size is None:
-            chains.settle(gradients.fixed())
+        noise = measure_noise(gradients.next, w, scale, gradients.pass_length)
+        chains = Langevin(w, scale, kernel, noise, gradients.pass_length)
         plan = num_steps, warmup_steps, math.ceil(num_samples / len(w))
         kept, stopped_because = _run(chains, gradients, plan, until=start + max_seconds, progress=progress)
         _tell(chains, gradients.num_steps)
@@ -174,60 +169,6 @@ def move_by_minibatch(
     )
 
 
-@dataclass(frozen=True)
-class _Looks:
-    """What is tried of a model that has no guide."""
-
-    layout: Layout
-    w: Tensor
-    prototype_trace: Any
-
-    def looks(self, num_draws: int) -> Tensor:
-        return self.w[:num_draws]
-
-
-class _Gradients:
-    """The gradient of the log density that every next minibatch estimates, each datum counting equally often.
-
-    Attributes:
-        num_steps: Minibatches that chains have stepped by.
-    """
-
-    def __init__(self, model: Model, looks: _Looks, batches: Batches, temperature: float) -> None:
-        self.model, self.looks, self.batches, self.temperature = model, looks, batches, temperature
-        self.traits = find_traits(model, looks, batches.first)
-        check_traits(self.traits, batches, None)
-        self.shares = Shares(self.traits)
-        self.shares.meet(batches.first, self.traits)
-        self.log_joint = LogJoint(TemperedModel(model), looks.layout)
-        self.num_batches = self.num_steps = 0
-
-    def next(self) -> Gradient:
-        """The gradient of the next minibatch."""
-        self.latest = batch = next(self.batches)
-        if self.num_batches == 1:
-            check_scales(self, self.batches, self.traits)
-        self.num_batches += 1
-        if not self.batches.is_fixed and not self.shares.knows(batch):
-            self.shares.meet(batch, find_traits(self.model, self.looks, batch))
-        share = 1.0 if self.batches.is_fixed else self.shares(batch, self.batches.number)
-        return self._of(batch, share)
-
-    def fixed(self) -> Gradient:
-        """The gradient of the first minibatch, the model's own random numbers the same at every call."""
-        gradient = self._of(self.batches.first, 1.0)
-
-        def same(w: Tensor) -> Tensor:
-            with outside_of_pyro(seed=0):
-                return gradient(w)
-
-        return same
-
-    def _of(self, batch: tuple, share: float) -> Gradient:
-        arguments = TemperedModel.arguments(share / self.temperature, batch)
-        return lambda w: self.log_joint.value_and_grad(w, *arguments)[1]
-
-
 def _check(kernel: Any, counts: dict[str, int], temperature: float | None, max_seconds: float) -> None:
     if not isinstance(kernel, SghmcKernel):
         raise TypeError(f"kernel must be an SghmcKernel, such as SghmcKernel(step_size=0.01); got {kernel!r}.")
@@ -243,12 +184,6 @@ def _check(kernel: Any, counts: dict[str, int], temperature: float | None, max_s
         )
     if not max_seconds > 0 or not (temperature is None or 0 < temperature < math.inf):
         raise ValueError(f"temperature and max_seconds must be positive; got {temperature!r} and {max_seconds!r}.")
-
-
-def _goes_through(args: Any) -> bool:
-    """Whether every pass meets every datum once, as far as the sampler of a DataLoader says."""
-    sampler = getattr(args, "sampler", None)
-    return not isinstance(sampler, WeightedRandomSampler) and not getattr(sampler, "replacement", False)
 
 
 def _widths(posterior: Any, layout: Layout, starts: Tensor, args: tuple, kwargs: dict[str, Any]) -> Tensor:
@@ -283,17 +218,20 @@ def _good_starts(gradient: Gradient, w: Tensor, bound: Any) -> Tensor:
 
 
 def _run(
-    chains: Langevin, gradients: _Gradients, plan: tuple[int, int, int], *, until: float, progress: bool
+    chains: Langevin, gradients: Gradients, plan: tuple[int, int, int], *, until: float, progress: bool
 ) -> tuple[list[Tensor], str]:
     """Steps to the end, or until something stops it; what was kept until then is given."""
     num_steps, warmup_steps, per_chain = plan
     keep = _when(chains.kernel, num_steps, warmup_steps, per_chain)
+    settled = {0, warmup_steps // 4, warmup_steps // 2}
     kept: list[Tensor] = []
     bar = tqdm(range(num_steps), disable=None if progress else True, desc="move", leave=False)
     try:
         for number in bar:
             if time.perf_counter() > until:
                 return kept, "out of time"
+            if chains.kernel.step_size is None and number in settled:
+                chains.settle(gradients.fixed())
             share = (number - warmup_steps) / (num_steps - warmup_steps)
             chains.step(gradients.next(), chains.kernel.factor(share) if share >= 0 else 1.0)
             gradients.num_steps += 1
@@ -304,8 +242,8 @@ def _run(
     except Exception as error:
         if not kept or isinstance(error, Warning):
             raise
-        where = gradients.batches.spell(gradients.latest)
-        warn_caller(f"Chains stopped at step {gradients.num_steps}, {where}: {first_line(error)} The draws are kept.")
+        where = f"step {gradients.num_steps}, {gradients.batches.spell(gradients.latest)}"
+        warn_caller(f"Chains stopped at {where}: {first_line(error).rstrip('.')}. The draws are kept.")
         return kept, "failed"
     finally:
         bar.close()
