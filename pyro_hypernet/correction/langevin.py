@@ -86,6 +86,7 @@ class Langevin:
 
     @property
     def temperature(self) -> float:
+        """Of the momenta, over what it should be."""
         return float(self._energy)
 
     @torch.no_grad()
@@ -115,16 +116,16 @@ class Langevin:
         self.w.addcmul_(self.p, self.scale, value=h / 2)
         self._energy.lerp_(self.p.square().mean(), 0.01)
 
-    def heat(self, step_size: float) -> Tensor:
+    def heat(self, step_size: float, frequency: float = 1.0) -> Tensor:
         """The friction that undoes the noise of gradients, per unit of time, shape `(D,)`.
 
         White noise of variance V takes `h V / 2`. Over a pass of n batches that goes through all data noise sums to
-        zero: of its spectrum at the frequency one the share `1 − sinc²(n h / 2)` is left.
+        zero: of its spectrum at the frequency f the share `1 − sinc²(f n h / 2)` is left.
         """
         white = step_size / 2 * self.noise
         if self.num_batches is None:
             return white
-        angle = self.num_batches * step_size / 2
+        angle = frequency * self.num_batches * step_size / 2
         return white * (1 - (math.sin(angle) / angle) ** 2)
 
     def settle(self, gradient: Gradient) -> None:
@@ -137,10 +138,13 @@ class Langevin:
         for _ in range(_NUM_PRODUCTS):
             v = (v / v.norm(dim=-1, keepdim=True)).nan_to_num(0.0)
             v = (gradient(self.w + self.scale * v) - at) * self.scale
-        steepest = float(v.norm(dim=-1).nan_to_num(0.0, 0.0, 0.0).quantile(0.9))
-        self.step_size = _STABLE / math.sqrt(max(1.0, steepest))
+        steepest = max(1.0, float(v.norm(dim=-1).nan_to_num(0.0, 0.0, 0.0).quantile(0.9)))
+        self.step_size = _STABLE / math.sqrt(steepest)
+        share = self.noise / self.noise.sum().clamp(min=1e-30)
+        # Along the steepest direction noise is stronger by as much as the density is steeper.
         while (
-            float((self.noise * self.heat(self.step_size)).sum()) > _MOST_HEAT * self.kernel.friction * self.noise.sum()
+            float((share * self.heat(self.step_size)).sum()) > _MOST_HEAT * self.kernel.friction
+            or steepest * float((share * self.heat(self.step_size, math.sqrt(steepest))).sum()) > self.kernel.friction
         ):
             self.step_size *= 0.9
 
