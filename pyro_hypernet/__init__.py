@@ -3,8 +3,11 @@
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.calibration.sbc import sbc
+from pyro_hypernet.correction.distill import Distilled, distill
+from pyro_hypernet.correction.langevin import SghmcKernel
 from pyro_hypernet.correction.metropolis import metropolis
 from pyro_hypernet.correction.move import Moved, move
+from pyro_hypernet.correction.move_by_minibatch import MovedByMinibatch, move_by_minibatch
 from pyro_hypernet.correction.resample import resample
 from pyro_hypernet.evaluation.compare import compare
 from pyro_hypernet.evaluation.convergence import fits_agree
@@ -38,10 +41,12 @@ __all__ = [
     "Check",
     "Checkpoint",
     "Diagnosis",
+    "Distilled",
     "Fit",
     "GuideMixture",
     "HmcKernel",
     "Moved",
+    "MovedByMinibatch",
     "Nuts",
     "NutsKernel",
     "Optim",
@@ -49,6 +54,7 @@ __all__ = [
     "Posterior",
     "Refined",
     "Score",
+    "SghmcKernel",
     "Stacked",
     "TemperatureChoice",
     "VectorizedELBO",
@@ -57,6 +63,7 @@ __all__ = [
     "choose_temperature",
     "compare",
     "diagnose",
+    "distill",
     "fan_in",
     "fit",
     "fits_agree",
@@ -68,6 +75,7 @@ __all__ = [
     "loo",
     "metropolis",
     "move",
+    "move_by_minibatch",
     "nuts",
     "predict",
     "refine",

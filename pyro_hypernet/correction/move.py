@@ -9,6 +9,7 @@ import torch
 from pyro import poutine, validation_enabled
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -120,7 +121,9 @@ def move(
     start = time.perf_counter()
     before = draws(guide, *args, num_samples=num_samples + _NUM_PILOTS, **kwargs)
     whole = bind_guide(model, guide, args, kwargs)
-    _check_model(whole, before)
+    refuse_minibatches(check_sites(whole, before), "move")
+    few = {name: value[:NUM_LOOKS] for name, value in before.items()}
+    whole.refuse_random(whole.layout.unconstrain(few)[0], "move")
     w = whole.layout.unconstrain(before)[0]
     with validation_enabled(False):
         target = _collapsed(whole) if collapse else whole
@@ -155,8 +158,8 @@ def move(
     )
 
 
-def _check_model(target: Target, samples: dict[str, Tensor]) -> None:
-    """Raises where the model has other latent sites than the guide, or draws minibatches."""
+def check_sites(target: Target, samples: dict[str, Tensor]) -> Trace:
+    """A run of the model at the first of draws of shape `(S, *shape)`; raises where it has other latent sites."""
     first = {name: value[0] for name, value in samples.items()}
     try:
         with outside_of_pyro(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
@@ -166,9 +169,7 @@ def _check_model(target: Target, samples: dict[str, Tensor]) -> None:
             raise
         trace = target.trace_prior()  # the draw has no density; another will do
     target.layout.check(Layout.from_trace(trace), "the model")
-    refuse_minibatches(trace, "move")
-    few = {name: value[:NUM_LOOKS] for name, value in samples.items()}
-    target.refuse_random(target.layout.unconstrain(few)[0], "move")
+    return trace
 
 
 def _collapsed(whole: Whole) -> Target:

@@ -134,6 +134,11 @@ def is_guide(posterior: Any) -> bool:
     return _stored(posterior) is None and callable(posterior)
 
 
+def temperature_of(posterior: Any) -> float:
+    """The temperature that a guide, or a result with one, stands for; 1 for what knows of none."""
+    return 1.0 if isinstance(posterior, Mapping) else getattr(posterior, "temperature", 1.0)
+
+
 def _stored(posterior: Any) -> dict[str, Tensor] | None:
     """The samples that a posterior holds, or None where it is a guide."""
     if isinstance(posterior, Mapping) and not _is_arviz(posterior):

@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide
+from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide, temperature_of
 from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
@@ -91,7 +91,7 @@ def to_arviz(
         likelihood = log_likelihood_at(bound, samples)
         groups["log_likelihood"] = _by_chain({name: likelihood[name] for name in observed}, num_chains)
         groups["observed_data"] = {name: _to_numpy(node["value"]) for name, node in observed.items()}
-    temperature = _temperature(guide or posterior)
+    temperature = temperature_of(posterior if guide is None else guide)
     stats = _densities(Bound(at_temperature(model, temperature), args, kwargs), samples, log_q, trace)
     if log_q is None and guide is not None:
         stats["log_q"] = guide.log_prob(samples)
@@ -113,10 +113,6 @@ def to_arviz(
     if isinstance(posterior, GuideMixture):
         data["posterior"].attrs["component_weights"] = posterior.log_weights.exp().tolist()
     return data
-
-
-def _temperature(posterior: Any) -> float:
-    return posterior.temperature if isinstance(posterior, JointGuide) else 1.0
 
 
 def _draws(posterior: Any, bound: Bound, num_samples: int) -> tuple[dict[str, Tensor], Tensor | None, int]:
