@@ -9,7 +9,7 @@ from torch.nn import functional
 from pyro_hypernet.maps.bijection import Bijection, widened
 from pyro_hypernet.maps.bounds import SLOWNESS
 
-# Log norms that are further from where they start, a factor of 3 000, are slowed down.
+# Log norms that are further above where they start, by a factor of 3 000, are slowed down.
 _NORM_RANGE = 8.0
 
 
@@ -169,11 +169,12 @@ class GroupNorms(Coordinates):
         return (widened(growth) * self.sizes).sum(-1)
 
     def slow_down(self, new: Tensor, *, backwards: bool = False) -> tuple[Tensor, Tensor | float]:
-        away, s = new[..., : self.num_groups] * self.spread[: self.num_groups], SLOWNESS
-        excess = (away.abs() - _NORM_RANGE).clamp(min=0)
+        # Upwards alone: a norm may well be next to nothing, also at the start.
+        above, s = new[..., : self.num_groups] * self.spread[: self.num_groups], SLOWNESS
+        excess = (above - _NORM_RANGE).clamp(min=0)
         slowed = s * (torch.expm1(excess / s) if backwards else torch.log1p(excess / s))
         log_det = excess.sum(-1) / s if backwards else -slowed.sum(-1) / s
-        shift = away.sign() * (slowed - excess) / self.spread[: self.num_groups]
+        shift = (slowed - excess) / self.spread[: self.num_groups]
         return new + functional.pad(shift, (0, len(self.spread) - self.num_groups)), log_det
 
     def _sum_by_group(self, values: Tensor) -> Tensor:
