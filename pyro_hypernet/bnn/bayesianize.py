@@ -257,6 +257,10 @@ class BayesianNet(nn.Module):
             pyro.sample("y", fn, obs=None if y is None else self.likelihood.prepare(y, positioned))
         return f
 
+    def named_arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs and targets by name."""
+        return self._interface.arguments(args, kwargs)
+
     def __repr__(self) -> str:
         return f"BayesianNet({type(self.net).__name__}, {self.likelihood!r}, sites={list(self.site_names)})"
 

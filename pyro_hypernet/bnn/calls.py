@@ -95,6 +95,12 @@ class Interface:
             _ask_for_tensor(*next(iter((arrays or named).items())))
         return call
 
+    def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs and targets by name."""
+        call = self.read(args, kwargs)
+        targets = {"y": call.y, "y_mask": call.y_mask}
+        return self._named(call) | {name: value for name, value in targets.items() if value is not None}
+
     def _named(self, call: Call) -> dict[str, Any]:
         """The inputs by name, those inside of a list or dict by their places."""
         names = ("x",) if len(self.names) == 1 else self.names

@@ -46,6 +46,8 @@ def name_arguments(model: Model, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The model's arguments by the names of its signature, by position where it has none."""
     if isinstance(model, ByName):
         model, args, kwargs = model.model, (), args[0]
+    if hasattr(model, "named_arguments"):  # a network of bayesianize, whose forward takes what the network does
+        return model.named_arguments(args, kwargs)
     function = model.forward if isinstance(model, torch.nn.Module) else model
     try:
         return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
