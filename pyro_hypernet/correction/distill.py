@@ -55,8 +55,10 @@ def distill(
     Minimises `−E log q(w)` over the draws by Adam, which is the Kullback–Leibler divergence of the draws' distribution
     to the guide up to a constant: it covers what the draws cover, where `fit` prefers the guide too narrow. A share of
     the draws is held out, stops training early, and decides which parameters are kept. Draws that follow each other in
-    a chain are alike: hold few of many, far apart. A guide cannot be better than its draws, nor than its structure. A
-    guide at another temperature than the draws takes theirs on; a rejection that its draws went through is given up.
+    a chain are alike: hold few of many, far apart. A guide cannot be better than its draws, nor than its structure: a
+    mean field takes on the draws' widths without their correlations, and at temperature 1 may then predict worse than
+    before (`benchmarks/results/moved_by_minibatch.md`); hold its predictions against theirs, by `score`. A guide at
+    another temperature than the draws takes theirs on; a rejection that its draws went through is given up.
 
     Every structure has a density at all weights and can be taught: with `bayesianize(..., parametrization=
     "weight_norm")` weights are the gains alone. Maps of your own need an inverse.

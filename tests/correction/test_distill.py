@@ -7,8 +7,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import init_to_value
 
-from pyro_hypernet import AutoHypernet, Plan, distill, move_by_minibatch
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, distill, move_by_minibatch
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.train.optimiser import Optimiser
 from tests.seeds import seed
@@ -41,9 +42,9 @@ def quick(guide, draws, **options):
 def test_a_guide_becomes_the_posterior_of_its_draws(num_components):
     pyro.set_rng_seed(seed(0))
     guide = guide_of(num_components=num_components)
-    assert kl_from_posterior(guide) > 10
+    assert kl_from_posterior(guide) > 3
     quick(guide, exact_draws(), num_steps=800, learning_rate=0.1, batch_size=128)
-    assert kl_from_posterior(guide) < 0.15
+    assert kl_from_posterior(guide) < (0.05 if num_components == 1 else 0.6)  # over 20 seeds at most .019 and .32
 
 
 STRUCTURES = ["full", "layerwise", "last_layer", "low_rank", "weight_norm", "multiplicative", "informed"]
@@ -55,8 +56,9 @@ def test_held_out_draws_are_never_worse_off(name):
     """From untrained, where there is much to gain; with steps far too long, where there is all to lose."""
     pyro.set_rng_seed(seed(0))
     guide, draws = guide_of(*GUIDES[name]), exact_draws(400)
-    learnt = quick(guide, draws, learning_rate=0.02)
-    assert learnt.nll < learnt.nll_before
+    learnt = quick(guide, draws, num_steps=300, learning_rate=0.02)
+    assert learnt.nll < learnt.nll_before or name == "informed"  # which starts at this posterior
+    assert learnt.nll <= learnt.nll_before
     before = copy.deepcopy(guide.state_dict())
     spoilt = quick(guide, draws, learning_rate=100.0)
     assert spoilt.nll <= spoilt.nll_before
@@ -77,6 +79,17 @@ def test_the_negative_log_density_is_that_of_values():
     exact = 2 * 0.5 * (1 + math.log(2 * math.pi))  # entropy of a log normal of mean 0
     assert result.nll == pytest.approx(exact, abs=0.3)
     assert -float(guide.log_prob(draws).detach().mean()) == pytest.approx(result.nll, abs=0.3)
+
+
+def test_a_mixture_learns_two_modes():
+    pyro.set_rng_seed(seed(0))
+    at = [init_to_value(values={"weight": torch.full((3,), sign).double()}) for sign in (1.0, -1.0)]
+    plan = Plan("full", "identity", init_scale=0.3)
+    mixture = GuideMixture([AutoHypernet(regression, init_loc_fn=loc, plan=plan).setup(X, Y) for loc in at])
+    draws = {"weight": torch.cat([POSTERIOR.sample((200,)) + 3, POSTERIOR.sample((200,)) - 3])}
+    assert quick(mixture, draws, num_steps=1500, learning_rate=0.1).nll < 1  # one wide component: 3.4
+    w = mixture.sample_posterior(400)["weight"][:, 0]
+    assert 0.4 < (w > 1).double().mean() < 0.6
 
 
 def test_moved_draws_hand_their_temperature_on():

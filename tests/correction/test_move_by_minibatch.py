@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from pyro_hypernet import (
     AutoHypernet,
+    GuideMixture,
     Plan,
     SghmcKernel,
     bayesianize,
@@ -98,8 +99,9 @@ def test_means_and_widths_of_a_gaussian(kind):
     pyro.set_rng_seed(seed(0))
     moved = long(starts(), kind)
     of_means, of_widths = errors(moved.samples, exact())
+    # Over 20 seeds of every kind the worst were .31 and .17; medians .04 to .12 and .03 to .06.
     assert of_means < 0.45
-    assert of_widths < 0.3
+    assert of_widths < 0.25
 
 
 def test_smaller_steps_are_heated_less():
@@ -124,14 +126,22 @@ def test_temperature_is_that_of_the_guide_unless_another_is_asked_for(temperatur
     assert of_widths < 0.3
 
 
-def guides():
-    one, several = AutoHypernet(regression).setup(X, Y), AutoHypernet(regression, num_components=3).setup(X, Y)
-    return {"guide": one, "several modes": several, "stored": starts(), "moved": quick(regression, one, (X, Y))}
+def simple(**options):
+    return AutoHypernet(regression, "identity", "full", **options).setup(X, Y)
 
 
-@pytest.mark.parametrize("kind", ["guide", "several modes", "stored", "moved"])
+STARTS = {
+    "guide": simple,
+    "several modes": lambda: simple(num_components=3),
+    "mixture": lambda: GuideMixture([simple(), simple()]),
+    "stored": starts,
+    "moved": lambda: quick(regression, starts(), (X, Y)),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
 def test_what_chains_start_from(kind):
-    moved = quick(regression, guides()[kind], loader(shuffle=True))
+    moved = quick(regression, STARTS[kind](), loader(shuffle=True))
     assert moved.samples["w"].shape == (40, D)
     assert moved.samples_by_chain["w"].shape == (8, 5, D)
     assert moved.stopped_because == "all steps done"
@@ -183,7 +193,6 @@ def test_functions_of_a_network_are_those_of_nuts():
         old, new = (predict(model, p, x, return_sites=["f"])["f"].squeeze(-1) for p in (posterior, exact))
         return wasserstein_over_sd(old, new)
 
-    print("DIST", distance(guide), distance(moved), moved.step_size, moved.kinetic_temperature)
     assert distance(moved) < 0.3 < distance(guide)
 
 
