@@ -17,12 +17,12 @@ from typing import Any
 
 import pyro
 import torch
+from class_scores import class_scores
 from real_networks_against_dropout_and_ensembles import Images, Net, loader
-from timing import keep, median, table
+from timing import keep, spread, table
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, Plan, bayesianize, distill, fit, move_by_minibatch, predict
-from pyro_hypernet.evaluation.metrics import ece
 
 NUM_DRAWS, TEMPERATURES = 48, (1.0, 0.01)
 
@@ -32,12 +32,7 @@ def scores(model: nn.Module, posterior: Any, data: Images) -> dict[str, float]:
     """Of the test images."""
     x, y = data.test
     parts = [predict(model, posterior, p, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for p in x.split(1000)]
-    mean = torch.cat([part.softmax(-1).mean(0) for part in parts])
-    return {
-        "accuracy": 100 * float((mean.argmax(-1) == y).double().mean()),
-        "nll": -float(mean[range(len(y)), y].clamp(min=1e-30).log().mean()),
-        "ece": float(ece(mean, y)),
-    }
+    return class_scores(torch.cat([part.softmax(-1).mean(0) for part in parts]), y)
 
 
 def measure(data: Images, seed: int, temperature: float, num_steps: int) -> list[dict[str, Any]]:
@@ -92,7 +87,7 @@ def main() -> None:
     rows = []
     for name in dict.fromkeys(record["method"] for record in records):
         values = [([r[key] for r in records if r["method"] == name], digits) for key, (_, digits) in keys.items()]
-        rows.append((name, *(f"{median(v):.{d}f} [{min(v):.{d}f}, {max(v):.{d}f}]" for v, d in values)))
+        rows.append((name, *(spread(v, d) for v, d in values)))
     text = f"{__doc__}\nMedians, least and greatest of {count} seeds, {num_steps} steps.\n\n"
     text += table(("", *(heading for heading, _ in keys.values())), rows) + "\n"
     keep("moved_by_minibatch", records, text, quick=options.quick)

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import pyro
 import torch
-from timing import RESULTS, keep, median, table
+from class_scores import class_scores
+from timing import RESULTS, keep, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_hypernet import AutoHypernet, Optim, bayesianize, fit, predict
-from pyro_hypernet.evaluation.metrics import ece
 from pyro_hypernet.maps.hypernets import coupling
 
 COUPLINGS, SEEDS, EPOCHS, NUM_DRAWS = (0, 2, 4, 8, 12), 3, 100, 100
@@ -103,16 +103,8 @@ def main() -> None:
                 draws = of_dropout(x, y, x_test, epochs)
             else:
                 draws = of_hypernet(x, y, x_test, int(method), epochs)
-            seconds, mean = time.perf_counter() - start, draws.mean(0)
-            record = {
-                "method": method,
-                "seed": seed,
-                "epochs": epochs,
-                "accuracy": 100 * float((mean.argmax(-1) == y_test).double().mean()),
-                "nll": -float(mean[range(test), y_test].clamp(min=1e-30).log().mean()),
-                "ece": float(ece(mean, y_test)),
-                "seconds": seconds,
-            }
+            seconds, found = time.perf_counter() - start, class_scores(draws.mean(0), y_test)
+            record = {"method": method, "seed": seed, "epochs": epochs, **found, "seconds": seconds}
             print(record, flush=True)
             records.append(record)
             report(records, quick=options.quick)
@@ -125,8 +117,7 @@ def report(records: list[dict], *, quick: bool) -> None:
         mine = [record for record in records if record["method"] == method]
         cells = []
         for key, digits in (("accuracy", 2), ("nll", 3), ("ece", 4), ("seconds", 0)):
-            values = [record[key] for record in mine]
-            cells.append(f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]")
+            cells.append(spread([record[key] for record in mine], digits))
         rows.append([method, PAPERS.get(method, ""), len(mine), *cells])
     headings = ["couplings", "the paper's accuracy %", "seeds", "accuracy %", "NLL", "ECE", "seconds"]
     keep("paper_couplings", records, f"{__doc__}\nMedian [least, greatest].\n\n{table(headings, rows)}", quick=quick)

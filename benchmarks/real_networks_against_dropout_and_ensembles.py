@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from timing import keep, median, table
+from class_scores import class_scores
+from timing import keep, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, choose_temperature, fit, predict
-from pyro_hypernet.evaluation.metrics import auroc, ece, mutual_information, predictive_entropy
+from pyro_hypernet.evaluation.metrics import auroc, mutual_information, predictive_entropy
 
 NUM_DRAWS, TEMPERATURES = 50, (1.0, 0.1, 0.01, 0.001)
 Predictor = Callable[[Tensor], Tensor]  # from images to class probabilities of every draw
@@ -178,12 +179,7 @@ def scores(predict_at: Predictor, data: Images) -> dict[str, float]:
     """Of the test images, and how well strange ones are told from them."""
     x, y = data.test
     draws = predict_at(x)
-    mean = draws.mean(0)
-    result = {
-        "accuracy": 100 * float((mean.argmax(-1) == y).double().mean()),
-        "nll": -float(mean[range(len(y)), y].clamp(min=1e-30).log().mean()),
-        "ece": float(ece(mean, y)),
-    }
+    result = class_scores(draws.mean(0), y)
     measure = mutual_information if len(draws) > 1 else predictive_entropy
     for name, images in data.strange.items():
         both = torch.cat([measure(draws), measure(predict_at(images))])
@@ -221,8 +217,7 @@ def main() -> None:
     for name in options.methods:
         mine = [record for record in records if record["method"] == name]
         values = [[record[key] for record in mine] for key in keys]
-        spread = [f"{median(v):.{d}f} [{min(v):.{d}f}, {max(v):.{d}f}]" for v, d in zip(values, digits, strict=True)]
-        rows.append((name, *spread))
+        rows.append((name, *map(spread, values, digits)))
     count = 1 + max(record["seed"] for record in records)
     text = f"{__doc__}\nMedians, least and greatest of {count} seeds.\n\n{table(('', *headings), rows)}\n"
     keep("real_networks", records, text, quick=options.quick)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from class_scores import class_scores
 from PIL import Image
 from timing import RESULTS, keep, table
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from torch.nn.functional import cross_entropy, silu
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_hypernet import AutoHypernet, GuideMixture, Optim, Plan, bayesianize, fit, predict
-from pyro_hypernet.evaluation.metrics import agreement, ece, total_variation
+from pyro_hypernet.evaluation.metrics import agreement, total_variation
 
 PRIOR_SCALE = 0.2**0.5
 
@@ -188,16 +189,14 @@ def main() -> None:
         pyro.set_rng_seed(options.seed)
         start = time.perf_counter()
         draws = method(task)
-        seconds_taken, mean, y = time.perf_counter() - start, draws.mean(0), task.y_test
+        seconds_taken, mean = time.perf_counter() - start, draws.mean(0)
         votes = draws.argmax(-1)
         record = {
             "method": name,
             **key,
             "agreement": float(agreement(mean, task.hmc)),
             "tv": float(total_variation(mean, task.hmc)),
-            "accuracy": 100 * float((mean.argmax(-1) == y).double().mean()),
-            "nll": -float(mean[range(len(y)), y].clamp(min=1e-30).log().mean()),
-            "ece": float(ece(mean, y)),
+            **class_scores(mean, task.y_test),
             "disagreement": float((votes[:-1] != votes[1:]).double().mean()) if len(votes) > 1 else 0.0,
             "took": seconds_taken,
         }

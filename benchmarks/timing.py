@@ -37,6 +37,11 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median, least and greatest, such as "95.6 [95.3, 95.8]"."""
+    return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """Median, least and greatest of the ratios of timings that stood next to each other."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]

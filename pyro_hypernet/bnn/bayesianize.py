@@ -203,7 +203,7 @@ class BayesianNet(nn.Module):
         Where all norms are at their prior's median, zero, a network is constant and learns nothing.
         """
         has_norms = any(site.kind == "scale" for site in self._random)
-        weights = self.net.parameters() if has_norms else self.initial_values.values()
+        weights = self.net.parameters() if has_norms else [site.value for site in self._random]
         return sum(weight.numel() for weight in weights) > MAX_TRIANGULAR_DIM
 
     @property

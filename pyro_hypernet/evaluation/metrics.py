@@ -18,7 +18,12 @@ def nll(log_likelihood: Tensor) -> Tensor:
 
     Source: Gelman, Hwang and Vehtari 2014, equation 5.
     """
-    return math.log(log_likelihood.shape[0]) - torch.logsumexp(log_likelihood, 0).mean()
+    return -log_predictive(log_likelihood).mean()
+
+
+def log_predictive(log_likelihood: Tensor) -> Tensor:
+    """Log pointwise predictive density, `log mean_s p(y_n | w_s)`, in nats, shape `batch`; arguments as of `nll`."""
+    return torch.logsumexp(log_likelihood, 0) - math.log(log_likelihood.shape[0])
 
 
 def rmse(prediction: Tensor, target: Tensor) -> Tensor:
@@ -51,7 +56,7 @@ def calibration_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 1
             "probabilities must have shape (N, C) or (N,) and labels shape (N,); got "
             f"{tuple(probabilities.shape)} and {tuple(labels.shape)}."
         )
-    confidence, predicted = _with_both_classes(probabilities).max(-1)
+    confidence, predicted = with_both_classes(probabilities).max(-1)
     return bins_of_confidence(confidence, predicted == labels, num_bins=num_bins)
 
 
@@ -205,10 +210,11 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 def _comparable(probabilities: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     _check_same_shape(probabilities, reference)
-    return _with_both_classes(probabilities), _with_both_classes(reference)
+    return with_both_classes(probabilities), with_both_classes(reference)
 
 
-def _with_both_classes(probabilities: Tensor) -> Tensor:
+def with_both_classes(probabilities: Tensor) -> Tensor:
+    """Class probabilities, shape `(N, C)`, also of those of the positive class, shape `(N,)`."""
     if probabilities.dim() == 1:
         return torch.stack([1 - probabilities, probabilities], -1)
     return probabilities

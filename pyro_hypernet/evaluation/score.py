@@ -14,12 +14,15 @@ from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.metrics import (
     bins_of_confidence,
     error_of_bins,
+    log_predictive,
     mutual_information,
     predictive_entropy,
+    with_both_classes,
 )
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked
 from pyro_hypernet.model.traces import class_probabilities, observed_nodes, pointwise_log_prob
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.train.batches import one_pass
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Score:
 def score(
     model: Model,
     posterior: Any,
-    args: tuple | Iterable[tuple],
+    args: tuple | Mapping[str, Any] | Iterable[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int = 100,
@@ -82,7 +85,8 @@ def score(
     Args:
         model: A Pyro model.
         posterior: A guide, a result of `nuts`, or a dict of samples; see `draws`.
-        args: The model's arguments, data included, as a tuple, or an iterable of such (a DataLoader).
+        args: The model's arguments, data included, as a tuple, or a dict by name, or an iterable of such (a
+            DataLoader), as in `fit`.
         kwargs: The model's keyword arguments, the same for all batches.
         num_samples: Draws of the posterior.
         max_bytes: Memory for the intermediate results of one chunk, in bytes.
@@ -91,6 +95,7 @@ def score(
         The scores; those of classes where the model observes one site, Bernoulli, categorical or one-hot.
 
     Raises:
+        TypeError: If `args` is none of these.
         ValueError: If there are no batches, the model observes nothing, or samples do not fit the model.
 
     Source: Gelman, Hwang and Vehtari 2014, equation 5, for the log predictive density.
@@ -104,23 +109,22 @@ def score(
         >>> found.num_data, found.disagreement
         (24, 0.0)
     """
-    kwargs = dict(kwargs or {})
     run, found, samples = None, [], {}
-    for batch in [args] if isinstance(args, tuple) else args:
+    for batch, named in one_pass(args, kwargs or {}):
         if run is None:
-            samples = draws(posterior, *batch, num_samples=num_samples, **kwargs)
+            samples = draws(posterior, *batch, num_samples=num_samples, **named)
             run = Chunked(model, samples, partial(_collect, samples), max_bytes=max_bytes)
-        found.append(_of_batch(run(tuple(batch), kwargs)))
+        found.append(_of_batch(run(batch, named)))
     if not found:
         raise ValueError("There are no batches to score; an iterator that is used up gives none: pass a DataLoader.")
     values = {name: torch.cat([each[name] for each in found]).double() for name in found[0]}
-    log_predictive, means = values["log_predictive"], {name: float(value.mean()) for name, value in values.items()}
-    error = float(log_predictive.std() / len(log_predictive) ** 0.5) if len(log_predictive) > 1 else math.nan
+    densities, means = values["log_predictive"], {name: float(value.mean()) for name, value in values.items()}
+    error = float(densities.std() / len(densities) ** 0.5) if len(densities) > 1 else math.nan
     confidence = values.pop("confidence", None)
     means.pop("confidence", None)
     if confidence is not None:
         means["ece"] = float(error_of_bins(*bins_of_confidence(confidence, values["accuracy"])))
-    return Score(len(log_predictive), len(next(iter(samples.values()))), log_predictive_error=error, **means)
+    return Score(len(densities), len(next(iter(samples.values()))), log_predictive_error=error, **means)
 
 
 def _collect(samples: Mapping[str, Tensor], trace: Trace) -> dict[str, Tensor]:
@@ -133,8 +137,7 @@ def _collect(samples: Mapping[str, Tensor], trace: Trace) -> dict[str, Tensor]:
     probabilities = class_probabilities(node["fn"]) if len(nodes) == 1 else None
     if probabilities is None or len(probabilities) != len(log_p):
         return {"log_p": log_p}
-    if probabilities.dim() == 1:
-        probabilities = torch.stack([1 - probabilities, probabilities], -1)
+    probabilities = with_both_classes(probabilities)
     one_hot = node["value"].shape[-1:] == probabilities.shape[-1:] and node["fn"].event_shape
     labels = node["value"].argmax(-1) if one_hot else node["value"]
     return {"log_p": log_p, "probabilities": probabilities, "labels": labels.flatten().long()}
@@ -143,7 +146,7 @@ def _collect(samples: Mapping[str, Tensor], trace: Trace) -> dict[str, Tensor]:
 def _of_batch(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """What is kept of every datum, each of shape `(N,)`."""
     log_p = found["log_p"].double()
-    kept = {"log_predictive": log_p.logsumexp(0) - math.log(len(log_p)), "by_draws": log_p.mean(0)}
+    kept = {"log_predictive": log_predictive(log_p), "by_draws": log_p.mean(0)}
     if "probabilities" not in found:
         return kept
     probabilities, labels = found["probabilities"], found["labels"][0]

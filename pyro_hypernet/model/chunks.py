@@ -65,9 +65,9 @@ class Chunked:
 
     def __call__(self, args: tuple, kwargs: dict) -> Any:
         """What `collect` returns, every tensor with a leading axis S."""
-        first: list[Trace] = []
+        first: list[tuple[Trace, Any]] = []
         needed = max(1, count_bytes(lambda: first.append(self._first(args, kwargs))))
-        pieces = self._pieces(first[0] if first else None, needed, args, kwargs)
+        pieces = self._pieces(*first[0], needed, args, kwargs) if first else [(args, kwargs)]
         size = self.batch_size or max(1, len(pieces) * self.max_bytes // needed)
         cached = max(1, min(size, len(pieces) * _CACHED_BYTES // needed))
         if self.batch_size is None and self.total * len(pieces) >= _LEAST_CHUNKS * cached:
@@ -83,18 +83,18 @@ class Chunked:
     def _of_one(self, values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
         return self.collect(trace_one(self.model, values, args, kwargs))
 
-    def _first(self, args: tuple, kwargs: dict) -> Trace:
-        """The trace of the first draw, whose sites are held against the samples."""
+    def _first(self, args: tuple, kwargs: dict) -> tuple[Trace, Any]:
+        """The trace of the first draw, whose sites are held against the samples, and what is collected of it."""
         trace = trace_one(self.model, {name: value[0] for name, value in self.samples.items()}, args, kwargs)
         _check_samples(self.samples, trace)
-        return trace
+        return trace, self.collect(trace)
 
-    def _pieces(self, first: Trace | None, needed: int, args: tuple, kwargs: dict) -> list[tuple[tuple, dict]]:
+    def _pieces(self, first: Trace, found: Any, needed: int, args: tuple, kwargs: dict) -> list[tuple[tuple, dict]]:
         """The arguments, or those of consecutive rows where all at once are much for one draw."""
         most = min(_CACHED_ROWS, self.max_bytes)
-        if first is None or needed <= most or not getattr(self.model, "rows_are_independent", False):
+        if needed <= most or not getattr(self.model, "rows_are_independent", False):
             return [(args, kwargs)]
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs, self.collect(first))) if isinstance(leaf, Tensor)]
+        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
         lengths = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
         rows = lengths.pop() if len(lengths) == 1 else 0
         each = math.ceil(rows / math.ceil(needed / most))
@@ -102,7 +102,7 @@ class Chunked:
             return [(args, kwargs)]
         pieces = [_rows((args, kwargs), slice(start, start + each)) for start in range(0, rows, each)]
         with pyro.validation_enabled(False):
-            is_part = _is_part(self._first(*pieces[0]), first, each)
+            is_part = _is_part(self._first(*pieces[0])[0], first, each)
         return pieces if is_part else [(args, kwargs)]
 
     def _run(self, args: tuple, kwargs: dict, size: int, run: Vectorized) -> Any:

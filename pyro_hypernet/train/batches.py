@@ -1,7 +1,7 @@
 """The arguments of a fit: one set, or those of an iterable gone through again and again, each datum counting once."""
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Batches:
     Args:
         args: One tuple, or a dict by name; or an iterable of such, or of single tensors.
         processes: That go through them, each by its own `args`; None for this one alone.
+        is_kept: Whether `state_dict` will be asked for, so that random states are noted at the start of every pass.
 
     Raises:
         TypeError: If `args` is neither.
@@ -41,10 +42,16 @@ class Batches:
         first: The first batch; where every process has a shard of the data, that of process 0.
     """
 
-    def __init__(self, args: tuple | Mapping[str, Any] | Iterable[Any], processes: Processes | None = None) -> None:
+    def __init__(
+        self,
+        args: tuple | Mapping[str, Any] | Iterable[Any],
+        processes: Processes | None = None,
+        *,
+        is_kept: bool = False,
+    ) -> None:
         if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
             raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
-        self.args, self.processes = args, processes or Processes()
+        self.args, self.processes, self._is_kept = args, processes or Processes(), is_kept
         self.is_fixed = isinstance(args, (tuple, Mapping))
         self.is_named: bool | None = None
         self.length = 1 if self.is_fixed else _length(args)
@@ -94,7 +101,7 @@ class Batches:
             while True:
                 yield batch
         while True:
-            self.number, self._at_start = -1, snapshot(self.args)
+            self.number, self._at_start = -1, snapshot(self.args) if self._is_kept else {}
             self.passes += 1
             if self._epoch is not None:  # else every pass has the same order
                 self.args.sampler.set_epoch(self._epoch + self.passes - 1)
@@ -115,23 +122,11 @@ class Batches:
                 f"Batch {self.number} is a {type(batch).__name__}, unlike those before it: tuples or dicts."
             )
         self.is_named = is_named
-        if is_named:
-            return (dict(batch),)
-        if isinstance(batch, Tensor) and not isinstance(self.args, list):  # a list of tensors is meant for a tuple
-            return (batch,)
-        if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
-            remedy = " Write ((x, y)) for arguments, [(x,), (y,)] for minibatches." if isinstance(batch, Tensor) else ""
-            raise TypeError(f"{_EXPECTED}; got {type(self.args).__name__} of {type(batch).__name__}.{remedy}")
-        return tuple(batch)
+        return (dict(batch),) if is_named else _as_tuple(batch, self.args)
 
     def call(self, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Arguments and keyword arguments of the model at the first batch, those that are the same for all included."""
-        named = self.first[0] if self.is_named else {}
-        if both := sorted(named.keys() & kwargs.keys()):
-            raise TypeError(
-                f"kwargs and the batches both give the model's argument {both[0]!r}: leave one of them out."
-            )
-        return (() if self.is_named else self.first), {**named, **kwargs}
+        return _called((), self.first[0], kwargs) if self.is_named else _called(self.first, {}, kwargs)
 
     @property
     def num_data(self) -> int | None:
@@ -222,6 +217,31 @@ class Shares:
         self._pass.append(size)
         share = size / self._mean
         return 1.0 if math.isclose(share, 1.0, rel_tol=1e-6) else share
+
+
+def one_pass(
+    args: tuple | Mapping[str, Any] | Iterable[Any], kwargs: Mapping[str, Any]
+) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """Arguments and keyword arguments of the model at every batch, once through; as `Batches` and its `call`."""
+    if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
+        raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
+    for batch in [args] if isinstance(args, (tuple, Mapping)) else args:
+        yield _called((), batch, kwargs) if isinstance(batch, Mapping) else _called(_as_tuple(batch, args), {}, kwargs)
+
+
+def _called(batch: tuple, named: Mapping[str, Any], kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    if both := sorted(named.keys() & kwargs.keys()):
+        raise TypeError(f"kwargs and the batches both give the model's argument {both[0]!r}: leave one of them out.")
+    return batch, {**named, **kwargs}
+
+
+def _as_tuple(batch: Any, args: Any) -> tuple:
+    if isinstance(batch, Tensor) and not isinstance(args, list):  # a list of tensors is meant for a tuple
+        return (batch,)
+    if not isinstance(batch, (tuple, list)):  # default collation makes lists of tuples
+        remedy = " Write ((x, y)) for arguments, [(x,), (y,)] for minibatches." if isinstance(batch, Tensor) else ""
+        raise TypeError(f"{_EXPECTED}; got {type(args).__name__} of {type(batch).__name__}.{remedy}")
+    return tuple(batch)
 
 
 def _relative_size(first: dict[str, float], scales: dict[str, float]) -> float:

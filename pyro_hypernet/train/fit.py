@@ -178,8 +178,8 @@ def fit(
             folder = processes.share(lambda: RunFolder(as_checkpoint(checkpoint)))
         if folder and folder.saved:
             put_back(folder.saved["start"], args)
-        at_start = snapshot(args)
-        batches, kwargs = Batches(args, processes), dict(kwargs or {})
+        at_start = snapshot(args) if folder else {}
+        batches, kwargs = Batches(args, processes, is_kept=folder is not None), dict(kwargs or {})
         guide.reject(None)
         num_each = max(1, int(_RESTART_SHARE * num_steps))
         if num_restarts > 1:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ _BACK_OFF_AFTER = 10
 _MOST_COORDINATES = 2000
 # What an Optimiser is given or works out of that; all else is its state.
 _GIVEN = (
-    *("parameters", "shares", "optim", "num_steps", "window"),
+    *("parameters", "alike", "optim", "num_steps", "window"),
     *("is_fused", "method", "rates", "least_loss", "averaged_from"),
 )
 
@@ -178,7 +177,9 @@ class Optimiser:
         self, vectors: list[Tensor], num_steps: int, optim: Optim, *, shares: Sequence[float] | None = None
     ) -> None:
         self.parameters = vectors
-        self.shares = list(shares or [1.0] * len(vectors))
+        self.alike: dict[float, list[int]] = {}  # from shares to the numbers of the vectors that take them
+        for number, share in enumerate(shares or [1.0] * len(vectors)):
+            self.alike.setdefault(share, []).append(number)
         self.optim = optim
         self.num_steps = num_steps
         self.window = max(1, num_steps // _WINDOWS)
@@ -264,9 +265,9 @@ class Optimiser:
             how["grad_scale"] = torch.tensor(shrink, dtype=torch.float32, device=self.parameters[0].device)
         elif shrink is not None:
             gradients = [gradient / shrink for gradient in gradients]
-        state = list(zip(self.parameters, gradients, *self.moments, self.counts, strict=True))
-        for share in dict.fromkeys(self.shares):
-            *vectors, counts = map(list, zip(*compress(state, map(share.__eq__, self.shares)), strict=True))
+        state = (self.parameters, gradients, *self.moments)
+        for share, numbers in self.alike.items():
+            vectors, counts = [[part[n] for n in numbers] for part in state], [self.counts[n] for n in numbers]
             adam(*vectors, [], counts, **how, **options, lr=share * rate)
 
     def window_is_full(self) -> bool:

@@ -124,9 +124,8 @@ class Trainer:
             self.stepper, arguments = self._choose(number, batch)
             return self.stepper(arguments), batch
         except Exception as error:
-            if (
-                number == 0 or isinstance(error, Warning) or is_known(error)
-            ):  # warnings are errors where the caller wants them so
+            # Warnings are errors where the caller wants them so.
+            if number == 0 or isinstance(error, Warning) or is_known(error):
                 raise
             if "linalg." in str(error):  # a matrix that has no factor at some draw: a density of zero
                 return Step.failed(), batch

@@ -67,6 +67,30 @@ def test_one_hot_labels_count_as_labels():
     assert found.accuracy == pytest.approx(float((p.argmax(-1) == labels).float().mean()))
 
 
+@pytest.mark.parametrize("kind", ["tuples", "dicts", "one dict", "tensors and kwargs"])
+def test_batches_are_read_as_fit_reads_them(kind):
+    (model, samples), y = of("categorical"), TARGETS["categorical"]
+    batches, kwargs = list(zip(X.split(25), y.split(25), strict=True)), {}
+    if kind == "dicts":
+        batches = [{"x": x, "y": labels} for x, labels in batches]
+    elif kind == "one dict":
+        batches = {"x": X, "y": y}
+    elif kind == "tensors and kwargs":
+        batches, kwargs, y = iter(X.split(25)), {"y": y[:25]}, y[:25].repeat(2)
+    found = score(model, samples, batches, kwargs=kwargs)
+    assert found.log_predictive == pytest.approx(
+        -float(metrics.nll(log_likelihood(model, samples, X, y)["y"])), rel=1e-9
+    )
+
+
+def test_an_argument_that_is_given_twice_or_is_none_is_refused():
+    model, samples = of("categorical")
+    with pytest.raises(TypeError, match="both give the model's argument 'y'"):
+        score(model, samples, [{"x": X, "y": TARGETS["categorical"]}], kwargs={"y": TARGETS["categorical"]})
+    with pytest.raises(TypeError, match="args must be a tuple"):
+        score(model, samples, X)
+
+
 def test_a_guide_is_scored_by_draws_of_its_own():
     model, _ = of("categorical")
     guide = AutoHypernet(model).setup(X, TARGETS["categorical"])
