@@ -19,7 +19,6 @@ from pyro_hypernet.model.density import (
     NUM_LOOKS,
     LogJoint,
     map_model,
-    sample_prior,
     split_density,
     trace_prior,
     zero_density,
@@ -128,33 +127,28 @@ class Target(Bound, ABC):
     """log prior + beta × log likelihood of coordinates x, from which weights are completed.
 
     Args:
-        model: The Pyro model.
-        layout: Its latent sites.
+        log_joint: The density of all weights, for what needs no power of the likelihood.
         args: The model's arguments, data included.
         kwargs: Its keyword arguments.
         max_rows: Rows to evaluate at once; None for as many as suit the size of the data.
         point: Any unconstrained weights, shape `(D,)`; None where none is at hand.
-        mode: How `log_joint` runs: "graph", or "eager" where it runs a few times, so that a capture would not pay.
 
     Attributes:
-        log_joint: The density of all weights, for what needs no power of the likelihood.
+        layout: The latent sites.
         num_rows: Gradients evaluated so far, of one draw each.
     """
 
     def __init__(
         self,
-        model: Model,
-        layout: Layout,
+        log_joint: LogJoint,
         args: tuple,
         kwargs: Mapping[str, Any],
         *,
         max_rows: int | None = None,
         point: Tensor | None = None,
-        mode: str = "graph",
     ) -> None:
-        super().__init__(model, args, kwargs)
-        self.layout = layout
-        self.log_joint = LogJoint(model, layout, mode=mode)
+        super().__init__(log_joint.model, args, kwargs)
+        self.log_joint, self.layout = log_joint, log_joint.layout
         self.max_rows = max_rows or _rows_for((args, self.kwargs))
         self.point = point
         self.num_rows = 0
@@ -230,7 +224,7 @@ class Target(Bound, ABC):
 
     def sample_prior(self, num_samples: int) -> Tensor:
         """Coordinates of draws of the prior, shape `(S, m)`."""
-        return self.coordinates(sample_prior(self.model, self.layout, num_samples, self.args, self.kwargs))
+        return self.coordinates(self.log_joint.sample_prior(num_samples, *self.args, **self.kwargs))
 
     def samples(self, x: Tensor) -> dict[str, Tensor]:
         """The values of all sites for coordinates of shape `(S, m)`."""
@@ -294,11 +288,12 @@ def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str) -> Who
     trace = trace_prior(model, args, dict(kwargs))
     refuse_local_latents(trace)
     refuse_minibatches(trace, what)
-    layout = Layout.from_trace(trace)
+    log_joint = density_of(model, trace)
+    layout = log_joint.layout
     if not layout.sites:
         raise RuntimeError(f"The model has no latent site: there is nothing for {what} to do.")
     point = layout.unconstrain({name: trace.nodes[name]["value"] for name in layout.names})[0]
-    return Whole(model, layout, args, kwargs, point=point)
+    return Whole(log_joint, args, kwargs, point=point)
 
 
 def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any], *, mode: str = "graph") -> Whole:
@@ -311,22 +306,26 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
         guide: A guide for it; of one that has not noted the sites, or of stored samples, the model is run once.
         args: The model's arguments.
         kwargs: Its keyword arguments.
-        mode: How the density runs, see `Target`.
+        mode: How the density runs: "graph", or "eager" where it runs a few times, so that a capture would not pay.
     """
     if isinstance(guide, JointGuide):
-        layout = guide.layout
         model = at_temperature(model, guide.temperature)
-    elif isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:
-        layout = Layout.from_trace(guide.prototype_trace)
-    else:
-        layout = Layout.from_trace(trace_prior(model, args, dict(kwargs)))
-    return Whole(model, layout, args, kwargs, mode=mode)
+    is_known = isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None
+    known = guide if is_known or isinstance(guide, JointGuide) else trace_prior(model, args, dict(kwargs))
+    return Whole(density_of(model, known, mode=mode), args, kwargs)
+
+
+def density_of(model: Model, sites: Any, *, mode: str = "graph") -> LogJoint:
+    """The density of a model at the sites that a guide for it has noted, or that a trace of it has."""
+    if isinstance(sites, JointGuide):
+        return sites.density(model, mode=mode)
+    return LogJoint(model, Layout.from_trace(getattr(sites, "prototype_trace", sites)), mode=mode)
 
 
 def looks(target: Target) -> Tensor:
     """A few draws of the prior to try the density at, shape `(NUM_LOOKS, D)`; no random number is used up."""
     with outside_of_pyro(seed=0):
-        return sample_prior(target.model, target.layout, NUM_LOOKS, target.args, target.kwargs)
+        return target.log_joint.sample_prior(NUM_LOOKS, *target.args, **target.kwargs)
 
 
 def _no_density(draw: tuple[Tensor, Tensor], _: tuple | None) -> tuple:

@@ -155,6 +155,44 @@ def test_no_internal_exception_reaches_a_user():
         assert sum(name in re.findall(r"\w+", path.read_text()) for path in MODULES) == 1
 
 
+# Where a density is built of a model and its sites: at doors, which hand it down; at each sites come from elsewhere.
+DENSITIES = {
+    "pyro_hypernet.guide.auto_hypernet._setup_prototype": "a guide's first run of its model",
+    "pyro_hypernet.guide.flow_guide.density": "a guide that knows its sites; that of its own model is kept",
+    "pyro_hypernet.target.density_of": "samplers, guides of Pyro's",
+    "pyro_hypernet.model.modes.init_to_map": "before there is a guide",
+    "pyro_hypernet.model.density.of": "another form of the model at the same sites",
+}
+# Where a model, or a guide, is traced.
+TRACES = {
+    "pyro_hypernet.model.single_run.trace_one": "as the handlers of its caller see it",
+    "pyro_hypernet.model.single_run.trace_outside": "seen by none of them",
+}
+
+
+def callers_of(name: str) -> list[str]:
+    """The functions of the package in which something of this name is called, as often as it is."""
+    found = []
+
+    def visit(node: ast.AST, module: str, function: str) -> None:
+        function = node.name if isinstance(node, ast.FunctionDef) else function
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
+            found.append(f"{module}.{function}")
+        for child in ast.iter_child_nodes(node):
+            visit(child, module, function)
+
+    for path in MODULES:
+        visit(ast.parse(path.read_text()), dotted(path), "")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "places"), [("LogJoint", DENSITIES), ("get_trace", TRACES)], ids=["densities", "traces"]
+)
+def test_a_model_is_bound_and_traced_in_few_places(name, places):
+    assert sorted(callers_of(name)) == sorted(places)
+
+
 # Where a model runs within its caller's handlers, because the caller is Pyro.
 RUNS_INSIDE = {"pyro_hypernet.model.single_run": {"trace_one"}}
 

@@ -22,7 +22,7 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.sample.processes import count_processes, share_out
-from pyro_hypernet.target import Target, Whole, bind_guide
+from pyro_hypernet.target import Bound, Target, Whole, bind_guide
 from pyro_hypernet.train.fit import fit
 
 LIKELIHOOD = "log likelihood"
@@ -174,7 +174,7 @@ class _Task:
         with torch.random.fork_rng(devices=[]):
             target = bind_guide(model, None, args, {})
             trace = target.trace_prior()
-        self.layout = target.layout
+        self.log_joint, self.layout = target.log_joint, target.layout
         latent = dict.fromkeys(self.layout.names)
         self.observed = [name for name, node in predictive_nodes(trace, latent).items() if node["is_observed"]]
         if not self.observed:
@@ -199,7 +199,7 @@ class _Task:
 
     def _ranks(self) -> list[float]:
         blank = poutine.condition(self.model, data=dict.fromkeys(self.observed))
-        trace = Whole(blank, self.layout, self.args, {}).trace_prior()
+        trace = Bound(blank, self.args, {}).trace_prior()
         data = {name: trace.nodes[name]["value"].detach() for name in self.observed}
         # A module owns its learnt parameters, and is trained here: every simulation starts at the same ones.
         model = copy.deepcopy(self.model) if isinstance(self.model, torch.nn.Module) else self.model
@@ -207,7 +207,7 @@ class _Task:
         posterior = self.train(simulated, *self.args)
         samples = draws(posterior, *self.args, num_samples=self.num_draws)
         truth = {name: trace.nodes[name]["value"].detach()[None] for name in self.layout.names}
-        target = Whole(simulated, self.layout, self.args, {}, mode="eager")
+        target = Whole(self.log_joint.of(simulated, mode="eager"), self.args, {})
         with torch.no_grad(), outside_of_pyro():
             values = torch.cat([_columns(target, values) for values in (truth, samples)])
         below = (values[1:] < values[0]).double().sum(0)

@@ -21,14 +21,23 @@ class Looks:
     """Where a model is looked at, in the place of a guide.
 
     Attributes:
-        layout: Its latent sites.
+        log_joint: Its density.
         w: Unconstrained weights, shape `(S, D)`.
         prototype_trace: A run of it.
     """
 
-    layout: Layout
+    log_joint: LogJoint
     w: Tensor
     prototype_trace: Any
+
+    @property
+    def layout(self) -> Layout:
+        """Its latent sites."""
+        return self.log_joint.layout
+
+    def density(self, model: Model) -> LogJoint:
+        """The density of another form of it."""
+        return self.log_joint.of(model)
 
     def looks(self, num_draws: int) -> Tensor:
         """The first of the weights."""
@@ -58,7 +67,7 @@ class Gradients:
         check_traits(self.traits, batches, None)
         self.shares = Shares(self.traits)
         self.shares.meet(batches.first, self.traits)
-        self.log_joint = LogJoint(TemperedModel(model), looks.layout)
+        self.log_joint = looks.density(TemperedModel(model))
         self.num_batches = self.num_steps = 0
 
     @property

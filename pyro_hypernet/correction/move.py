@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine, validation_enabled
+from pyro import validation_enabled
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
@@ -18,8 +18,8 @@ from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.model.density import NUM_LOOKS
 from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.single_run import Model, trace_outside
 from pyro_hypernet.model.validate import refuse_minibatches
-from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.sample.collapsed import collapse as collapsed
 from pyro_hypernet.sample.moves import Trajectories
 from pyro_hypernet.sample.rhat import side_by_side
@@ -162,8 +162,8 @@ def check_sites(target: Target, samples: dict[str, Tensor]) -> Trace:
     """A run of the model at the first of draws of shape `(S, *shape)`; raises where it has other latent sites."""
     first = {name: value[0] for name, value in samples.items()}
     try:
-        with outside_of_pyro(), torch.no_grad(), InitMessenger(init_to_value(values=first)):
-            trace = poutine.trace(target.model).get_trace(*target.args, **target.kwargs)
+        with torch.no_grad():
+            trace = trace_outside(InitMessenger(init_to_value(values=first))(target.model), target.args, target.kwargs)
     except Exception as error:
         if not is_numerical(error):
             raise

@@ -149,7 +149,7 @@ def move_by_minibatch(
         # At another temperature widths are others, roughly so.
         scale = _widths(posterior, target.layout, first, named) * (temperature / temperature_of(posterior)) ** 0.5
         model = partial(model, **kwargs) if kwargs else model
-        looks = Looks(target.layout, w, trace)
+        looks = Looks(target.log_joint, w, trace)
         gradients = Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
         w = _good_starts(gradients.fixed(), w, target)
         noise = measure_noise(gradients.next, w, scale, gradients.pass_length)

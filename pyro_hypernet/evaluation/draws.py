@@ -7,7 +7,6 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoNormal
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.vectorize import outside_of_pyro
+from pyro_hypernet.model.single_run import trace_outside
 
 # Draws in one pass of a guide's density at given points.
 _CHUNK = 2048
@@ -207,8 +206,7 @@ def _run_guide(guide: Any, args: tuple, kwargs: dict, num_samples: int, *, with_
         return values, _log_prob(trace, (num_samples, -1)) if with_density else None
     rows, log_q = [], []
     for _ in range(num_samples):
-        with outside_of_pyro():
-            trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = trace_outside(guide, args, kwargs)
         rows.append(_latents(guide, trace))
         if with_density:
             log_q.append(_log_prob(trace, (1, -1))[0])
@@ -221,8 +219,12 @@ def _run_guide(guide: Any, args: tuple, kwargs: dict, num_samples: int, *, with_
 def _vectorized_trace(guide: AutoNormal, args: tuple, kwargs: dict, num_samples: int) -> Trace:
     """Runs a mean-field guide once for all draws, inside a plate to the left of every batch axis of the model."""
     depth = max(len(node["fn"].batch_shape) for _, node in guide.prototype_trace.iter_stochastic_nodes())
-    with outside_of_pyro(), pyro.plate("_draws_of_the_guide", num_samples, dim=-1 - depth):
-        return poutine.trace(guide).get_trace(*args, **kwargs)
+
+    def in_plate(*args: Any, **kwargs: Any) -> None:
+        with pyro.plate("_draws_of_the_guide", num_samples, dim=-1 - depth):
+            guide(*args, **kwargs)
+
+    return trace_outside(in_plate, args, kwargs)
 
 
 def _latents(guide: Any, trace: Trace) -> dict[str, Tensor]:

@@ -118,7 +118,7 @@ def _search(target: Target, max_seconds: float) -> IndependentDraws:
 
 def _climb(target: Target) -> dict[str, Tensor]:
     options = {"num_modes": _NUM_MODES, "num_starts": _MODE_STARTS, "num_steps": _MODE_STEPS}
-    w = find_modes(_with_keywords(target), target.layout, target.args, **options)
+    w = find_modes(target.log_joint, target.args, target.kwargs, **options)
     height = target.log_prob(w)
     return target.layout.constrain(w[height >= height.max() - _MODE_DEPTH])[0]
 

@@ -19,8 +19,8 @@ def symmetries_of(target: Target) -> Symmetries:
     Raises:
         ValueError: If the model cannot be tried: see `detect`.
     """
-    layout = target.layout
-    found = detect(target.model, layout, target.trace_prior(), torch.zeros(layout.dim), target.args, target.kwargs)
+    log_joint = target.log_joint.of(target.model, mode="eager")
+    found = detect(log_joint, target.trace_prior(), torch.zeros(target.layout.dim), target.args, target.kwargs)
     if found is None:
         raise ValueError(
             "The model's symmetries cannot be tried: it needs a prior that can be sampled, a density that can be "

@@ -20,6 +20,7 @@ from pyro_hypernet.guide.plan import Plan, spelt
 from pyro_hypernet.informed.detect import Knowledge
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.validate import name_arguments, raise_for_nan, refuse_what_cannot_fit, spell_bytes
@@ -220,7 +221,8 @@ class AutoHypernet(FlowGuide):
                 self._layout.check(layout, "this call")
                 return
             model, trace = self._its_model(), self.prototype_trace
-            run = FirstRun(model, self.model, layout, trace, self._init_loc(), args, kwargs)
+            log_joint = LogJoint(model, layout, mode="eager")
+            run = FirstRun(log_joint, self.model, trace, self._init_loc(), args, kwargs)
             self._stored_names = run.check()
             has_default_start = self._init_loc_fn is init_to_median and self._asked.init_scale is None
             knowledge = run.find_knowledge(self._asked, has_default_start=has_default_start)

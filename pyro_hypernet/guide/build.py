@@ -60,18 +60,16 @@ class FirstRun:
     """A model that was run once, at the point where its guide starts.
 
     Attributes:
-        model: The Pyro model.
-        started: The same, its sites at the start.
-        layout: Its latent sites.
+        log_joint: The model's density, run eagerly.
+        started: The model, its sites at the start.
         trace: The run.
         loc: The start, shape `(D,)`; fixes dtype and device.
         args: The model's arguments.
         kwargs: Its keyword arguments.
     """
 
-    model: Model
+    log_joint: LogJoint
     started: Model
-    layout: Layout
     trace: Trace
     loc: Tensor
     args: tuple
@@ -86,8 +84,8 @@ class FirstRun:
         Raises:
             ValueError: If the density at the start is not finite, a prior has vanished, or supports are not fixed.
         """
-        model, layout, args, kwargs = self.model, self.layout, self.args, self.kwargs
-        log_joint = LogJoint(self.started, layout)
+        model, layout, args, kwargs = self.log_joint.model, self.log_joint.layout, self.args, self.kwargs
+        log_joint = self.log_joint.of(self.started)
         check_start(log_joint, self.loc, name_arguments(model, args, kwargs), args, kwargs)
         refuse_vanished_priors(model, layout, self.trace, args, kwargs)
         with torch.random.fork_rng(devices=[]):  # for a file: the prototype hides them
@@ -97,22 +95,22 @@ class FirstRun:
 
     def find_knowledge(self, plan: Plan, *, has_default_start: bool) -> Knowledge | None:
         """What the structure will build in, if it is one that builds anything in, and there is anything."""
-        if not plan.may_be_informed(self.layout.dim, has_default_start=has_default_start):
+        if not plan.may_be_informed(self.log_joint.layout.dim, has_default_start=has_default_start):
             return None
         with torch.no_grad(), pyro.validation_enabled(False):
-            return detect(self.model, self.layout, self.trace, self.loc, self.args, self.kwargs) or None
+            return detect(self.log_joint, self.trace, self.loc, self.args, self.kwargs) or None
 
     def find_width(self, plan: Plan) -> Tensor | None:
         """The prior's width, shape `(D,)`, for components, whose modes may be anywhere in it; None for the usual."""
         if plan.num_components == 1 or plan.init_scale is not None:
             return None
         with torch.no_grad(), pyro.validation_enabled(False):
-            return prior_width(self.model, self.layout, self.loc, self.args, self.kwargs)
+            return prior_width(self.log_joint, self.loc, self.args, self.kwargs)
 
     def width_around_network(self) -> Tensor:
         """A share of the prior's standard deviations, shape `(D,)`: a network's values are no draw of the prior."""
         widths = []
-        for site in self.layout.sites:
+        for site in self.log_joint.layout.sites:
             width = torch.full(site.unconstrained_shape, DEFAULT_SCALE).to(self.loc)
             if site.is_unconstrained:
                 scale = _standard_deviation(self.trace.nodes[site.name]["fn"]).expand(site.shape).to(self.loc)
@@ -123,7 +121,8 @@ class FirstRun:
     @torch.no_grad()
     def spread(self, flow: Flow) -> None:
         """Starts every component of the noise at a mode of its own, as far as there are several."""
-        modes = find_modes(self.model, self.layout, self.args, self.kwargs, num_modes=flow.noise.num_components)
+        log_joint = self.log_joint.of(self.log_joint.model)
+        modes = find_modes(log_joint, self.args, self.kwargs, num_modes=flow.noise.num_components)
         flow.noise.locs.copy_(flow.bijection.inverse_and_log_det(modes.to(flow.origin))[0])
 
 

@@ -37,7 +37,6 @@ from pyro_hypernet.informed.structures import STRUCTURES
 from pyro_hypernet.maps.bounds import drop_bounds, is_bounded, loosen_bounds, slowness_of
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.model.arguments import Arguments, recall
-from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.vectorize import Model
 
 _FORMAT = "pyro_hypernet.guide.auto_hypernet"
@@ -315,7 +314,7 @@ def _set_up(guide: AutoHypernet, model: Model, args: tuple, kwargs: dict[str, An
     """Compares the sites; the leaves that the model makes for its `pyro.param`s where the parameter store is empty."""
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         guide.setup(*args, **kwargs)
-        return LogJoint(model, guide.layout).params(guide._origin, *args, **kwargs)
+        return guide.density(model).params(guide._origin, *args, **kwargs)
 
 
 def _describe_rejection(rejection: Rejection) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pyro_hypernet.model.announce import forget_announcements
 from pyro_hypernet.model.arguments import Arguments
 
 # Found again when needed: a weak reference, graphs, a name in the parameter store.
-_LEFT_BEHIND = {"master": None, "_weigher": None, "_param_prefix": None}
+_LEFT_BEHIND = {"master": None, "_weigher": None, "_densities": None, "_param_prefix": None}
 _WITH_THE_MODEL = ("_uninitialised_model", "_init_loc_fn", "_knowledge")
 # What a run of the model gave: copies share it, for it never changes.
 _SHARED = ("_model", *_WITH_THE_MODEL, "prototype_trace", "_prototype_frames", "_cond_indep_stacks", "plates")
@@ -74,6 +74,7 @@ def _why_its_model_is_needed(guide: AutoContinuous) -> str:
 
 def unpickled(guide: AutoContinuous) -> None:
     """Puts a guide together again from the state of `pickled`."""
+    guide._densities = {}
     if guide._uninitialised_model is not None:
         guide._model = (InitMessenger(guide._init_loc_fn)(guide._uninitialised_model[0]),)
     if guide._start is not None:  # as fresh as the one that was copied

@@ -17,6 +17,7 @@ from pyro_hypernet.guide.weigher import Weigher
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.announce import announce
 from pyro_hypernet.model.arguments import Arguments
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, is_periodic
 from pyro_hypernet.model.vectorize import Model
 
@@ -38,6 +39,7 @@ class FlowGuide(AutoContinuous):
         self._layout: Layout | None = None
         self._param_prefix: str | None = None
         self._weigher: Weigher | None = None
+        self._densities: dict[str, LogJoint] = {}  # of its own model, by mode
 
     @property
     def layout(self) -> Layout:
@@ -48,6 +50,11 @@ class FlowGuide(AutoContinuous):
     def bijection(self) -> Bijection:
         """The map T from noise to unconstrained weights. RuntimeError before `setup`."""
         return known(self._modules.get("map"), "has no parameters")
+
+    def density(self, model: Model, *, mode: str = "graph") -> LogJoint:
+        """The density of a model at the guide's sites; that of its own is kept, with the graphs that were captured."""
+        log_joint, own = LogJoint(model, self.layout, mode=mode), self._uninitialised_model
+        return self._densities.setdefault(mode, log_joint) if own and own[0] is model else log_joint
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The distribution of the noise on R^D: standard normal, or a learnt mixture of normals, after rejection."""
@@ -167,7 +174,7 @@ class FlowGuide(AutoContinuous):
 
     def _draw_by(self, flow: Flow) -> None:
         """Takes a flow's parameters for its own."""
-        self._layout, self.latent_dim, self._weigher = flow.layout, flow.layout.dim, None
+        self._layout, self.latent_dim, self._weigher, self._densities = flow.layout, flow.layout.dim, None, {}
         self.register_buffer("_origin", flow.origin)
         self.add_module("map", flow.bijection)
         self.add_module("base", flow.noise)
@@ -188,7 +195,7 @@ class FlowGuide(AutoContinuous):
 
     def _weigh(self) -> Weigher:
         if self._weigher is None:
-            self._weigher = Weigher(self._weighed_model(), self._proposals())
+            self._weigher = Weigher(self.density(self._weighed_model()), self._proposals())
         return self._weigher
 
     def _install(

@@ -17,6 +17,7 @@ from pyro_hypernet.guide.disagreement import Disagreement, disagreement_of
 from pyro_hypernet.guide.flow import quantiles_of
 from pyro_hypernet.guide.model_state import gather
 from pyro_hypernet.guide.plan import Plan
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
@@ -126,6 +127,10 @@ class GuideMixture(AutoContinuous):
     def layout(self) -> Layout:
         """The model's latent sites. RuntimeError before `setup`."""
         return self.components[0].layout
+
+    def density(self, model: Model, *, mode: str = "graph") -> LogJoint:
+        """The density of a model at the guides' sites, see `AutoHypernet.density`."""
+        return self.components[0].density(model, mode=mode)
 
     @property
     def temperature(self) -> float:

@@ -8,7 +8,7 @@ from pyro_hypernet.guide.flow import Flow
 from pyro_hypernet.guide.rejection import BATCH, SMALL_BATCH, Choice, choose_rate
 from pyro_hypernet.model.density import NUM_LOOKS, LogJoint, zero_density
 from pyro_hypernet.model.validate import refuse_minibatches, refuse_random_density
-from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro, trace_one
+from pyro_hypernet.model.vectorize import Vectorized, outside_of_pyro, trace_one
 
 # Proposals that a rate is chosen by, and how near the log evidence its bound is to come, in nats.
 NUM_PROPOSALS = 2**14
@@ -19,16 +19,13 @@ class Weigher:
     """The importance weights of a guide's proposals, by graphs of the density that are kept.
 
     Args:
-        model: The Pyro model.
+        log_joint: The density of the model.
         flow: What is drawn from where nothing is rejected.
     """
 
-    def __init__(self, model: Model, flow: Flow) -> None:
-        self.model, self.flow = model, flow
-        self._log_joint = LogJoint(model, flow.layout)
-        self._density = Vectorized(
-            self._log_joint._value_of_one, differentiable=False, failed=lambda w, _: zero_density(w)
-        )
+    def __init__(self, log_joint: LogJoint, flow: Flow) -> None:
+        self.log_joint, self.flow = log_joint, flow
+        self._density = Vectorized(log_joint._value_of_one, differentiable=False, failed=lambda w, _: zero_density(w))
 
     @torch.no_grad()  # which draws are kept is held fixed while others are differentiated
     def __call__(self, arguments: tuple[tuple, dict], eps: Tensor) -> Tensor:
@@ -59,5 +56,5 @@ class Weigher:
         flow = self.flow
         with outside_of_pyro(), pyro.validation_enabled(False):
             values = flow.layout.constrain(flow.bijection.forward_and_log_det(flow.origin)[0])[0]
-            refuse_minibatches(trace_one(self.model, values, *arguments), "rejection")
-            refuse_random_density(self._log_joint, flow.looks(SMALL_BATCH)[:NUM_LOOKS], "rejection", *arguments)
+            refuse_minibatches(trace_one(self.log_joint.model, values, *arguments), "rejection")
+            refuse_random_density(self.log_joint, flow.looks(SMALL_BATCH)[:NUM_LOOKS], "rejection", *arguments)

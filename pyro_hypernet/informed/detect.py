@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_hypernet.informed.linear_block import FLAGS, LinearBlock, find_linear_block
 from pyro_hypernet.informed.symmetries import Symmetries, find_symmetries
 from pyro_hypernet.model.arguments import Arguments, recall
-from pyro_hypernet.model.density import NUM_LOOKS, LogJoint, sample_prior
+from pyro_hypernet.model.density import NUM_LOOKS, LogJoint
 from pyro_hypernet.model.layout import Layout, minibatch_plates
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro, trace_one
 
@@ -83,13 +83,12 @@ class Knowledge:
         )
 
 
-def detect(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
+def detect(log_joint: LogJoint, trace: Trace, loc: Tensor, args: tuple, kwargs: dict) -> Knowledge | None:
     """Runs the model at a few draws of its prior and finds out what can be used.
 
     Args:
-        model: The Pyro model.
-        layout: Its latent sites.
-        trace: One run of it.
+        log_joint: The model's density, run eagerly.
+        trace: One run of the model.
         loc: Any unconstrained weights, shape `(D,)`; fixes dtype and device.
         args: The model's arguments.
         kwargs: Its keyword arguments.
@@ -100,11 +99,11 @@ def detect(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple,
     """
     if not Arguments(args, kwargs).can_be_kept() or _is_subsampled(trace):
         return None
-    log_joint = LogJoint(model, layout, mode="eager")
+    model, layout = log_joint.model, log_joint.layout
     with outside_of_pyro(), torch.no_grad(), pyro.validation_enabled(False):
         if log_joint.params(loc, *args, **kwargs) or not _can_be_vmapped(log_joint, loc, args, kwargs):
             return None
-        draws = _prior_draws(model, layout, loc, args, kwargs)
+        draws = _prior_draws(log_joint, loc, args, kwargs)
         if draws is None:
             return None
         good = draws[draws.isfinite().all(-1)]
@@ -121,16 +120,16 @@ def detect(model: Model, layout: Layout, trace: Trace, loc: Tensor, args: tuple,
     return Knowledge(symmetries, linear_block, *start, _width(good), args, dict(kwargs), is_whole)
 
 
-def prior_width(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
+def prior_width(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
     """The prior's standard deviation of every unconstrained weight, shape `(D,)`; None if it cannot be sampled."""
-    draws = _prior_draws(model, layout, loc, args, kwargs)
+    draws = _prior_draws(log_joint, loc, args, kwargs)
     return None if draws is None else _width(draws[draws.isfinite().all(-1)])
 
 
-def _prior_draws(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
+def _prior_draws(log_joint: LogJoint, loc: Tensor, args: tuple, kwargs: dict) -> Tensor | None:
     try:
         with outside_of_pyro(seed=0):
-            return sample_prior(model, layout, _NUM_DRAWS, args, kwargs).to(loc)
+            return log_joint.sample_prior(_NUM_DRAWS, *args, **kwargs).to(loc)
     except (NotImplementedError, RuntimeError):  # an improper prior
         return None
 

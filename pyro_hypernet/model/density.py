@@ -7,7 +7,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -17,7 +16,7 @@ from torch.utils import _pytree as pytree
 from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.model.batched import grad_and_value
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_one, trace_outside
 from pyro_hypernet.model.vectorize import MODES, Vectorized
 
 # Runs of a model that may raise at draws of its prior.
@@ -66,6 +65,10 @@ class LogJoint:
             self._grad_and_value_of_one, mode=mode, differentiable=False, failed=lambda w, _: (0 * w, zero_density(w))
         )
         self._parts = Vectorized(self._parts_of_one, mode=mode, failed=lambda w, _: torch.stack([zero_density(w)] * 2))
+
+    def of(self, model: Model, *, mode: str = "graph") -> "LogJoint":
+        """The density of another form of the model, such as a tempered one, at the same sites."""
+        return LogJoint(model, self.layout, mode=mode)
 
     @property
     def mode(self) -> str:
@@ -199,6 +202,31 @@ class LogJoint:
                     return changed or sorted(first.keys() ^ second.keys())
         return []
 
+    def sample_prior(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Draws all latent sites from the prior.
+
+        Args:
+            num_samples: Number of draws S.
+
+        Returns:
+            Unconstrained weights, shape `(S, D)`.
+        """
+
+        def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+            latents = _Latents(self.layout.names)
+            try:
+                with latents:
+                    self.model(*args, **kwargs)
+            except _Enough:
+                pass
+            return {name: latents.values[name] for name in self.layout.names}
+
+        with torch.no_grad(), outside_of_pyro(), warnings.catch_warnings():
+            # Dirichlets and their like are drawn one by one, which once is no harm.
+            warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
+            draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
+            return self.layout.unconstrain(draws)[0]
+
     def _flat(self, w: Tensor) -> Tensor:
         if w.shape[-1:] != (self.layout.dim,):
             raise ValueError(f"w must have shape (..., {self.layout.dim}); got {tuple(w.shape)}.")
@@ -302,38 +330,6 @@ def _no_numbers(_: Any, result: Any) -> Any:
     return None if result is None else pytree.tree_map(nothing, result)
 
 
-def sample_prior(
-    model: Model, layout: Layout, num_samples: int, args: tuple = (), kwargs: dict | None = None
-) -> Tensor:
-    """Draws all latent sites from the prior.
-
-    Args:
-        model: A Pyro model.
-        layout: Its latent sites.
-        num_samples: Number of draws S.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
-
-    Returns:
-        Unconstrained weights, shape `(S, D)`.
-    """
-
-    def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        latents = _Latents(layout.names)
-        try:
-            with latents:
-                model(*args, **kwargs)
-        except _Enough:
-            pass
-        return {name: latents.values[name] for name in layout.names}
-
-    with torch.no_grad(), outside_of_pyro(), warnings.catch_warnings():
-        # Dirichlets and their like are drawn one by one, which once is no harm.
-        warnings.filterwarnings("ignore", "The model cannot be vmapped", UserWarning)
-        draws = Vectorized(one, mode="eager", randomness="different")(torch.zeros(num_samples), args, kwargs)
-        return layout.unconstrain(draws)[0]
-
-
 class _Enough(Exception):
     """All latent sites have been drawn; caught where `_Latents` is entered."""
 
@@ -365,14 +361,13 @@ def trace_prior(model: Model, args: tuple = (), kwargs: dict | None = None) -> T
     Returns:
         The trace, nothing of it differentiable or seen by handlers outside.
     """
-    with outside_of_pyro(), torch.no_grad():
-        for _ in range(_ATTEMPTS - 1):
+    with torch.no_grad():
+        for number in range(_ATTEMPTS):
             try:
-                return poutine.trace(model).get_trace(*args, **(kwargs or {}))
+                return trace_outside(model, args, kwargs or {})
             except Exception as error:
-                if not is_numerical(error):
+                if number == _ATTEMPTS - 1 or not is_numerical(error):
                     raise
-        return poutine.trace(model).get_trace(*args, **(kwargs or {}))
 
 
 def _check_sites(layout: Layout, trace: Trace) -> None:

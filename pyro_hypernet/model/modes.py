@@ -8,7 +8,7 @@ import torch
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from pyro_hypernet.model.density import LogJoint, sample_prior, trace_prior
+from pyro_hypernet.model.density import LogJoint, trace_prior
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import Model, outside_of_pyro
 
@@ -17,8 +17,7 @@ _DEPTH = 10.0
 
 
 def find_modes(
-    model: Model,
-    layout: Layout,
+    log_joint: LogJoint,
     args: tuple = (),
     kwargs: dict | None = None,
     *,
@@ -30,8 +29,7 @@ def find_modes(
     """Climbs the unconstrained log joint from draws of the prior and picks high points that are far from each other.
 
     Args:
-        model: The Pyro model.
-        layout: Its latent sites.
+        log_joint: The model's density.
         args: The model's arguments.
         kwargs: The model's keyword arguments.
         num_modes: How many points to return.
@@ -46,9 +44,8 @@ def find_modes(
         RuntimeError: If the prior cannot be sampled.
     """
     kwargs = kwargs or {}
-    log_joint = LogJoint(model, layout)
     with outside_of_pyro(), pyro.validation_enabled(False):
-        w = sample_prior(model, layout, num_starts, args, kwargs)
+        w = log_joint.sample_prior(num_starts, *args, **kwargs)
         spread = w.std(0).nan_to_num(nan=1.0).clamp(1e-3, 1e3)
         first = second = torch.zeros_like(w)
         for step in range(1, num_steps + 1):
@@ -57,7 +54,7 @@ def find_modes(
             move = first / (1 - 0.9**step) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
             w = w + learning_rate * (1 - (step - 1) / num_steps) * spread * move
         height = log_joint.value_and_grad(w, *args, **kwargs)[0].nan_to_num(nan=-torch.inf)
-    good = height >= height.max() - _DEPTH - layout.dim / 2
+    good = height >= height.max() - _DEPTH - log_joint.layout.dim / 2
     w, height = w[good], height[good]
     chosen = [int(height.argmax())]
     while len(chosen) < num_modes:
@@ -85,7 +82,7 @@ def init_to_map(model: Model, *args: Any, **options: Any) -> Callable[..., Any]:
         >>> bool((guide.median()["mean"] - 7).abs() < 0.1)
         True
     """
-    layout = Layout.from_trace(trace_prior(model, args))
+    log_joint = LogJoint(model, Layout.from_trace(trace_prior(model, args)))
     with outside_of_pyro(), torch.no_grad():
-        values = layout.constrain(find_modes(model, layout, args, **options)[0])[0]
+        values = log_joint.layout.constrain(find_modes(log_joint, args, **options)[0])[0]
     return init_to_value(values=values)

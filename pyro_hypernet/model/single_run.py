@@ -32,10 +32,16 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
         kwargs: The model's keyword arguments.
 
     Returns:
-        The trace; conditioned sites count as observed.
+        The trace, as handlers outside see it; conditioned sites count as observed.
     """
     conditioned = poutine.condition(model, data=dict(values))
     return poutine.trace(_AsDensity()(conditioned)).get_trace(*args, **kwargs)
+
+
+def trace_outside(model: Model, args: tuple, kwargs: Mapping[str, Any]) -> Trace:
+    """Runs a model, or a guide, once as it stands, seen by no handler outside of it."""
+    with outside_of_pyro():
+        return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def trace_aside(

@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import pyro.distributions
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
@@ -20,7 +19,7 @@ from torch.distributions import constraints
 from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, Site, minibatch_plates
-from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_outside
 
 # Supports of finite volume; and the masked places of a site that are looked at.
 _WITH_ENDS = (
@@ -171,9 +170,9 @@ def check_start(log_joint: LogJoint, loc: Tensor, arguments: dict[str, Any], arg
 def refuse_dependent_supports(model: Model, layout: Layout, loc: Tensor, args: tuple, kwargs: dict) -> None:
     """Runs the model at another point: sites, shapes and supports must be the same there."""
     elsewhere = init_to_value(values=layout.constrain(loc + 0.5)[0], fallback=None)
-    init = InitMessenger(partial(_latent_or_sample, elsewhere))
-    with torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False), init:
-        layout.check(Layout.from_trace(poutine.trace(model).get_trace(*args, **kwargs)), "a run at other weights")
+    started = InitMessenger(partial(_latent_or_sample, elsewhere))(model)
+    with torch.no_grad(), pyro.validation_enabled(False):
+        layout.check(Layout.from_trace(trace_outside(started, args, kwargs)), "a run at other weights")
 
 
 def _latent_or_sample(init: Callable[..., Any], site: dict[str, Any]) -> Tensor:

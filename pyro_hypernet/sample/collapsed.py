@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_hypernet.informed.conditional import GaussianConditional
 from pyro_hypernet.informed.linear_block import LinearBlock, Linearised, find_linear_block
-from pyro_hypernet.model.density import sample_prior, split_density
+from pyro_hypernet.model.density import split_density
 from pyro_hypernet.model.vectorize import trace_one
 from pyro_hypernet.target import Target, Whole
 
@@ -31,11 +31,11 @@ class _Collapsed(Target):
     """
 
     def __init__(self, whole: Whole, linear_block: LinearBlock) -> None:
-        model, layout, args, kwargs = whole.model, whole.layout, whole.args, whole.kwargs
-        point = sample_prior(model, layout, 1, args, kwargs)
+        layout, args, kwargs = whole.layout, whole.args, whole.kwargs
+        point = whole.sample_prior(1)
         targets, log_precisions = linear_block.start(point[0], args, kwargs)
         max_rows = max(16, min(256, _MAX_NUMBERS // (len(targets) * (len(linear_block.index) + 1))))
-        super().__init__(model, layout, args, kwargs, max_rows=max_rows)
+        super().__init__(whole.log_joint, args, kwargs, max_rows=max_rows)
         self.linear_block = linear_block
         self.conditional = GaussianConditional(linear_block, targets, log_precisions, args, kwargs)
         is_free = torch.ones(layout.dim, dtype=torch.bool, device=point.device)

@@ -192,7 +192,7 @@ class _Space:
     def __init__(self, target: Target, guide: AutoHypernet | None) -> None:
         self.target = target
         self.guide = guide
-        self.num_failed_elsewhere = 0
+        self.num_failed_elsewhere = -target.log_joint.num_failed  # what it counted for others
 
     @property
     def num_failed(self) -> int:
@@ -238,7 +238,7 @@ def _bind(model: Model, args: tuple, kwargs: dict[str, Any], guide: AutoHypernet
         return bind(model, args, kwargs, "nuts")
     guide.setup(*args, **kwargs)
     refuse_minibatches(guide.prototype_trace, "nuts")
-    return Whole(model, guide.layout, args, kwargs)
+    return Whole(guide.density(model), args, kwargs)
 
 
 def _starts(space: _Space, num_chains: int) -> list[Tensor]:

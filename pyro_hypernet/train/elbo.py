@@ -14,11 +14,10 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.density import LogJoint
-from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro
 from pyro_hypernet.model.vectorize import MODES
+from pyro_hypernet.target import density_of
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.estimate import Estimate, VectorizedGuide, densities, path_estimate, reduce, total_estimate
 from pyro_hypernet.train.notices import warn_once
@@ -135,8 +134,7 @@ class VectorizedELBO(ELBO):
             guide._setup_prototype(*args, **kwargs)
         is_same = self.log_joint is not None and self.log_joint.model is model
         if not is_same or self._prototype is not guide.prototype_trace:
-            layout = guide.layout if isinstance(guide, JointGuide) else Layout.from_trace(guide.prototype_trace)
-            self.log_joint = LogJoint(model, layout, mode=self.mode)
+            self.log_joint = density_of(model, guide, mode=self.mode)
             self._prototype = guide.prototype_trace
             self._counts, self._steps, self._is_distrusted = {}, {}, False
             self.params = self.log_joint.params(densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)

@@ -15,9 +15,8 @@ from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.run import same_random_numbers
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import minibatch_plates
-from pyro_hypernet.model.vectorize import Model, outside_of_pyro, trace_one
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one, trace_outside
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
         guide: A guide that is set up.
         batch: The model's arguments.
     """
-    log_joint, w = LogJoint(model, guide.layout), guide.looks(2)
+    log_joint, w = guide.density(model), guide.looks(2)
     try:
         values = guide.layout.constrain(w[0])[0]
         first = _run(model, values, batch)
@@ -83,9 +82,9 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
     """
     tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     conditioned = poutine.condition(model, data=guide.layout.constrain(guide.looks(2)[0])[0])
-    with same_random_numbers(tensors), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(True):
+    with same_random_numbers(tensors), torch.no_grad(), pyro.validation_enabled(True):
         try:
-            poutine.trace(conditioned).get_trace(*batch).compute_log_prob()
+            trace_outside(conditioned, batch, {}).compute_log_prob()
         except Exception as error:
             return error
     return None

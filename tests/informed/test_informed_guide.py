@@ -10,7 +10,7 @@ from models.abx import abx
 from models.references import ReferenceNet
 from pyro_hypernet import AutoHypernet, fit, load, predict, save
 from pyro_hypernet.evaluation.importance import elbo
-from pyro_hypernet.model.density import sample_prior
+from pyro_hypernet.model.density import LogJoint
 from tests.seeds import seed
 
 
@@ -151,7 +151,7 @@ def test_draws_of_the_prior():
         pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
 
     guide = AutoHypernet(model, init_scale=0.1).setup(torch.zeros(1))
-    w = sample_prior(model, guide.layout, 4000, (torch.zeros(1),))
+    w = LogJoint(model, guide.layout).sample_prior(4000, torch.zeros(1))
     assert w.shape == (4000, 6)
     expected_mean, expected_sd = torch.tensor([2.0, 2.0, 2.0, -1.0]), torch.tensor([0.5, 0.5, 0.5, 0.75])
     assert bool(((w[:, :4].mean(0) - expected_mean).abs() < 5 * expected_sd / 4000**0.5).all())

@@ -10,7 +10,7 @@ from models.abx import model as factors
 from models.eight_schools import EFFECTS, ERRORS, centred
 from models.references import ReferenceNet
 from pyro_hypernet.informed.linear_block import find_linear_block
-from pyro_hypernet.model.density import sample_prior
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from tests import small_models as m
 
@@ -24,7 +24,7 @@ def data(num=12, dim=1):
 
 def find(model, *args, points=None):
     layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
-    points = sample_prior(model, layout, 16, args) if points is None else points
+    points = LogJoint(model, layout).sample_prior(16, *args) if points is None else points
     return find_linear_block(model, layout, points, args, {})
 
 
@@ -162,7 +162,7 @@ def test_priors_may_be_affine_in_the_block_too(case):
     model, block = NESTED[case]
     x, y = data()
     layout = Layout.from_trace(poutine.trace(model).get_trace(x, y))
-    points = sample_prior(model, layout, 16, (x, y))
+    points = LogJoint(model, layout).sample_prior(16, x, y)
     linear = find_linear_block(model, layout, points, (x, y), {}, may_nest=True)
     assert linear.block == block
     assert linear.is_nested == (len(block) > 1)

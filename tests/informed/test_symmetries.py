@@ -14,7 +14,7 @@ from models.references import ReferenceNet
 from models.targets import funnel_model
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.informed.symmetries import Symmetries, find_symmetries
-from pyro_hypernet.model.density import LogJoint, sample_prior
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -75,7 +75,7 @@ def search(model, *args, no_keys_in=()):
     """The symmetries found, the layout, the log joint as a function of the weights, and draws of the prior."""
     layout = Layout.from_trace(poutine.trace(model).get_trace(*args))
     log_joint = LogJoint(model, layout, mode="eager")
-    w = sample_prior(model, layout, 20, args)
+    w = log_joint.sample_prior(20, *args)
     found = find_symmetries(lambda w: log_joint(w, *args), layout, w, no_keys_in=no_keys_in)
     return found, layout, lambda w: log_joint(w, *args), w
 

@@ -11,27 +11,27 @@ from pyro import poutine
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, init_to_map
 from pyro_hypernet.evaluation.importance import elbo
-from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.modes import find_modes
+from pyro_hypernet.target import density_of
 from tests.seeds import seed
 
 TWO = PROBLEMS["two-modes"]()
 
 
-def layout_of(model, *args):
-    return Layout.from_trace(poutine.trace(model).get_trace(*args))
+def density():
+    return density_of(TWO.model, poutine.trace(TWO.model).get_trace(*TWO.args))
 
 
 def test_both_modes_are_found_the_higher_first():
     pyro.set_rng_seed(seed(0))
-    modes = find_modes(TWO.model, layout_of(TWO.model, *TWO.args), TWO.args, num_modes=2)
+    modes = find_modes(density(), TWO.args, num_modes=2)
     place = 4 / (4 + 0.25) * 2.0
     torch.testing.assert_close(modes, torch.tensor([[place, place], [-place, -place]]), atol=0.02, rtol=0)
 
 
 def test_more_modes_than_there_are_come_twice():
     pyro.set_rng_seed(seed(0))
-    modes = find_modes(TWO.model, layout_of(TWO.model, *TWO.args), TWO.args, num_modes=5)
+    modes = find_modes(density(), TWO.args, num_modes=5)
     assert modes.shape == (5, 2)
     assert bool(modes.isfinite().all())
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.refine import HmcKernel, refine
-from pyro_hypernet.target import Whole
+from pyro_hypernet.target import Whole, density_of
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -34,7 +33,7 @@ def network(x, y, *, observe=dist.Normal, prior=dist.Normal):
 
 def whole_of(model, *args):
     torch.manual_seed(seed(0))
-    return Whole(model, Layout.from_trace(poutine.trace(model).get_trace(*args)), args, {})
+    return Whole(density_of(model, poutine.trace(model).get_trace(*args)), args, {})
 
 
 def target_of(model, *args):
