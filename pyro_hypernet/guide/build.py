@@ -141,7 +141,6 @@ def make_map(
 
     Args:
         plan: Names structure, hypernet and the scale at the start.
-        layout: The latent sites.
         loc: The centre at the start, shape `(D,)`; fixes dtype and device.
         knowledge: What is built in.
         width: Standard deviations at the start, shape `(D,)`; None for those of the plan.

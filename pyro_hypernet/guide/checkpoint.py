@@ -138,7 +138,6 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
 
     Args:
         path: The file; its folder is made if need be, an old file is replaced.
-        header: Plain values.
         tensors: By name.
     """
     # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
@@ -264,11 +263,8 @@ def put_back(
     """Gives a guide that is set up, and its model, the values that a file of the same guide holds.
 
     Args:
-        guide: The guide.
         own: The leaves of the model's `pyro.param` statements, by name.
-        header: The file's header.
         tensors: The file's tensors; all but those of the run are taken out.
-        path: The file, for messages.
 
     Raises:
         ValueError: If they do not fit.
@@ -403,9 +399,6 @@ def _write(path: Path, *parts: bytes | memoryview) -> None:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a file, as this release writes them.
-
-    Args:
-        path: The file.
 
     Raises:
         FileNotFoundError: If there is none.

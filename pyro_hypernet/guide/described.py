@@ -42,7 +42,6 @@ def recall_choice(described: dict[str, Any], nicknames: Mapping[str, Callable], 
     """What `describe_choice` described.
 
     Args:
-        described: Plain values.
         nicknames: Our functions by name.
         given: The user's own function, which counts where there is one.
         what: Its name among the arguments, for messages.

@@ -45,10 +45,8 @@ def disagreement_of(
     """Compares draws of several components.
 
     Args:
-        model: The Pyro model.
         samples: Of every component a dict from site to draws of shape `(S, *shape)`, S at least 2.
         args: The model's arguments, data included or not.
-        kwargs: Its keyword arguments.
 
     Returns:
         The mean over pairs of draws; None where the model has no data to predict.

@@ -28,7 +28,6 @@ class FlowGuide(AutoContinuous):
     """All that a guide does once its noise and its map are made; a subclass makes them, in `_setup_prototype`.
 
     Args:
-        model: The Pyro model.
         init_loc_fn: A Pyro initialisation strategy for the centre.
     """
 
@@ -120,7 +119,6 @@ class FlowGuide(AutoContinuous):
         Args:
             quantiles: Q probabilities in [0, 1].
             args: The model's arguments, needed only before `setup`.
-            kwargs: Its keyword arguments.
 
         Returns:
             A dict from site to quantiles of shape `(Q, *shape)`.
@@ -152,7 +150,6 @@ class FlowGuide(AutoContinuous):
 
         Args:
             args: The model's arguments, data included; None keeps every draw again.
-            kwargs: The model's keyword arguments.
             rates: Shares of proposals to choose from, in (0, 1); one fixes it.
 
         Returns:

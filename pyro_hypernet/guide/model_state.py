@@ -45,7 +45,6 @@ def gather(model: Model, names: Mapping[str, bool]) -> ModelState:
     """Collects a model's state.
 
     Args:
-        model: The Pyro model.
         names: Of its `pyro.param` statements, and of each whether `announce` chose it.
 
     Returns:
@@ -81,12 +80,10 @@ def restore(model: Model, state: ModelState, *, own: Mapping[str, Tensor] | None
     """Puts a state back, into the modules that the model uses and into Pyro's parameter store, or changes nothing.
 
     Args:
-        model: The Pyro model.
         state: What `gather` found.
         own: From the names of the model's `pyro.param` statements to the leaves that it made for them in an empty
             store; None where it could not be run.
         overwrite: Whether other values that the store has under these names give way.
-        path: Of the file, for messages.
 
     Raises:
         ValueError: If names or shapes do not fit the model, the store holds other values, or the model has to be run.

@@ -25,11 +25,8 @@ class GaussianConditional(Bijection):
     for what is linear at the data of `setup`, which the map keeps as buffers.
 
     Args:
-        linear_block: How the observations depend on the block.
         targets: Pseudo-targets, shape `(n,)`.
         log_precisions: Log precisions relative to the likelihood's own, shape `(n,)`.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
     """
 
     def __init__(

@@ -90,8 +90,6 @@ def detect(log_joint: LogJoint, trace: Trace, loc: Tensor, args: tuple, kwargs: 
         log_joint: The model's density, run eagerly.
         trace: One run of the model.
         loc: Any unconstrained weights, shape `(D,)`; fixes dtype and device.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
 
     Returns:
         What was found; None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable

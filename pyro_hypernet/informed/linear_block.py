@@ -106,8 +106,6 @@ class LinearBlock:
 
         Args:
             w: Any weights, shape `(D,)`.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
         """
         values = self.layout.constrain(w)[0]
         with outside_of_pyro(), torch.no_grad():
@@ -177,11 +175,7 @@ def find_linear_block(
     binomial, categorical or Poisson.
 
     Args:
-        model: The Pyro model.
-        layout: Its latent sites.
         points: At least four points at which to try, shape `(P, D)`.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
         may_nest: Whether prior locations may be affine in the block too, as in hierarchies of normals.
 
     Returns:

@@ -26,7 +26,6 @@ def set_couplings(
     Weights between two layers of hidden units are scaled only: they belong to two units at once.
 
     Args:
-        layout: The sites.
         loc: Centre at the start, shape `(D,)`; zero is taken where signs may flip.
         scale: Standard deviations at the start, shape `(D,)`; their mean over a layer's units is taken.
         symmetries: The layers of units.

@@ -28,7 +28,6 @@ def full(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor) -> Bije
     """One hypernetwork over all weights, in the manner of flow posteriors (Rezende and Mohamed 2015).
 
     Args:
-        layout: The sites.
         hypernet: A function from a dimension to a Bijection, the identity at the start.
         loc: Centre at the start, shape `(D,)`; fixes dtype and device.
         scale: Standard deviations at the start, shape `(D,)`.

@@ -146,7 +146,6 @@ def find_symmetries(
 
     Args:
         log_prob: From flat weights `(S, D)` to log densities `(S,)`, or to several that must all stay, `(S, k)`.
-        layout: The sites.
         points: A few points at which to try, shape `(P, D)`, such as draws of the prior.
         no_keys_in: Sites that must not hold keys.
 

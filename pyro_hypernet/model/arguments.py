@@ -14,11 +14,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class ByName:
-    """A model whose arguments come by name in one dict.
-
-    Args:
-        model: The Pyro model.
-    """
+    """A model whose arguments come by name in one dict."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
@@ -32,7 +28,6 @@ class Arguments(nn.Module):
 
     Args:
         args: The arguments.
-        kwargs: The keyword arguments.
         persistent: Whether the tensors are part of `state_dict`.
     """
 
@@ -84,7 +79,6 @@ def recall(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple
     """The arguments that `Arguments.describe` described.
 
     Args:
-        described: Plain values.
         tensors: The buffers, by name.
     """
     leaves = [tensors.get(f"argument_{number}", leaf) for number, leaf in enumerate(described["leaves"])]

@@ -39,7 +39,6 @@ class LogJoint:
 
     Args:
         model: A Pyro model without discrete latent sites.
-        layout: Its latent sites.
         mode: "graph", "eager" (vmapped, not captured) or "loop".
 
     Raises:
@@ -268,7 +267,6 @@ def split_density(trace: Trace, layout: Layout, log_det: Tensor) -> tuple[Tensor
 
     Args:
         trace: A trace conditioned on all latent sites.
-        layout: These sites.
         log_det: Log determinant of the map to their supports, which counts to the prior.
     """
     trace.compute_log_prob()
@@ -297,8 +295,6 @@ def map_model(
     Args:
         model: A Pyro model; observed sites left without data are sampled.
         samples: A dict from site to values of shape `(S, *shape)`.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
         collect: From a trace to a tensor, or a dict or tuple of tensors.
         randomness: "different" or "same" random numbers for the sites that are sampled.
 
@@ -352,11 +348,6 @@ class _Latents(Messenger):
 
 def trace_prior(model: Model, args: tuple = (), kwargs: dict | None = None) -> Trace:
     """Runs the model as it stands, and again where it raises at what it drew, as for want of a Cholesky factor.
-
-    Args:
-        model: A Pyro model.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
 
     Returns:
         The trace, nothing of it differentiable or seen by handlers outside.

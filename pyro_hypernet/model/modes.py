@@ -29,9 +29,6 @@ def find_modes(
     """Climbs the unconstrained log joint from draws of the prior and picks high points that are far from each other.
 
     Args:
-        log_joint: The model's density.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
         num_modes: How many points to return.
         num_starts: Draws of the prior to start from, all climbed at once.
         num_steps: Steps of Adam, its step size falling to zero.

@@ -26,10 +26,7 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
     """Runs the model once, conditioned on one value per site, without the distributions' own validation.
 
     Args:
-        model: A Pyro model.
         values: A dict from latent site to its value, shape `shape`.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
 
     Returns:
         The trace, as handlers outside see it; conditioned sites count as observed.

@@ -12,11 +12,7 @@ from pyro_hypernet.model.vectorize import Model
 
 
 class TemperedModel:
-    """The same model with one argument more, which comes first: beta, the power of its likelihood.
-
-    Args:
-        model: The Pyro model.
-    """
+    """The same model with one argument more, which comes first: beta, the power of its likelihood."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -41,7 +37,6 @@ def at_temperature(model: Model, temperature: float) -> Model:
     """The model with data that count `1 / temperature` times, called as the model is; itself at temperature 1.
 
     Args:
-        model: The Pyro model.
         temperature: Of prior and entropy, positive.
     """
     return model if temperature == 1 else partial(TemperedModel(model), 1 / temperature)

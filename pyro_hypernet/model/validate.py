@@ -137,11 +137,8 @@ def refuse_random_density(log_joint: LogJoint, w: Tensor, what: str, args: tuple
     """Raises a ValueError where the density at the same weights is another at every call, and says at which sites.
 
     Args:
-        log_joint: The density.
         w: Weights to try it at, shape `(S, D)`.
         what: What needs one density.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
     """
     changed = log_joint.random_sites(w, *args, **(kwargs or {}))
     if changed:

@@ -206,7 +206,6 @@ class Shares:
         """The share of a batch that was met.
 
         Args:
-            batch: The arguments.
             number: Its number in the pass, from 0.
             size: How large it is, with those of other processes; None for its own size.
         """

@@ -28,7 +28,6 @@ def fit_in_turn(
         fit_one: From a guide, `args` and `checkpoint=` to what `fit` returns.
         mixture: The mixture; components that were never trained, as a fit was cut short, get no weight.
         batches: The model's arguments, as of `fit`.
-        kwargs: The model's keyword arguments.
         checkpoint: As in `fit`; every component has a folder in that folder.
 
     Returns:

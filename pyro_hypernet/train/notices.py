@@ -45,7 +45,6 @@ def remember(guide: Any, text: str) -> None:
     """Keeps a bad verdict on a guide, for `recall`.
 
     Args:
-        guide: The guide.
         text: The verdict with its figures and remedy; "" to forget an older one.
     """
     try:

@@ -50,9 +50,7 @@ def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
     """Runs the model at weights that the guide can draw, or at its start; no random number is used up.
 
     Args:
-        model: The Pyro model.
         guide: A guide that is set up.
-        batch: The model's arguments.
     """
     log_joint, w = guide.density(model), guide.looks(2)
     try:
@@ -76,9 +74,7 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
     """What the model itself raises on a batch, run plainly and with Pyro's validation, or None.
 
     Args:
-        model: The Pyro model.
         guide: A guide that is set up.
-        batch: The model's arguments.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     conditioned = poutine.condition(model, data=guide.layout.constrain(guide.looks(2)[0])[0])
