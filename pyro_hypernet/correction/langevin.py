@@ -91,12 +91,7 @@ class Langevin:
 
     @torch.no_grad()
     def step(self, gradient: Gradient, factor: float = 1.0) -> None:
-        """One step, by one gradient for every chain.
-
-        Args:
-            gradient: Of a minibatch's estimate of the log density.
-            factor: Of the step size.
-        """
+        """One step by one gradient for every chain, of a minibatch's estimate; `factor` is of the step size."""
         h, friction = factor * self.step_size, self.kernel.friction
         g = gradient(self.w)
         if not bool(g.sum().isfinite()):
@@ -129,11 +124,7 @@ class Langevin:
         return white * (1 - (math.sin(angle) / angle) ** 2)
 
     def settle(self, gradient: Gradient) -> None:
-        """Finds a step size that is stable along the steepest direction, and heats little.
-
-        Args:
-            gradient: Of one minibatch, the same random numbers at every call.
-        """
+        """Finds a step size that is stable along the steepest direction, and heats little, by one minibatch."""
         at, v = gradient(self.w), torch.randn_like(self.w)
         for _ in range(_NUM_PRODUCTS):
             v = (v / v.norm(dim=-1, keepdim=True)).nan_to_num(0.0)
@@ -158,14 +149,7 @@ class Langevin:
 
 
 def measure_noise(gradients: Callable[[], Gradient], w: Tensor, scale: Tensor, num_batches: int | None) -> Tensor:
-    """Variances of the gradients of minibatches, times squared widths, shape `(D,)`; zeros where there is one batch.
-
-    Args:
-        gradients: Gives the gradient of the next minibatch.
-        w: Where, shape `(C, D)`.
-        scale: Widths, shape `(D,)`.
-        num_batches: Of a pass; None where that is not known.
-    """
+    """Variances of the gradients of minibatches at `w`, `(C, D)`, times squared widths, `(D,)`; zeros for one batch."""
     mean, square = torch.zeros_like(w), torch.zeros_like(w)
     count = max(2, min(_NUM_PILOTS, num_batches or _NUM_PILOTS))
     for number in range(1, count + 1):

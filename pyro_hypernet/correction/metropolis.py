@@ -109,13 +109,9 @@ def metropolis(
 
 
 def _walk(log_weights: Tensor) -> Tensor:
-    """Where chains stand that are offered these proposals, one after the other.
+    """Which proposals chains stand at, step by step, `(chains, steps)`, that are offered these one after the other.
 
-    Args:
-        log_weights: Log importance weights of the proposals, in nats, shape `(chains, steps)`; the first is the start.
-
-    Returns:
-        For every step the number of the proposal at which the chain stands, shape `(chains, steps)`.
+    The first of the log importance weights, `(chains, steps)`, in nats, is the start.
     """
     values = log_weights.cpu()
     log_u = torch.log(torch.rand(values.shape, dtype=values.dtype))

@@ -116,15 +116,9 @@ def resample(
 
 
 def choose(log_shares: Tensor, num_samples: int, *, replacement: bool = True) -> Tensor:
-    """Numbers of the draws to keep, in random order.
+    """Numbers of the R draws to keep, shape `(R,)`, in random order, by log weights in nats, up to a constant, `(S,)`.
 
-    Args:
-        log_shares: Log weights, in nats, up to a constant, shape `(S,)`.
-        num_samples: How many to keep R.
-        replacement: Systematic resampling with, or Gumbel top-k without replacement.
-
-    Returns:
-        Shape `(R,)`.
+    With replacement by systematic resampling, without by the Gumbel top-k trick.
     """
     if not replacement:
         gumbel = -torch.log(-torch.log(torch.rand_like(log_shares)))

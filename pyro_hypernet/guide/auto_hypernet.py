@@ -202,12 +202,7 @@ class AutoHypernet(FlowGuide):
         return self.plan.anneal != 1 and not self.is_trained
 
     def suits_rejection(self, args: tuple, kwargs: dict | None = None) -> bool:
-        """Whether `fit` lets the posterior choose among draws of its own accord: the plan and the data allow for it.
-
-        Args:
-            args: The model's arguments.
-            kwargs: Its keyword arguments.
-        """
+        """Whether `fit` lets the posterior choose among draws of its own accord: the plan and the data allow for it."""
         can_weigh = self._uninitialised_model is not None and Arguments(args, kwargs or {}).can_be_kept()
         return self.plan.rejection is not None and can_weigh
 

@@ -49,11 +49,7 @@ class Base(ABC):
         """Turns standard normal draws, shape `(S, D)`, into draws of this, the same at every call, shape `(S', D)`."""
 
     def sample_strata(self, num_samples: int) -> Strata:
-        """At least so many draws, as many of every component.
-
-        Args:
-            num_samples: Number of draws S; of K components each gives `S / K`, rounded up.
-        """
+        """At least so many draws, as many of every component: of K components each gives `S / K`, rounded up."""
         base = self.distribution()
         eps = base.rsample((num_samples,))
         log_prob = base.log_prob(eps)

@@ -139,11 +139,7 @@ def make_map(
 ) -> Bijection:
     """The map of a plan in which nothing is "auto".
 
-    Args:
-        plan: Names structure, hypernet and the scale at the start.
-        loc: The centre at the start, shape `(D,)`; fixes dtype and device.
-        knowledge: What is built in.
-        width: Standard deviations at the start, shape `(D,)`; None for those of the plan.
+    At the start its centre is `loc`, shape `(D,)`, its standard deviations are `width`, shape `(D,)`, or the plan's.
     """
     hypernet, structure = resolve_hypernet(plan.hypernet), resolve_structure(plan.structure)
     if not knowledge:

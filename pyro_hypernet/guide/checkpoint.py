@@ -134,11 +134,9 @@ def _pack(guide: AutoHypernet, state: ModelState) -> tuple[dict[str, Any], dict[
 
 
 def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file with its SHA-256, whole or not at all, and onto the disk before it takes its name.
+    """Writes plain values and tensors with their SHA-256, whole or not at all, onto the disk before they have a name.
 
-    Args:
-        path: The file; its folder is made if need be, an old file is replaced.
-        tensors: By name.
+    Its folder is made if need be, an old file is replaced.
     """
     # Copies: the file may not hold memory that two tensors share, such as data of which one is a view of the other.
     copied = {
@@ -260,11 +258,11 @@ def _unpack(
 def put_back(
     guide: AutoHypernet, own: dict[str, Tensor], header: Mapping[str, Any], tensors: dict[str, Tensor], path: Path
 ) -> None:
-    """Gives a guide that is set up, and its model, the values that a file of the same guide holds.
+    """Gives a guide that is set up, and its model, the values of a file of the same guide; only the run's are left.
 
     Args:
         own: The leaves of the model's `pyro.param` statements, by name.
-        tensors: The file's tensors; all but those of the run are taken out.
+        tensors: The file's tensors.
 
     Raises:
         ValueError: If they do not fit.

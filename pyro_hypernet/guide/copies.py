@@ -98,13 +98,10 @@ def copied(guide: AutoContinuous, memo: dict[int, Any]) -> AutoContinuous:
 
 
 def leave_rejection_out(guide: AutoContinuous) -> bool:
-    """What torch.jit.trace is told of rejection, a loop of random length, which it cannot follow.
+    """What torch.jit.trace is told of rejection, a loop of random length, which it cannot follow; always True.
 
     Pyro's Jit ELBOs trace a training step, with the parameters as arguments. Training ends the rejection anyway, so it
     ends here; otherwise it stays with the guide, and a warning says that the trace does not have it.
-
-    Returns:
-        True.
     """
     is_training = torch.is_grad_enabled() and any(
         isinstance(handler, ReplayMessenger) and handler.params is not None for handler in _PYRO_STACK

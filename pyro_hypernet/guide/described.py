@@ -39,12 +39,7 @@ def describe_choice(choice: Any, nicknames: Mapping[str, Callable], what: str) -
 
 
 def recall_choice(described: dict[str, Any], nicknames: Mapping[str, Callable], given: Any, what: str) -> Any:
-    """What `describe_choice` described.
-
-    Args:
-        nicknames: Our functions by name.
-        given: The user's own function, which counts where there is one.
-        what: Its name among the arguments, for messages.
+    """What `describe_choice` described, or the user's own function, where it is given.
 
     Raises:
         ValueError: If a function of the user's own is needed and not given.

@@ -42,11 +42,7 @@ class Disagreement:
 def disagreement_of(
     model: Model, samples: Sequence[Mapping[str, Tensor]], args: tuple, kwargs: dict
 ) -> Disagreement | None:
-    """Compares draws of several components.
-
-    Args:
-        samples: Of every component a dict from site to draws of shape `(S, *shape)`, S at least 2.
-        args: The model's arguments, data included or not.
+    """Compares draws of several components, of each a dict from site to `(S, *shape)`, S at least 2.
 
     Returns:
         The mean over pairs of draws; None where the model has no data to predict.

@@ -43,9 +43,7 @@ class Flow:
     def sample_strata(self, num_samples: int, share: slice | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As many draws of every component of the noise, their log q, and weights that sum to one, shape `(S,)`.
 
-        Args:
-            num_samples: Number of draws S.
-            share: Which of them are wanted, out of the same noise; None for all.
+        With `share` only so many of them, out of the same noise.
         """
         strata = self.noise.sample_strata(num_samples)
         strata = strata if share is None else Strata(*(part[share] for part in strata))

@@ -82,13 +82,7 @@ class FlowGuide(AutoContinuous):
         return self._flow(announced=True).log_prob(w)
 
     def log_prob(self, samples: Mapping[str, Tensor]) -> Tensor:
-        """log q of constrained values, Jacobians included.
-
-        Args:
-            samples: A dict from every latent site to values of shape `(..., *shape)`.
-
-        Returns:
-            Log density in nats, shape `(...)`.
+        """log q of constrained values, `(..., *shape)` by latent site, Jacobians included, in nats, shape `(...)`.
 
         Raises:
             ValueError: If names or shapes do not fit the sites.
@@ -97,14 +91,7 @@ class FlowGuide(AutoContinuous):
         return self.unconstrained_log_prob(w) - log_det
 
     def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
-        """Draws all sites independently from the guide.
-
-        Args:
-            num_samples: Number of draws S.
-
-        Returns:
-            A dict from site to draws of shape `(S, *shape)`, without gradient.
-        """
+        """Independent draws of all sites, a dict from site to `(S, *shape)`, without gradient."""
         return self._flow().sample(num_samples)
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -112,16 +99,10 @@ class FlowGuide(AutoContinuous):
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Quantiles of every unconstrained coordinate, on the sites' supports.
+        """Quantiles of every unconstrained coordinate, on the sites' supports: a dict from site to `(Q, *shape)`.
 
-        From a fixed set of antithetic draws, so equal at every call, and exact medians for affine maps.
-
-        Args:
-            quantiles: Q probabilities in [0, 1].
-            args: The model's arguments, needed only before `setup`.
-
-        Returns:
-            A dict from site to quantiles of shape `(Q, *shape)`.
+        From a fixed set of antithetic draws, so equal at every call, and exact medians for affine maps. The model's
+        arguments are needed only before `setup`.
         """
         if self._layout is None:
             self.setup(*args, **kwargs)

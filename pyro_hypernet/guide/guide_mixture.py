@@ -107,10 +107,7 @@ class GuideMixture(AutoContinuous):
         return self._log_weights
 
     def set_log_weights(self, log_weights: Sequence[float] | Tensor) -> None:
-        """Weighs the components.
-
-        Args:
-            log_weights: In nats, up to a constant, shape `(K,)`; −inf for what is not to be drawn from.
+        """Weighs the components, in nats, up to a constant, shape `(K,)`; −inf for what is not to be drawn from.
 
         Raises:
             ValueError: If they are not as many as components, one is NaN or +inf, or all are −inf.
@@ -143,14 +140,7 @@ class GuideMixture(AutoContinuous):
         return self
 
     def sample_posterior(self, num_samples: int) -> dict[str, Tensor]:
-        """Draws all sites, of every component in proportion, up to one draw, in random order.
-
-        Args:
-            num_samples: Number of draws S.
-
-        Returns:
-            A dict from site to draws of shape `(S, *shape)`, without gradient.
-        """
+        """Draws of every component in proportion, up to one draw, in random order, `(S, *shape)` by site."""
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
         at = (torch.arange(num_samples, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / num_samples

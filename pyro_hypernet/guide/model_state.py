@@ -42,13 +42,10 @@ class ModelState:
 
 
 def gather(model: Model, names: Mapping[str, bool]) -> ModelState:
-    """Collects a model's state.
+    """Collects a model's state; its tensors are the model's own, not copies.
 
     Args:
         names: Of its `pyro.param` statements, and of each whether `announce` chose it.
-
-    Returns:
-        The state; its tensors are the model's own, not copies.
 
     Raises:
         ValueError: If a network's parameters are in use, but it cannot be found from the model.

@@ -97,14 +97,10 @@ class Plan:
         return 1.0 if self.temperature == "auto" else 1 / self.temperature
 
     def may_be_informed(self, dim: int, *, has_default_start: bool) -> bool:
-        """Whether what is found out about the model may be built in.
+        """Whether what is found out about a model of D weights may be built in.
 
         Where that is left to "auto", the Gaussians promise to be Gaussian, a mixture has its own modes, and a start
         that was asked for is kept.
-
-        Args:
-            dim: Number of weights D.
-            has_default_start: Whether no other start was asked for.
         """
         if self.structure != "auto":
             return _is_informed(self.structure)
@@ -118,8 +114,7 @@ class Plan:
         Args:
             dim: Number of weights D.
             knowledge: What is known of the model, if the structure may build it in.
-            is_at_network: Whether the guide starts at the values of a large network, where many steps are worth more
-                than many draws.
+            is_at_network: Whether it starts at the values of a large network, where steps are worth more than draws.
         """
         structure, hypernet = _nickname(self.structure, STRUCTURES), _nickname(self.hypernet, HYPERNETS)
         if structure == "auto":
@@ -141,9 +136,6 @@ class Plan:
 
     def beside(self, built: "Plan") -> "Plan":
         """A guide's plan, with what is asked for here in its place.
-
-        Args:
-            built: What the guide is built of.
 
         Raises:
             ValueError: If the guide is built of anything else than this asks for.
@@ -174,11 +166,7 @@ class Plan:
 
 
 def as_shares(rates: Any, what: str) -> tuple[float, ...]:
-    """Shares of draws to keep, in (0, 1), from one or several.
-
-    Args:
-        rates: One share, or several.
-        what: How a message begins, such as "rates must be".
+    """Shares of draws to keep, in (0, 1), from one or several; `what` begins a message, such as "rates must be".
 
     Raises:
         ValueError: If there is none, or one is no such share.

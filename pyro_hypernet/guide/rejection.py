@@ -171,7 +171,6 @@ def choose_rate(log_weights: Tensor, rates: tuple[float, ...], *, gap: float) ->
     Args:
         log_weights: log W of proposals, shape `(S,)`, in nats; −inf or NaN where a proposal is worthless.
         rates: Shares of proposals to keep, in (0, 1).
-        gap: In nats.
     """
     log_weights = log_weights.double().nan_to_num(nan=-math.inf, neginf=-math.inf)
     log_evidence = float(log_weights.logsumexp(0)) - math.log(len(log_weights))

@@ -16,12 +16,7 @@ _GAP = 0.2
 
 
 class Weigher:
-    """The importance weights of a guide's proposals, by graphs of the density that are kept.
-
-    Args:
-        log_joint: The density of the model.
-        flow: What is drawn from where nothing is rejected.
-    """
+    """The importance weights of a guide's proposals, before rejection, by graphs of the density that are kept."""
 
     def __init__(self, log_joint: LogJoint, flow: Flow) -> None:
         self.log_joint, self.flow = log_joint, flow

@@ -92,8 +92,8 @@ def detect(log_joint: LogJoint, trace: Trace, loc: Tensor, args: tuple, kwargs: 
         loc: Any unconstrained weights, shape `(D,)`; fixes dtype and device.
 
     Returns:
-        What was found; None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable
-        parameters of its own, draws minibatches or discrete sites by itself, or its arguments cannot be kept.
+        None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable parameters of its
+        own, draws minibatches or discrete sites by itself, or its arguments cannot be kept.
     """
     if not Arguments(args, kwargs).can_be_kept() or _is_subsampled(trace):
         return None

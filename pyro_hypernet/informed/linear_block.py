@@ -103,9 +103,6 @@ class LinearBlock:
 
         Where the likelihood is normal these are the data and zeros, which is exact; elsewhere one step of iteratively
         reweighted least squares from zero.
-
-        Args:
-            w: Any weights, shape `(D,)`.
         """
         values = self.layout.constrain(w)[0]
         with outside_of_pyro(), torch.no_grad():
@@ -168,7 +165,7 @@ class LinearBlock:
 def find_linear_block(
     model: Model, layout: Layout, points: Tensor, args: tuple, kwargs: dict, *, may_nest: bool = False
 ) -> LinearBlock | None:
-    """Finds the greatest block of sites, from the last to the first, in which the observed locations are affine.
+    """Finds the greatest block of sites, from the last to the first, in which observed locations are affine, if any.
 
     Sites qualify if their prior has a location and a scale that do not depend on the block, and if the observations'
     own scales do not either. Observations qualify if they are normal, log-normal, Student, Laplace, Bernoulli,
@@ -177,9 +174,6 @@ def find_linear_block(
     Args:
         points: At least four points at which to try, shape `(P, D)`.
         may_nest: Whether prior locations may be affine in the block too, as in hierarchies of normals.
-
-    Returns:
-        The block, or None if there is none.
     """
     found = None
     with outside_of_pyro(), torch.no_grad():

@@ -75,14 +75,7 @@ class Symmetries:
         return sum(units.log_order for units in self.groups)
 
     def canonicalise(self, w: Tensor) -> tuple[Tensor, list[_SignedPermutation]]:
-        """The one symmetric copy whose keys are sorted, and positive where signs may flip.
-
-        Args:
-            w: Flat weights, shape `(S, D)`.
-
-        Returns:
-            The canonical weights, shape `(S, D)`, and the moves that led there.
-        """
+        """The one copy, `(S, D)`, whose keys are sorted, and positive where signs may flip; and the moves there."""
         moves = []
         for units in self.groups:
             keys = w[:, units.keys]
@@ -148,9 +141,6 @@ def find_symmetries(
         log_prob: From flat weights `(S, D)` to log densities `(S,)`, or to several that must all stay, `(S, k)`.
         points: A few points at which to try, shape `(P, D)`, such as draws of the prior.
         no_keys_in: Sites that must not hold keys.
-
-    Returns:
-        The symmetries, perhaps none.
     """
     trial = _Trial(log_prob, points[:_NUM_POINTS])
     groups: list[Units] = []

@@ -54,9 +54,6 @@ def stored_names(params: Mapping[str, Tensor]) -> dict[str, bool]:
     """Names of those of a model's parameters that Pyro's store holds, and of each whether `announce` chose the name.
 
     A parameter that has two names, as in a PyroModule around a module that announces its own, counts once.
-
-    Args:
-        params: From the name of every `pyro.param` statement to its leaf.
     """
     store = pyro.get_param_store()._params
     names = {id(leaf): name for name, leaf in params.items() if store.get(name) is leaf}

@@ -76,11 +76,7 @@ class Arguments(nn.Module):
 
 
 def recall(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments that `Arguments.describe` described.
-
-    Args:
-        tensors: The buffers, by name.
-    """
+    """The arguments that `Arguments.describe` described, and whose buffers these tensors are, by name."""
     leaves = [tensors.get(f"argument_{number}", leaf) for number, leaf in enumerate(described["leaves"])]
     for number in described["arrays"]:
         leaves[number] = leaves[number].numpy()

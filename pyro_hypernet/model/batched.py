@@ -222,10 +222,6 @@ def grad_and_value(function: Callable[..., Any], *, has_aux: bool = False) -> Ca
 
     An old `torch.autograd.Function`, without a `setup_context`, has a gradient only where nothing is vmapped: so a
     loop over draws asks autograd.
-
-    Args:
-        function: From a tensor and whatever else to a scalar, or with `has_aux` to a scalar and whatever else.
-        has_aux: Whether there is more than the scalar.
     """
     transformed = torch.func.grad_and_value(function, has_aux=has_aux)
 

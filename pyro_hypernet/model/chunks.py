@@ -145,14 +145,10 @@ def _rows(arguments: Any, rows: slice) -> Any:
 
 
 def count_bytes(function: Callable[[], Any]) -> int:
-    """Runs a function of one draw and counts what it needs.
+    """Bytes of everything that a function computes, run once without Pyro's validation.
 
-    Args:
-        function: A function without arguments, run once without Pyro's validation.
-
-    Returns:
-        Bytes of everything that it computes: an upper bound of what it holds at once. Of a draw that has no density, as
-        for want of a Cholesky factor, up to where it fails.
+    An upper bound of what it holds at once; of a draw without density, as for want of a Cholesky factor, up to where
+    it fails.
     """
     with _CountBytes() as counter, pyro.validation_enabled(False):
         try:

@@ -81,13 +81,7 @@ class LogJoint:
         return sum(run.num_failed for run in (self._value, self._grad_and_value, self._parts))
 
     def __call__(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Evaluates the density.
-
-        Args:
-            w: Unconstrained weights, shape `(..., D)`.
-
-        Returns:
-            log p(data, w) with the log determinant of the map to the supports, in nats, shape `(...)`.
+        """log p(data, w), log determinant of the map to the supports included, in nats, `(...)`, at `w` of `(..., D)`.
 
         Raises:
             ValueError: If `w` has another length, or the model other sites or shapes than the layout.
@@ -95,28 +89,13 @@ class LogJoint:
         return self._value(self._flat(w), args, kwargs).reshape(w.shape[:-1])
 
     def value_and_grad(self, w: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The density and its gradient with respect to `w`, both detached.
-
-        Cheaper than autograd through `__call__`, for the gradient is part of the captured graph.
-
-        Args:
-            w: Unconstrained weights, shape `(..., D)`.
-
-        Returns:
-            log p(data, w) in nats, shape `(...)`, and its gradient, shape `(..., D)`.
-        """
+        """The density and its gradient, shape `(..., D)`, part of the captured graph, both detached."""
         with torch.no_grad():
             grad, value = self._grad_and_value(self._flat(w.detach()), args, kwargs)
         return value.reshape(w.shape[:-1]), grad.reshape(w.shape)
 
     def bind_value_and_grad(self, *args: Any, **kwargs: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """`value_and_grad` at fixed arguments, with less to do at every call.
-
-        Neither the arguments nor the model's parameters may change while the function is in use.
-
-        Returns:
-            From weights of shape `(S, D)` to log densities in nats, shape `(S,)`, and gradients, shape `(S, D)`.
-        """
+        """`value_and_grad` of weights `(S, D)` while arguments and parameters stay: less to do at every call."""
         run = self._grad_and_value.bind(args, kwargs)
 
         def value_and_grad(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,51 +106,23 @@ class LogJoint:
         return value_and_grad
 
     def parts(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Log prior, with the log determinant of the map to the supports, and log likelihood, in nats.
-
-        Args:
-            w: Unconstrained weights, shape `(..., D)`.
-
-        Returns:
-            Both, shape `(..., 2)`.
-        """
+        """Log prior, log determinant included, and log likelihood, in nats, shape `(..., 2)`, at `w` of `(..., D)`."""
         return self._parts(self._flat(w), args, kwargs).reshape((*w.shape[:-1], 2))
 
     def log_prob(self, samples: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """log p(data, sites) of constrained values, so without the Jacobians of the supports.
-
-        Args:
-            samples: A dict from site to values of shape `(..., *shape)`.
-
-        Returns:
-            Log density in nats, shape `(...)`.
-        """
+        """log p(data, sites) of constrained values `(..., *shape)`, without Jacobians, in nats, shape `(...)`."""
         w, log_det = self.layout.unconstrain(samples)
         return self(w, *args, **kwargs) - log_det
 
     def params(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The model's own learnable parameters: what its `pyro.param` and `pyro.module` statements name.
-
-        Args:
-            w: Any unconstrained weights, shape `(D,)`, to run the model at.
-
-        Returns:
-            A dict from name to the unconstrained leaf tensor that an optimiser steps.
-        """
+        """The leaves of the model's own learnable parameters, by name, found by a run at any `w` of shape `(D,)`."""
         values = self.layout.constrain(w.detach())[0]
         nodes = trace_aside(self.model, values, args, kwargs).nodes
         params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
         return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in params.items()}
 
     def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The summands of the density of one draw, to see where a bad value comes from.
-
-        Args:
-            w: One unconstrained weight vector, shape `(D,)`.
-
-        Returns:
-            A dict from every sample site, latent or observed, to its log density in nats, shape `()`.
-        """
+        """The log density of every sample site, observed ones too, in nats, at one draw `w` of shape `(D,)`."""
         with pyro.validation_enabled(False):
             trace = self._trace(self.layout.constrain(w)[0], args, kwargs)
             trace.compute_log_prob()
@@ -180,12 +131,9 @@ class LogJoint:
     def random_sites(self, w: Tensor, *args: Any, **kwargs: Any) -> list[str]:
         """The sites whose log density is another at every call, or that come and go; empty where the density is one.
 
-        Every weight is tried twice, by the model as it stands, so that the arithmetic is the same to the last digit;
-        weights without a density, for want of a Cholesky factor or the like, say nothing. No random number of the
-        caller's is used up.
-
-        Args:
-            w: Unconstrained weights, shape `(S, D)`; S of some, for at one of them two runs may agree by chance.
+        Each of some weights, `(S, D)`, for at one of them two runs may agree by chance, is tried twice, by the model as
+        it stands, so that the arithmetic is the same to the last digit; weights without density, for want of a Cholesky
+        factor or the like, say nothing. No random number of the caller's is used up.
         """
         with torch.no_grad(), outside_of_pyro(), torch.random.fork_rng([w.device] if w.is_cuda else []):
             for row in w:
@@ -202,14 +150,7 @@ class LogJoint:
         return []
 
     def sample_prior(self, num_samples: int, *args: Any, **kwargs: Any) -> Tensor:
-        """Draws all latent sites from the prior.
-
-        Args:
-            num_samples: Number of draws S.
-
-        Returns:
-            Unconstrained weights, shape `(S, D)`.
-        """
+        """Unconstrained draws of all latent sites from the prior, shape `(S, D)`."""
 
         def one(_: Tensor, args: tuple, kwargs: dict) -> dict[str, Tensor]:
             latents = _Latents(self.layout.names)
@@ -254,21 +195,12 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def zero_density(w: Tensor) -> Tensor:
-    """The log density, in nats, shape `()`, of weights at which the model raises an error: −inf.
-
-    Args:
-        w: The weights, shape `(D,)`; fixes dtype and device.
-    """
+    """The log density −inf, shape `()`, that stands for weights `w` at which the model raises an error."""
     return w.new_full((), -math.inf)
 
 
 def split_density(trace: Trace, layout: Layout, log_det: Tensor) -> tuple[Tensor, Tensor]:
-    """Log prior and log likelihood of a trace, both of shape `()`.
-
-    Args:
-        trace: A trace conditioned on all latent sites.
-        log_det: Log determinant of the map to their supports, which counts to the prior.
-    """
+    """Log prior, the `log_det` of the map to the supports included, and log likelihood of a conditioned trace."""
     trace.compute_log_prob()
     log_prior, log_likelihood = log_det, torch.zeros_like(log_det)
     for name, node in trace.nodes.items():
@@ -301,14 +233,6 @@ def map_model(
     Returns:
         What `collect` returns, every tensor with a leading axis S; NaN for draws at which a matrix of the model's has
         no factor or inverse.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(x):
-        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-        ...     return pyro.sample("y", dist.Normal(slope * x, 0.1).to_event(1))
-        >>> map_model(model, {"slope": torch.ones(4)}, (torch.ones(3),), collect=lambda t: t.nodes["y"]["value"]).shape
-        torch.Size([4, 3])
     """
 
     def one(values: dict[str, Tensor], args: tuple, kwargs: dict) -> Any:
@@ -349,8 +273,7 @@ class _Latents(Messenger):
 def trace_prior(model: Model, args: tuple = (), kwargs: dict | None = None) -> Trace:
     """Runs the model as it stands, and again where it raises at what it drew, as for want of a Cholesky factor.
 
-    Returns:
-        The trace, nothing of it differentiable or seen by handlers outside.
+    Nothing of the trace is differentiable or seen by handlers outside.
     """
     with torch.no_grad():
         for number in range(_ATTEMPTS):

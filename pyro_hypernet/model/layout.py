@@ -87,10 +87,7 @@ class Layout:
 
     @classmethod
     def from_trace(cls, trace: Trace) -> "Layout":
-        """Reads the latent sites of a trace of the model.
-
-        Args:
-            trace: A trace of the model; observed and subsampling sites are passed over.
+        """Reads the latent sites of a trace of the model; observed and subsampling sites are passed over.
 
         Raises:
             ValueError: If a site is discrete or has a support without a map to unconstrained space.
@@ -140,14 +137,7 @@ class Layout:
         return {site.name: w[..., site.slice].reshape(batch_shape + site.unconstrained_shape) for site in self.sites}
 
     def constrain(self, w: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Maps flat vectors to values on the sites' supports.
-
-        Args:
-            w: Unconstrained vectors, shape `(..., D)`.
-
-        Returns:
-            A dict from site to values of shape `(..., *shape)`, and the map's log determinant in nats, shape `(...)`.
-        """
+        """Values on the supports, `(..., *shape)` by site, at `w` of `(..., D)`, and the log determinant in nats."""
         values, log_det = {}, w.new_zeros(w.shape[:-1])
         for name, unconstrained in self.unpack(w).items():
             transform = self[name].transform
@@ -157,13 +147,7 @@ class Layout:
         return values, log_det
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Inverse of `constrain`: packs a dict of values into flat vectors.
-
-        Args:
-            values: For every site a tensor of shape `(..., *shape)`, the same leading axes for all.
-
-        Returns:
-            Vectors of shape `(..., D)` and the log determinant of `constrain` there, in nats, shape `(...)`.
+        """Inverse of `constrain`: vectors `(..., D)` of a dict of values, and the log determinant of `constrain` there.
 
         Raises:
             ValueError: If a site is missing, unknown, or of another shape.
@@ -180,11 +164,7 @@ class Layout:
         return w, w.new_zeros(batch_shape) + log_det
 
     def batch_shape(self, values: Mapping[str, Tensor]) -> torch.Size:
-        """The leading axes common to all values of a dict of samples.
-
-        Raises:
-            ValueError: If a site is missing, unknown, or of another shape.
-        """
+        """The leading axes common to all values of a dict of samples; errors as of `unconstrain`."""
         missing = [name for name in self.names if name not in values]
         unknown = [name for name in values if name not in self.names]
         if missing or unknown:
@@ -206,14 +186,11 @@ class Layout:
         return next(iter(batch_shapes.values()))
 
     def check(self, other: "Layout", source: str) -> None:
-        """Raises unless `other` names the same sites with the same shapes and supports, in the same order.
+        """Raises a ValueError that names the first difference, unless `other` has the same sites, in the same order.
 
         Args:
             other: The layout to hold against this one.
-            source: Where `other` comes from, for the message.
-
-        Raises:
-            ValueError: Naming the first difference.
+            source: Where it comes from, for the message.
         """
         mine, theirs = [_signature(site) for site in self.sites], [_signature(site) for site in other.sites]
         if mine != theirs:
@@ -231,9 +208,6 @@ def is_periodic(node: dict[str, Any]) -> bool:
     evidence, and a guide spread over ever more periods would be ever better. NUTS walks from period to period, which
     does not matter to it, and a Gaussian guide stays in one. All is well on (−π, π), where the density integrates to
     one: that is taken for the support.
-
-    Args:
-        node: A sample site of a trace.
     """
     fn, x = node["fn"], node["value"].detach()
     if not _is_real(fn.support):
@@ -256,11 +230,7 @@ def _is_real(support: constraints.Constraint) -> bool:
 
 
 def plate_names(node: dict[str, Any]) -> tuple[str | None, ...]:
-    """The plate of every axis of a site's value, or None where an axis is in no plate.
-
-    Args:
-        node: A sample site of a trace.
-    """
+    """The plate of every axis of a site's value, or None where an axis is in no plate."""
     shape = node["value"].shape
     names: list[str | None] = [None] * len(shape)
     batch_dim = len(shape) - node["fn"].event_dim
@@ -272,11 +242,7 @@ def plate_names(node: dict[str, Any]) -> tuple[str | None, ...]:
 
 
 def minibatch_plates(node: dict[str, Any]) -> list[Any]:
-    """The plates around a site that draw a minibatch, as Pyro's frames with `name`, `size` and `full_size`.
-
-    Args:
-        node: A site of a trace.
-    """
+    """The plates around a site that draw a minibatch, as Pyro's frames with `name`, `size` and `full_size`."""
     frames = node.get("cond_indep_stack", ())
     return [frame for frame in frames if frame.full_size is not None and frame.full_size != frame.size]
 

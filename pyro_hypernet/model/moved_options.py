@@ -21,13 +21,9 @@ def warn_of_moved(verb: str, names: Iterable[str], now: Iterable[str]) -> None:
 
 
 def take_moved(verb: str, where: str, value: Value, options: dict[str, Any]) -> Value:
-    """A value with the options that a verb was still given itself, which are taken out of the others.
+    """A dataclass, `where` of a verb's parameters, with those of its fields that the verb was still given as options.
 
-    Args:
-        verb: The name of the function that calls this.
-        where: Which of its parameters the value is.
-        value: A dataclass.
-        options: The verb's keyword arguments; those named like fields of the value are taken out.
+    These are taken out of the options.
     """
     moved = {field.name: options.pop(field.name) for field in fields(value) if field.name in options}
     if not moved:

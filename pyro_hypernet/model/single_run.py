@@ -25,9 +25,6 @@ TRANSPARENT = (TraceMessenger, BlockMessenger)
 def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: dict) -> Trace:
     """Runs the model once, conditioned on one value per site, without the distributions' own validation.
 
-    Args:
-        values: A dict from latent site to its value, shape `shape`.
-
     Returns:
         The trace, as handlers outside see it; conditioned sites count as observed.
     """

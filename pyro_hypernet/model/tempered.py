@@ -23,22 +23,13 @@ class TemperedModel:
 
     @staticmethod
     def arguments(beta: float, batch: tuple) -> tuple:
-        """What this model takes.
-
-        Args:
-            beta: The power of the likelihood: how often the data count.
-            batch: The arguments of the model as it was.
-        """
+        """What this model takes: beta, how often the data count, and the arguments of the model as it was."""
         device = next((value.device for value in tensors_in(batch)), None)
         return torch.tensor(beta, device=device), *batch
 
 
 def at_temperature(model: Model, temperature: float) -> Model:
-    """The model with data that count `1 / temperature` times, called as the model is; itself at temperature 1.
-
-    Args:
-        temperature: Of prior and entropy, positive.
-    """
+    """The model with data that count `1 / temperature` times, called as the model is; itself at temperature 1."""
     return model if temperature == 1 else partial(TemperedModel(model), 1 / temperature)
 
 

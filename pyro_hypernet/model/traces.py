@@ -19,28 +19,12 @@ _WRAPPERS = (
 
 
 def observed_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """The sites of a conditioned trace that hold data.
-
-    Args:
-        trace: A trace of the model conditioned on one draw of `samples`.
-        samples: The dict of samples; its sites are not data.
-
-    Returns:
-        A dict from site name to its node in the trace.
-    """
+    """The nodes, by name, that hold data, of a trace conditioned on one draw of `samples`."""
     return {name: node for name, node in _data_nodes(trace, samples).items() if node["is_observed"]}
 
 
 def predictive_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """The sites of a conditioned trace that model data, whether the data are given or not; no `pyro.factor`.
-
-    Args:
-        trace: A trace of the model conditioned on one draw of `samples`.
-        samples: The dict of samples; its sites are not data.
-
-    Returns:
-        A dict from site name to its node in the trace.
-    """
+    """The nodes, by name, that model data, given or not, of a trace conditioned on one draw; no `pyro.factor`."""
     return {name: node for name, node in _data_nodes(trace, samples).items() if not isinstance(node["fn"], Unit)}
 
 
@@ -57,13 +41,8 @@ def pointwise_log_prob(node: dict[str, Any]) -> Tensor:
 def functions_of(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model computes from one draw: where populations and chains are compared, for weights have symmetries.
 
-    Args:
-        trace: A trace of the model conditioned on one draw of `samples`.
-        samples: The dict of samples.
-
     Returns:
-        A dict from deterministic sites to their values and from sites that model data to their means, all of floating
-        point; empty where no mean is known.
+        Deterministic sites and the means of sites that model data, all of floating point; empty where no mean is known.
     """
     values = {name: node["value"] for name, node in deterministic_nodes(trace).items()}
     values |= {name: _mean_of(node["fn"]) for name, node in predictive_nodes(trace, samples).items()}

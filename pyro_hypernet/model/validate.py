@@ -134,12 +134,7 @@ def refuse_minibatches(trace: Trace, what: str) -> None:
 
 
 def refuse_random_density(log_joint: LogJoint, w: Tensor, what: str, args: tuple, kwargs: dict | None = None) -> None:
-    """Raises a ValueError where the density at the same weights is another at every call, and says at which sites.
-
-    Args:
-        w: Weights to try it at, shape `(S, D)`.
-        what: What needs one density.
-    """
+    """Raises a ValueError where the density at weights `(S, D)` is another at every call; `what` needs one."""
     changed = log_joint.random_sites(w, *args, **(kwargs or {}))
     if changed:
         sites = ", ".join(map(repr, changed))

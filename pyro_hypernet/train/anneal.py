@@ -5,12 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Annealing:
-    """The power of the likelihood at every step: from `start` geometrically to one.
-
-    Attributes:
-        start: At the first step.
-        num_steps: After how many steps one.
-    """
+    """The power of the likelihood at every step: from `start` geometrically to one, which it is after `num_steps`."""
 
     start: float
     num_steps: int

@@ -22,13 +22,7 @@ _OF_PLAN = ("anneal", "rejection")
 
 @dataclass(frozen=True)
 class Asked:
-    """The values that a fit goes by.
-
-    Attributes:
-        elbo: The bound; only its options count.
-        optim: How parameters are stepped.
-        plan: What is to be otherwise than in the guide's plan.
-    """
+    """The values that a fit goes by; of the bound only its options count, the plan is what differs from the guide's."""
 
     elbo: VectorizedELBO
     optim: Optim
@@ -36,14 +30,7 @@ class Asked:
 
 
 def put_in_place(asked: Asked, moved: Mapping[str, Any]) -> tuple[Asked, int]:
-    """Puts options that `fit` once took itself where they are now, with a warning.
-
-    Args:
-        asked: What was asked by the values.
-        moved: Options by their old names.
-
-    Returns:
-        What was asked in all, and how many starts to try.
+    """What was asked in all, options that `fit` once took itself included, with a warning; and how many starts to try.
 
     Raises:
         TypeError: If there never was such an option.

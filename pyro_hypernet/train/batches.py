@@ -79,11 +79,7 @@ class Batches:
         return {"passes": self.passes, "taken": taken, "length": self.length, "random": self._at_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where another process was; random numbers are where they are by then, to be put back.
-
-        Args:
-            state: What `state_dict` returned there.
-        """
+        """Goes to where another process was; random numbers are where they are by then, to be put back."""
         if self.is_fixed:
             return
         if state["passes"] > 1:  # the first pass is under way
@@ -203,11 +199,9 @@ class Shares:
         return self._known[_shapes(batch)]
 
     def __call__(self, batch: tuple, number: int, size: float | None = None) -> float:
-        """The share of a batch that was met.
+        """The share of a batch that was met, the `number` of its pass, from 0.
 
-        Args:
-            number: Its number in the pass, from 0.
-            size: How large it is, with those of other processes; None for its own size.
+        Its `size` is given where other processes have their part of it; None for its own.
         """
         if number == 0 and self._pass:
             self._mean = sum(self._pass) / len(self._pass)

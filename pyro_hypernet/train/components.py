@@ -22,11 +22,11 @@ def fit_in_turn(
     kwargs: Mapping[str, Any],
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Trains every component, and weighs those equally that were trained.
+    """Trains every component, and weighs those equally that were trained; those of a fit cut short get no weight.
 
     Args:
         fit_one: From a guide, `args` and `checkpoint=` to what `fit` returns.
-        mixture: The mixture; components that were never trained, as a fit was cut short, get no weight.
+        mixture: The mixture.
         batches: The model's arguments, as of `fit`.
         checkpoint: As in `fit`; every component has a folder in that folder.
 

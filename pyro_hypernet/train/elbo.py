@@ -115,11 +115,7 @@ class VectorizedELBO(ELBO):
     def prepare(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> LogJoint:
         """The density of this model in the guide's layout, kept as long as both stay the same.
 
-        Args:
-            model: The Pyro model.
-            guide: An AutoHypernet, an AutoNormal, or another of Pyro's AutoContinuous guides, over all latent sites.
-            args: The model's arguments.
-            kwargs: The model's keyword arguments.
+        The guide is an AutoHypernet, an AutoNormal, or another of Pyro's AutoContinuous guides, over all latent sites.
 
         Raises:
             TypeError: If the guide is of another kind.
@@ -185,12 +181,7 @@ class VectorizedELBO(ELBO):
         return loss
 
     def distrust(self, guide: VectorizedGuide, discrepancy: float) -> None:
-        """Takes total gradients from now on, for this model and guide, and says so.
-
-        Args:
-            guide: The guide.
-            discrepancy: That of the estimate that gave cause, see `Estimate`.
-        """
+        """Takes total gradients from now on, for this model and guide, and says so, with an estimate's discrepancy."""
         self._is_distrusted = True
         self._counts, self._steps = {}, {}
         warn_once(

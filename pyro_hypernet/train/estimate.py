@@ -42,11 +42,7 @@ class Estimate:
     discrepancy: Tensor
 
     def numbers(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The loss, the discrepancy and the norm of the whole gradient, shape `(3,)`.
-
-        Args:
-            gradients: The gradient of the surrogate, in parts.
-        """
+        """The loss, the discrepancy and the norm of the whole gradient, given in parts, shape `(3,)`."""
         norms = [torch.linalg.vector_norm(gradient).double() for gradient in gradients]
         norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         return torch.stack([self.loss.double(), self.discrepancy.double(), norm])

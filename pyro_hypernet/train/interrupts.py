@@ -9,15 +9,10 @@ _DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_h
 
 
 class Interrupts:
-    """Within it SIGTERM is what Ctrl-C is: a KeyboardInterrupt; or both wait for the end of the step.
+    """Within it SIGTERM is what Ctrl-C is: a KeyboardInterrupt. With `waits` the first signal only sets `came`.
 
-    Handlers of the user's own are left alone, and so are all in threads other than the main one.
-
-    Args:
-        waits: Whether the first signal only sets `came`, so that no step is left half done.
-
-    Attributes:
-        came: Whether a signal came.
+    No step is left half done then. Handlers of the user's own are left alone, and so are all in threads other than the
+    main one.
     """
 
     def __init__(self, *, waits: bool) -> None:

@@ -25,10 +25,10 @@ _said: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 def warn_once(subject: Any, kind: str, text: str) -> None:
-    """Warns of something about a guide or a result, unless that has been done.
+    """Warns of something about a guide or a result, remembered weakly, unless that has been done.
 
     Args:
-        subject: What the warning is about; remembered weakly, and not at all where it cannot be.
+        subject: What the warning is about.
         kind: A word for the trouble, such as "k-hat".
         text: The warning: the figure and the remedy.
     """
@@ -42,11 +42,7 @@ def warn_once(subject: Any, kind: str, text: str) -> None:
 
 
 def remember(guide: Any, text: str) -> None:
-    """Keeps a bad verdict on a guide, for `recall`.
-
-    Args:
-        text: The verdict with its figures and remedy; "" to forget an older one.
-    """
+    """Keeps a bad verdict on a guide, with its figures and remedy, for `recall`; "" forgets an older one."""
     try:
         _verdicts.pop(guide, None)
         if text:
@@ -58,11 +54,7 @@ def remember(guide: Any, text: str) -> None:
 
 
 def recall(posterior: Any) -> None:
-    """Warns, once, where a posterior is a guide with a bad verdict on it that is used all the same.
-
-    Args:
-        posterior: Whatever is used.
-    """
+    """Warns, once, where a posterior is a guide with a bad verdict on it that is used all the same."""
     try:
         text = _verdicts.get(posterior)
     except TypeError:  # not hashable, or no weak references
@@ -72,11 +64,7 @@ def recall(posterior: Any) -> None:
 
 
 def warn_of_bad_numbers(values: dict[str, Any]) -> None:
-    """Warns where predictions hold NaN or infinite numbers, naming the site and the share of the draws.
-
-    Args:
-        values: A dict from site to tensors of shape `(S, *shape)`.
-    """
+    """Warns where predictions, `(S, *shape)` by site, are no numbers, naming the site and the share of the draws."""
     for name, value in values.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.sum().isfinite()):
             # The sum, one quick pass, is finite unless a value is not, or it overflows.
@@ -89,13 +77,7 @@ def warn_of_bad_numbers(values: dict[str, Any]) -> None:
 
 
 def keep_going(function: Callable[[], Result], default: Result, what: str) -> Result:
-    """Calls a function whose failure must not cost what was reached before: it is said, and that is all.
-
-    Args:
-        function: Without arguments.
-        default: What takes the place of its result.
-        what: What it does, for the warning.
-    """
+    """Calls a function whose failure must not cost what was reached before: it is said, and `default` is the result."""
     try:
         return function()
     except Exception as error:
@@ -104,13 +86,7 @@ def keep_going(function: Callable[[], Result], default: Result, what: str) -> Re
 
 
 def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
-    """Warns where a fit ended while the ELBO was rising, or skipped more than a few steps.
-
-    Args:
-        guide: The guide that was trained.
-        losses: Minus the estimated bound at every step, in nats; NaN where skipped.
-        trouble: Where skipped steps went wrong.
-    """
+    """Warns where a fit ended while the ELBO was rising, or skipped more than a few steps, whose `trouble` is told."""
     remember(guide, "")
     values = torch.tensor(losses, dtype=torch.float64)
     num_skipped = int(values.isnan().sum())
@@ -134,11 +110,7 @@ def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
 
 
 def rise_at_the_end(losses: Tensor) -> tuple[float, float]:
-    """How much the ELBO rose from the fourth fifth of training to the last, in nats, and the standard error of that.
-
-    Args:
-        losses: Minus the estimated bound at every step, in nats, NaN where skipped, shape `(steps,)`.
-    """
+    """How much the ELBO rose from the fourth fifth of training to the last, in nats, and the standard error of that."""
     size = len(losses) // 5
     before, after = (part[part.isfinite()].double() for part in (losses[-2 * size :][:size], losses[-size:]))
     if min(len(before), len(after)) < 2:

@@ -14,11 +14,7 @@ _DEPTH = 4
 
 
 def snapshot(loader: Any = None) -> dict[str, Any]:
-    """Where the generators of this process stand, and those that a loader holds.
-
-    Args:
-        loader: Whatever gives the data.
-    """
+    """Where the generators of this process stand, and those that a loader holds."""
     state = {**pyro.util.get_rng_state(), "of_loader": [_get(generator) for generator in generators(loader)]}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -26,12 +22,7 @@ def snapshot(loader: Any = None) -> dict[str, Any]:
 
 
 def put_back(state: dict[str, Any], loader: Any = None) -> None:
-    """Puts them back to where they stood.
-
-    Args:
-        state: What `snapshot` returned.
-        loader: The same loader, or one that was made alike.
-    """
+    """Puts them back to where they stood; the loader is the same, or one that was made alike."""
     pyro.util.set_rng_state({name: state[name] for name in ("torch", "random", "numpy") if name in state})
     for generator, value in zip(generators(loader), state["of_loader"], strict=False):
         _set(generator, value)

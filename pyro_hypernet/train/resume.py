@@ -140,10 +140,6 @@ class RunFolder:
     def check(self, options: Mapping[str, Any], guide: AutoHypernet) -> None:
         """Compares what is asked for with what the folder's run was asked, before anything is changed.
 
-        Args:
-            options: Of the fit, plain values.
-            guide: The guide, set up.
-
         Raises:
             ValueError: If they differ.
         """
@@ -176,9 +172,7 @@ class RunFolder:
     def write(self, guide: AutoHypernet, state: dict[str, Any]) -> None:
         """Writes a checkpoint and drops the one before the last; what cannot be written is said, once.
 
-        Args:
-            guide: The guide as it is.
-            state: Whatever else is to be kept: nested dicts, lists and tuples of plain values, arrays and tensors.
+        The state is whatever else is to be kept: nested dicts, lists and tuples of plain values, arrays and tensors.
 
         Raises:
             OSError: If the first one of all cannot be written.

@@ -47,11 +47,7 @@ class Traits:
 
 
 def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
-    """Runs the model at weights that the guide can draw, or at its start; no random number is used up.
-
-    Args:
-        guide: A guide that is set up.
-    """
+    """Runs the model at weights that the guide can draw, or at its start; no random number is used up."""
     log_joint, w = guide.density(model), guide.looks(2)
     try:
         values = guide.layout.constrain(w[0])[0]
@@ -71,11 +67,7 @@ def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
 
 
 def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | None:
-    """What the model itself raises on a batch, run plainly and with Pyro's validation, or None.
-
-    Args:
-        guide: A guide that is set up.
-    """
+    """What the model itself raises on a batch, run plainly and with Pyro's validation, or None."""
     tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     conditioned = poutine.condition(model, data=guide.layout.constrain(guide.looks(2)[0])[0])
     with same_random_numbers(tensors), torch.no_grad(), pyro.validation_enabled(True):
