@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
@@ -335,6 +335,5 @@ def _no_density(draw: tuple[Tensor, Tensor], _: tuple | None) -> tuple:
 
 
 def _rows_for(arguments: Any) -> int:
-    tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
-    largest = max((tensor.numel() for tensor in tensors), default=1)
+    largest = max((tensor.numel() for tensor in tensors_in(arguments)), default=1)
     return max(_LEAST_ROWS, min(_MAX_ROWS, _MAX_NUMBERS // max(1, largest)))

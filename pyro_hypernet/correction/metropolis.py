@@ -103,7 +103,7 @@ def metropolis(
         acceptance=float(moved[:, max(0, warmup_steps - 1) :].mean()),
         rhat=rhat,
         ess=ess,
-        longest_stay=_longest_stay(path[:, warmup_steps:]),
+        longest_stay=max(int(row.unique_consecutive(return_counts=True)[1].max()) for row in path[:, warmup_steps:]),
         seconds=time.perf_counter() - start,
     )
 
@@ -125,8 +125,3 @@ def _walk(log_weights: Tensor) -> Tensor:
         at = torch.where(accepted, step, at)
         path.append(at)
     return torch.stack(path, dim=1).to(log_weights.device)
-
-
-def _longest_stay(path: Tensor) -> int:
-    runs = [int(torch.unique_consecutive(row, return_counts=True)[1].max()) for row in path]
-    return max(runs)

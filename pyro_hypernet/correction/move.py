@@ -24,7 +24,7 @@ from pyro_hypernet.sample.collapsed import collapse as collapsed
 from pyro_hypernet.sample.moves import Trajectories
 from pyro_hypernet.sample.rhat import side_by_side
 from pyro_hypernet.sample.tempering import mean_and_spread
-from pyro_hypernet.target import State, Target, Whole, bind_guide
+from pyro_hypernet.target import Bound, State, Target, Whole, bind_guide
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
 _NUM_PILOTS, _PILOT_MOVES = 64, 20
@@ -183,12 +183,17 @@ def _start(target: Target, x: Tensor) -> State:
     """The state at these coordinates; draws without a finite density are replaced by others, chosen at random."""
     state = target(x)
     is_good = (state.log_prior + state.log_likelihood).isfinite() & state.gradient.isfinite().all(-1)
+    return _rows(state, good_ones(is_good, target, "draw of the guide"))
+
+
+def good_ones(is_good: Tensor, bound: Bound, what: str) -> Tensor:
+    """The number of every draw, shape `(S,)`, or of a good one, chosen at random, where it has no finite density."""
     good = is_good.nonzero().flatten()
     if len(good) == 0:
-        target.raise_for_nan()
-        raise ValueError("No draw of the guide has a finite density: train it, or check the data.")
+        bound.raise_for_nan()
+        raise ValueError(f"No {what} has a finite density: train the guide, or check the data.")
     other = good[torch.randint(len(good), is_good.shape, device=good.device)]
-    return _rows(state, torch.where(is_good, torch.arange(len(x), device=good.device), other))
+    return torch.where(is_good, torch.arange(len(is_good), device=good.device), other)
 
 
 def _settle(

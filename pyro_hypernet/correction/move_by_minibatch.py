@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.correction.gradients import Gradients, Looks
-from pyro_hypernet.correction.langevin import Gradient, Langevin, SghmcKernel, measure_noise
-from pyro_hypernet.correction.move import check_sites
+from pyro_hypernet.correction.langevin import Langevin, SghmcKernel, measure_noise
+from pyro_hypernet.correction.move import check_sites, good_ones
 from pyro_hypernet.evaluation.draws import draws, is_guide, temperature_of
 from pyro_hypernet.graphs.culprits import first_line, warn_caller
 from pyro_hypernet.model.arguments import ByName
@@ -151,7 +151,7 @@ def move_by_minibatch(
         model = partial(model, **kwargs) if kwargs else model
         looks = Looks(target.log_joint, w, trace)
         gradients = Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
-        w = _good_starts(gradients.fixed(), w, target)
+        w = w[good_ones(gradients.fixed()(w).isfinite().all(-1), target, "start")]
         noise = measure_noise(gradients.next, w, scale, gradients.pass_length)
         chains = Langevin(w, scale, kernel, noise, gradients.pass_length)
         plan = num_steps, warmup_steps, math.ceil(num_samples / len(w))
@@ -206,17 +206,6 @@ def _widths(posterior: Any, layout: Layout, args: tuple, kwargs: dict[str, Any])
             "draws of a guide, not from a point estimate."
         )
     return scale.clamp(min=float(scale[scale > 0].min()))
-
-
-def _good_starts(gradient: Gradient, w: Tensor, bound: Any) -> Tensor:
-    """The starts; those without a finite gradient are replaced by others, chosen at random."""
-    good = gradient(w).isfinite().all(-1)
-    if not bool(good.any()):
-        bound.raise_for_nan()
-        raise ValueError("No start has a finite density: train the guide, or check the data.")
-    others = good.nonzero().flatten()
-    other = others[torch.randint(len(others), good.shape, device=w.device)]
-    return w[torch.where(good, torch.arange(len(w), device=w.device), other)]
 
 
 def _run(

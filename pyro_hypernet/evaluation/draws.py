@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import trace_outside
+from pyro_hypernet.train.estimate import flat_normal
 
 # Draws in one pass of a guide's density at given points.
 _CHUNK = 2048
@@ -110,12 +111,8 @@ def log_density_of(guide: Any, samples: Mapping[str, Tensor], *args: Any, **kwar
     if not isinstance(guide, AutoContinuous) and type(guide) is not AutoNormal:
         return None
     w, log_det = Layout.from_trace(guide.prototype_trace).unconstrain(samples)
-    if isinstance(guide, AutoContinuous):
-        return (guide.get_posterior(*args, **kwargs).log_prob(w) - log_det).double()
-    sites = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
-    pairs = [guide._get_loc_and_scale(name) for name in sites]
-    loc, scale = (torch.cat([value.reshape(-1) for value in values]) for values in zip(*pairs, strict=True))
-    return (torch.distributions.Normal(loc, scale).log_prob(w).sum(-1) - log_det).double()
+    posterior = flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)
+    return (posterior.log_prob(w) - log_det).double()
 
 
 def check_has_density(guide: Any) -> None:

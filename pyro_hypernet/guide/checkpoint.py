@@ -7,7 +7,6 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,20 +183,13 @@ def load(
             other sites or parameters; or the parameter store holds others.
     """
     header, tensors = read(Path(path))
-    unpack = partial(
-        _unpack,
-        model=model,
-        args=args,
-        kwargs=kwargs,
-        hypernet=hypernet,
-        structure=structure,
-        device=device,
-        overwrite=overwrite,
-        path=path,
-    )
-    if "components" not in header:
-        return unpack(header, tensors)
-    guides = [unpack(own, _pop(tensors, f"{_COMPONENT}{number}.")) for number, own in enumerate(header["components"])]
+    is_mixture, own = "components" in header, {"hypernet": hypernet, "structure": structure}
+    guides = []
+    for number, of_guide in enumerate(header["components"] if is_mixture else [header]):
+        found = _pop(tensors, f"{_COMPONENT}{number}.") if is_mixture else tensors
+        guides.append(_unpack(of_guide, found, model, (args, kwargs), own, device, overwrite=overwrite, path=path))
+    if not is_mixture:
+        return guides[0]
     mixture = GuideMixture(guides, log_weights=[float(value) for value in header["log_weights"]])
     if header["disagreement"] is not None:
         between, within, measure = header["disagreement"]
@@ -208,24 +200,23 @@ def load(
 def _unpack(
     header: dict[str, Any],
     tensors: dict[str, Tensor],
-    *,
     model: Model,
-    args: tuple,
-    kwargs: dict[str, Any],
-    hypernet: Callable[..., Any] | None,
-    structure: Callable[..., Any] | None,
+    arguments: tuple[tuple, dict[str, Any]],
+    given: Mapping[str, Callable[..., Any] | None],
     device: torch.device | str | None,
+    *,
     overwrite: bool,
     path: Any,
 ) -> AutoHypernet:
     """A guide, and its model's own state put back, from what `_pack` gave; arguments as of `load`."""
+    args, kwargs = arguments
     of_rejection, params, of_modules, _ = (_pop(tensors, prefix) for prefix in (_REJECTION, _PARAM, _TENSOR, RUN))
     layout = recall_layout(header["layout"])
     guide = AutoHypernet(
         model,
         plan=Plan(
-            recall_choice(header["structure"], STRUCTURES, structure, "structure"),
-            recall_choice(header["hypernet"], HYPERNETS, hypernet, "hypernet"),
+            recall_choice(header["structure"], STRUCTURES, given["structure"], "structure"),
+            recall_choice(header["hypernet"], HYPERNETS, given["hypernet"], "hypernet"),
             **{name: header[name] for name in _NUMBERS if name in header},
         ),
     )

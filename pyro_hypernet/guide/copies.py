@@ -10,7 +10,6 @@ from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
-from torch import nn
 
 from pyro_hypernet.informed.conditional import GaussianConditional
 from pyro_hypernet.model.announce import forget_announcements
@@ -36,7 +35,8 @@ def pickled(guide: AutoContinuous) -> dict[str, Any]:
     if not why:
         return {**state, **dict.fromkeys(_WITH_THE_MODEL)}
     try:
-        pickle.dumps([*(state[name] for name in _WITH_THE_MODEL), *_held(guide)])
+        held = [leaf for part in guide.modules() if isinstance(part, Arguments) for leaf in part.others]
+        pickle.dumps([*(state[name] for name in _WITH_THE_MODEL), *held])
     except Exception as error:
         raise TypeError(
             f"The guide's model, or one of its arguments, cannot be pickled ({error}), and draws need it: "
@@ -55,11 +55,6 @@ def _forget_what_holds_no_longer(guide: AutoContinuous) -> None:
     """A copy's rejection is taken to hold for the parameters that come with it."""
     if guide.rejection is None:
         guide.reject(None)
-
-
-def _held(guide: nn.Module) -> list[Any]:
-    """What is neither tensor nor plain value of the arguments that the guide keeps."""
-    return [leaf for part in guide.modules() if isinstance(part, Arguments) for leaf in part.others]
 
 
 def _why_its_model_is_needed(guide: AutoContinuous) -> str:

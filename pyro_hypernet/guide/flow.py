@@ -13,7 +13,7 @@ from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.model.layout import PERIOD, Layout, Site
 
 # Draws behind medians and quantiles, and the most numbers that they may hold.
-_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
+QUANTILE_DRAWS, QUANTILE_NUMBERS = 4096, 2**27
 _ONTO_PERIOD = biject_to(PERIOD)
 
 
@@ -70,7 +70,7 @@ class Flow:
         Raises:
             ValueError: If they are no list of Q probabilities.
         """
-        num_draws = max(64, min(_QUANTILE_DRAWS / self.noise.rate, _QUANTILE_NUMBERS // len(self.origin)))
+        num_draws = max(64, min(QUANTILE_DRAWS / self.noise.rate, QUANTILE_NUMBERS // len(self.origin)))
         noise = self.noise.place(self._fixed_noise(2 * (int(num_draws) // 2)))
         return self.layout.constrain(quantiles_of(in_pieces(self.bijection, noise)[0], quantiles))[0]
 

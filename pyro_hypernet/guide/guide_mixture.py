@@ -14,14 +14,13 @@ from pyro_hypernet.bnn.bayesianize import BayesianNet
 from pyro_hypernet.bnn.starts import reinitialised, started_at
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.disagreement import Disagreement, disagreement_of
-from pyro_hypernet.guide.flow import quantiles_of
+from pyro_hypernet.guide.flow import QUANTILE_DRAWS, QUANTILE_NUMBERS, quantiles_of
 from pyro_hypernet.guide.model_state import gather
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
-_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4096, 2**27
 # What a Pyro guide notes of its model's first run.
 _NOTED = ("prototype_trace", "_prototype_frames", "plates", "_unconstrained_shapes", "_cond_indep_stacks")
 _NO_MAP = (
@@ -197,7 +196,7 @@ class GuideMixture(AutoContinuous):
         """Quantiles of every unconstrained coordinate, on the sites' supports; see `AutoHypernet.quantiles`."""
         if any(part._layout is None for part in self.components):
             self.setup(*args, **kwargs)
-        number = max(64, min(_QUANTILE_DRAWS, _QUANTILE_NUMBERS // self.layout.dim))
+        number = max(64, min(QUANTILE_DRAWS, QUANTILE_NUMBERS // self.layout.dim))
         counts = 2 * (self._log_weights.exp() * number / 2).round().long()
         flows = ((part._flow(), count) for part, count in self._each(counts))
         w = torch.cat([flow.looks(2 * round(count / flow.noise.rate / 2)) for flow, count in flows])

@@ -43,8 +43,7 @@ class Mixture(nn.Module, Base):
         return DiagonalMixture(self.locs, self.log_scales.exp(), self.logits)
 
     def log_prob(self, eps: Tensor) -> Tensor:
-        parts = dist.Normal(self.locs, self.log_scales.exp(), validate_args=False).log_prob(eps[..., None, :]).sum(-1)
-        return (parts + self.logits.log_softmax(-1)).logsumexp(-1)
+        return self.distribution().log_prob(eps)
 
     def sample_strata(self, num_samples: int) -> Strata:
         num_each = -(-num_samples // self.num_components)

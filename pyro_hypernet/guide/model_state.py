@@ -53,7 +53,8 @@ def gather(model: Model, names: Mapping[str, bool]) -> ModelState:
     store = pyro.get_param_store()
     tensors = dict(_tensors(model))
     keys = {id(tensor): key for key, tensor in tensors.items()}
-    if sum(names.values()) > _count_learnt(model):
+    learnt = {id(p) for net in _networks(model) for p in net.parameters() if p.requires_grad}
+    if sum(names.values()) > len(learnt):
         raise ValueError(
             f"The model, {model!r}, uses a network of bayesianize that cannot be found from it, so its learnt "
             "parameters cannot be kept: use the network in the model as a variable, or make the model a PyroModule "
@@ -173,10 +174,6 @@ def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
 def _networks(model: Model) -> list[BayesianNet]:
     found = [part for _, module in _modules("", model, set()) for part in module.modules()]
     return [part for part in found if isinstance(part, BayesianNet)]
-
-
-def _count_learnt(model: Model) -> int:
-    return len({id(p) for net in _networks(model) for p in net.parameters() if p.requires_grad})
 
 
 def _modules(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ from pyro_hypernet.informed.linear_block import FLAGS, LinearBlock, find_linear_
 from pyro_hypernet.informed.symmetries import Symmetries, find_symmetries
 from pyro_hypernet.model.arguments import Arguments, recall
 from pyro_hypernet.model.density import NUM_LOOKS, LogJoint
-from pyro_hypernet.model.layout import Layout, minibatch_plates
+from pyro_hypernet.model.layout import Layout, minibatches
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro, trace_one
 
 _NUM_DRAWS = 256
@@ -95,7 +95,7 @@ def detect(log_joint: LogJoint, trace: Trace, loc: Tensor, args: tuple, kwargs: 
         None if the model's prior cannot be sampled, its density cannot be vmapped, it has learnable parameters of its
         own, draws minibatches or discrete sites by itself, or its arguments cannot be kept.
     """
-    if not Arguments(args, kwargs).can_be_kept() or _is_subsampled(trace):
+    if not Arguments(args, kwargs).can_be_kept() or minibatches(trace):
         return None
     model, layout = log_joint.model, log_joint.layout
     with outside_of_pyro(), torch.no_grad(), pyro.validation_enabled(False):
@@ -151,7 +151,3 @@ def _stands_for_more(trace: Trace) -> bool:
     """Whether data count more than once, as those of a minibatch do: other data will then have another posterior."""
     nodes = [node for node in trace.nodes.values() if node["type"] == "sample" and node["is_observed"]]
     return any(bool((torch.as_tensor(node["scale"]) > 1).any()) for node in nodes)
-
-
-def _is_subsampled(trace: Trace) -> bool:
-    return any(minibatch_plates(node) for node in trace.nodes.values())

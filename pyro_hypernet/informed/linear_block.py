@@ -14,6 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_hypernet.model.layout import Layout, Site
+from pyro_hypernet.model.single_run import trace_aside
 from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro, trace_one
 
 FLAGS = ("is_sharp", "is_exact", "is_constant", "is_level", "is_nested")
@@ -105,8 +106,7 @@ class LinearBlock:
         reweighted least squares from zero.
         """
         values = self.layout.constrain(w)[0]
-        with outside_of_pyro(), torch.no_grad():
-            trace = trace_one(self.model, values, args, kwargs)
+        trace = trace_aside(self.model, values, args, kwargs)
         pairs = [_family(fn).start(fn, node["value"]) for _, node, fn in _observed(trace, self.layout)]
         targets, log_precisions = ([part.reshape(-1) for part in parts] for parts in zip(*pairs, strict=True))
         return torch.cat(targets), torch.cat(log_precisions)
@@ -229,7 +229,11 @@ def _is_affine(candidate: LinearBlock, site: Site, points: Tensor, args: tuple, 
         return False
     held, affine = ((log_precision, scale), (f, loc)) if candidate.is_nested else ((log_precision, loc, scale), (f,))
     is_steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in held)
-    return is_steady and not any(map(_bends, affine)) and any(map(_moves, affine))
+    return (
+        is_steady
+        and not any(map(_bends, affine))
+        and any(float((f[6] - f[0]).abs().max()) > _rounding(f) for f in affine)
+    )
 
 
 def _bends(f: Tensor) -> bool:
@@ -238,11 +242,6 @@ def _bends(f: Tensor) -> bool:
     # Sums, multiples and, lest |b| or relu(b) pass, the opposite.
     bends = (at_both - at_one - at_two + zero, at_double - 2 * at_one + zero, at_one + at_minus - 2 * zero)
     return max(float(bend.abs().max()) for bend in bends) > _rounding(f)
-
-
-def _moves(f: Tensor) -> bool:
-    """Whether it depends on the last site of the block."""
-    return float((f[6] - f[0]).abs().max()) > _rounding(f)
 
 
 def _rounding(f: Tensor) -> float:

@@ -1,8 +1,9 @@
 """The parameters of a module, announced to Pyro under names that no other module has."""
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import pyro
@@ -40,7 +41,8 @@ def announce(
     if _is_module_local_param_enabled():
         return {key: _state_locally(f"{name}.{key}", parameter) for key, parameter in named.items()}, prefix
     if prefix is None or not _is_open(prefix, named):
-        prefix = next(candidate for candidate in _prefixes(name) if _is_open(candidate, named))
+        prefixes = chain([name], (f"{name}_{number}" for number in count(2)))
+        prefix = next(prefix for prefix in prefixes if _is_open(prefix, named))
     return {key: _state(f"{prefix}.{key}", parameter) for key, parameter in named.items()}, prefix
 
 
@@ -58,12 +60,6 @@ def stored_names(params: Mapping[str, Tensor]) -> dict[str, bool]:
     store = pyro.get_param_store()._params
     names = {id(leaf): name for name, leaf in params.items() if store.get(name) is leaf}
     return {name: store[name] in _announced for name in names.values()}
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    yield name
-    for number in range(2, 1_000_000):
-        yield f"{name}_{number}"
 
 
 def _is_open(prefix: str, named: Mapping[str, nn.Parameter]) -> bool:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.graphs.culprits import is_numerical
+from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.model.single_run import Model, trace_one
 from pyro_hypernet.model.traces import deterministic_nodes
 from pyro_hypernet.model.vectorize import Vectorized
@@ -94,7 +95,7 @@ class Chunked:
         most = min(_CACHED_ROWS, self.max_bytes)
         if needed <= most or not getattr(self.model, "rows_are_independent", False):
             return [(args, kwargs)]
-        leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
+        leaves = tensors_in((args, kwargs, found))
         lengths = {leaf.shape[0] if leaf.dim() else 0 for leaf in leaves}
         rows = lengths.pop() if len(lengths) == 1 else 0
         each = math.ceil(rows / math.ceil(needed / most))

@@ -59,7 +59,7 @@ class Graph:
         if _PYRO_STACK:  # SVI learns from these statements which parameters to step
             for name in self.params:
                 pyro.param(name)
-        results = self.run(*[leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        results = self.run(*tensors_in(leaves))
         return pytree.tree_unflatten(results, self.out_spec)
 
     def of_draws(self, rest: list[Tensor], draws: Any) -> Any:

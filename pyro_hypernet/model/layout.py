@@ -247,6 +247,11 @@ def minibatch_plates(node: dict[str, Any]) -> list[Any]:
     return [frame for frame in frames if frame.full_size is not None and frame.full_size != frame.size]
 
 
+def minibatches(trace: Trace) -> list[Any]:
+    """All `minibatch_plates` of a trace."""
+    return [frame for node in trace.nodes.values() for frame in minibatch_plates(node)]
+
+
 def _log_det(transform: Transform, x: Tensor, y: Tensor, batch_dim: int) -> Tensor:
     """Log determinant summed over all but the first `batch_dim` axes."""
     log_det = transform.log_abs_det_jacobian(x, y)

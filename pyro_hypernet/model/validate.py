@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.density import LogJoint
-from pyro_hypernet.model.layout import Layout, Site, minibatch_plates
+from pyro_hypernet.model.layout import Layout, Site, minibatch_plates, minibatches
 from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_outside
 
 # Supports of finite volume; and the masked places of a site that are looked at.
@@ -124,13 +124,12 @@ def _is_endless(site: Site) -> bool:
 
 def refuse_minibatches(trace: Trace, what: str) -> None:
     """Raises a ValueError where a plate draws a minibatch, for `what` needs the same likelihood at every call."""
-    for node in trace.nodes.values():
-        for frame in minibatch_plates(node):
-            raise ValueError(
-                f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
-                f"likelihood is another at every call: {what} needs all data at once. Leave subsample_size out here; "
-                "where all data are too many, train by fit and judge by predictions of data held out."
-            )
+    for frame in minibatches(trace):
+        raise ValueError(
+            f"Plate {frame.name!r} draws a minibatch of {frame.size} out of {frame.full_size}, so that the "
+            f"likelihood is another at every call: {what} needs all data at once. Leave subsample_size out here; "
+            "where all data are too many, train by fit and judge by predictions of data held out."
+        )
 
 
 def refuse_random_density(log_joint: LogJoint, w: Tensor, what: str, args: tuple, kwargs: dict | None = None) -> None:

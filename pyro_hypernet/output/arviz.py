@@ -14,7 +14,7 @@ from pyro_hypernet.evaluation.draws import draws, draws_and_log_prob, is_guide, 
 from pyro_hypernet.evaluation.predict import log_likelihood_at, predict_at
 from pyro_hypernet.evaluation.psis import arviz_is_split, import_module_quietly
 from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
-from pyro_hypernet.model.layout import minibatch_plates, plate_names
+from pyro_hypernet.model.layout import minibatches, plate_names
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import observed_nodes
 from pyro_hypernet.model.vectorize import Model, Vectorized, outside_of_pyro
@@ -144,7 +144,7 @@ def _densities(bound: Bound, samples: dict[str, Tensor], log_q: Tensor | None, t
     known = {} if log_q is None else {"log_q": log_q}
     if any(name not in samples and not site_is_subsample(node) for name, node in trace.iter_stochastic_nodes()):
         return known  # some site is neither drawn nor observed: this run of the model has no density of the draws
-    if any(minibatch_plates(node) for node in trace.nodes.values()):
+    if minibatches(trace):
         return known  # of other data for every draw: noise, by which no two draws compare
 
     def collect(one: Trace) -> Tensor:

@@ -49,8 +49,7 @@ class Batches:
         *,
         is_kept: bool = False,
     ) -> None:
-        if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
-            raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
+        _check(args)
         self.args, self.processes, self._is_kept = args, processes or Processes(), is_kept
         self.is_fixed = isinstance(args, (tuple, Mapping))
         self.is_named: bool | None = None
@@ -216,10 +215,14 @@ def one_pass(
     args: tuple | Mapping[str, Any] | Iterable[Any], kwargs: Mapping[str, Any]
 ) -> Iterator[tuple[tuple, dict[str, Any]]]:
     """Arguments and keyword arguments of the model at every batch, once through; as `Batches` and its `call`."""
-    if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
-        raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
+    _check(args)
     for batch in [args] if isinstance(args, (tuple, Mapping)) else args:
         yield _called((), batch, kwargs) if isinstance(batch, Mapping) else _called(_as_tuple(batch, args), {}, kwargs)
+
+
+def _check(args: Any) -> None:
+    if isinstance(args, (Tensor, str)) or not isinstance(args, Iterable):
+        raise TypeError(f"{_EXPECTED}; got {type(args).__name__}.")
 
 
 def _called(batch: tuple, named: Mapping[str, Any], kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:

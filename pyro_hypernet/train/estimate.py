@@ -117,7 +117,7 @@ def densities(
         sample = guide.sample_strata if share is None else partial(guide.sample_strata, share=share)
         return sample, guide.unconstrained_log_prob
     with guide._pyro_context:  # PyroParams of Pyro's guides announce themselves only in their module's context
-        posterior = _flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)
+        posterior = flat_normal(guide) if isinstance(guide, AutoNormal) else guide.get_posterior(*args, **kwargs)
 
     def sample(num_samples: int) -> Particles:
         w = posterior.rsample((num_samples,))
@@ -127,7 +127,7 @@ def densities(
     return sample, posterior.log_prob
 
 
-def _flat_normal(guide: AutoNormal) -> dist.TorchDistribution:
+def flat_normal(guide: AutoNormal) -> dist.TorchDistribution:
     """The mean field of AutoNormal, site by site, as one normal over all unconstrained weights."""
     locs_and_scales = [guide._get_loc_and_scale(name) for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
     loc, scale = (torch.cat([value.reshape(-1) for value in values]) for values in zip(*locs_and_scales, strict=True))

@@ -9,14 +9,13 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from pyro_hypernet.graphs.run import same_random_numbers
+from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.layout import minibatch_plates
+from pyro_hypernet.model.layout import minibatches
 from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one, trace_outside
+from pyro_hypernet.model.traces import observed_nodes
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
         values = {name: guide.prototype_trace.nodes[name]["value"] for name in guide.layout.names}
         w = guide.layout.unconstrain(values)[0][None]
         first = _run(model, values, batch)
-    noise = _find_minibatch(first)
+    noise = next((f"plate {f.name!r} draws {f.size} of {f.full_size} data" for f in minibatches(first)), "")
     if not noise and (random := log_joint.random_sites(w, *batch)):
         noise = f"the model draws at random by itself: the log density of {random[0]!r} is another at the same weights"
-    observed = {name: node for name, node in first.nodes.items() if name not in values and _is_observed(node)}
+    observed = observed_nodes(first, values)
     data = {name: node for name, node in observed.items() if not isinstance(_innermost(node["fn"]), dist.Unit)}
     has_density = all(_is_density(first.nodes[name]) for name in values if name in first.nodes)
     is_discrete = bool(data) and len(data) == len(observed) and all(map(_is_probability, data.values()))
@@ -68,9 +67,8 @@ def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
 
 def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | None:
     """What the model itself raises on a batch, run plainly and with Pyro's validation, or None."""
-    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
     conditioned = poutine.condition(model, data=guide.layout.constrain(guide.looks(2)[0])[0])
-    with same_random_numbers(tensors), torch.no_grad(), pyro.validation_enabled(True):
+    with same_random_numbers(tensors_in(batch)), torch.no_grad(), pyro.validation_enabled(True):
         try:
             trace_outside(conditioned, batch, {}).compute_log_prob()
         except Exception as error:
@@ -79,23 +77,10 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
 
 
 def _run(model: Model, values: dict[str, Tensor], batch: tuple) -> Trace:
-    tensors = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    with same_random_numbers(tensors), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False):
+    with same_random_numbers(tensors_in(batch)), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False):
         trace = trace_one(model, values, batch, {})
         trace.compute_log_prob()
     return trace
-
-
-def _find_minibatch(trace: Trace) -> str:
-    for node in trace.nodes.values():
-        for frame in minibatch_plates(node):
-            return f"plate {frame.name!r} draws {frame.size} of {frame.full_size} data"
-    return ""
-
-
-def _is_observed(node: dict[str, Any]) -> bool:
-    is_data = node["type"] == "sample" and node["is_observed"] and not site_is_subsample(node)
-    return is_data and not node["infer"].get("_deterministic")
 
 
 def _scale(node: dict[str, Any]) -> float:
