@@ -308,11 +308,12 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
         kwargs: Its keyword arguments.
         mode: How the density runs: "graph", or "eager" where it runs a few times, so that a capture would not pay.
     """
-    if isinstance(guide, JointGuide):
-        model = at_temperature(model, guide.temperature)
     is_known = isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None
     known = guide if is_known or isinstance(guide, JointGuide) else trace_prior(model, args, dict(kwargs))
-    return Whole(density_of(model, known, mode=mode), args, kwargs)
+    log_joint = density_of(model, known, mode=mode)
+    if isinstance(guide, JointGuide) and guide.temperature != 1:
+        log_joint = log_joint.of(at_temperature(model, guide.temperature), mode=mode)
+    return Whole(log_joint, args, kwargs)
 
 
 def density_of(model: Model, sites: Any, *, mode: str = "graph") -> LogJoint:

@@ -37,13 +37,8 @@ class GaussianConditional(Bijection):
         self.arguments = Arguments(args, kwargs)
         self.register_buffer("index", linear_block.index.to(torch.empty(0).device))
         zeros = targets.new_zeros(len(linear_block.index))
-        start = {
-            "targets": targets,
-            "log_precisions": log_precisions,
-            "prior_shift": zeros,
-            "prior_log_precision": zeros,
-        }
-        for name, value in start.items():
+        start = {"targets": targets, "log_precisions": log_precisions}
+        for name, value in {**start, "prior_shift": zeros, "prior_log_precision": zeros}.items():
             if linear_block.is_exact:  # nothing to learn: what is known would only be shaken
                 self.register_buffer(name, value.clone())
             else:
@@ -72,10 +67,7 @@ class GaussianConditional(Bijection):
         return centre, factor, factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
     def solve(self, answer: Linearised) -> tuple[Tensor, Tensor, Tensor]:
-        """The least squares themselves.
-
-        Args:
-            answer: Of S weights.
+        """The least squares themselves, for the answer of S weights.
 
         Returns:
             `Lᵀ mean`, shape `(S, B, 1)`; the Cholesky factor L of the precision, shape `(S, B, B)`; both float64; and
@@ -121,11 +113,7 @@ def _factor(total: Tensor, pull: Tensor, rounding: float) -> tuple[Tensor, Tenso
 
     The diagonal grows by what was lost in rounding, which is what a singular matrix has in place of its smallest
     eigenvalues; where even that fails the factor is diagonal, and where the model gave no numbers it is one.
-
-    Args:
-        total: Precisions, shape `(S, B, B)`.
-        pull: Precision times mean, shape `(S, B)`.
-        rounding: Relative, of the products in `total`.
+    The precisions, `total`, are of shape `(S, B, B)`, the pull, precision times mean, of `(S, B)`.
     """
     size = total.shape[-1]
     known = (total.sum((-1, -2)) + pull.sum(-1)).isfinite()[:, None]

@@ -229,11 +229,8 @@ def _is_affine(candidate: LinearBlock, site: Site, points: Tensor, args: tuple, 
         return False
     held, affine = ((log_precision, scale), (f, loc)) if candidate.is_nested else ((log_precision, loc, scale), (f,))
     is_steady = all(torch.allclose(part, part[:1].expand_as(part), rtol=1e-4) for part in held)
-    return (
-        is_steady
-        and not any(map(_bends, affine))
-        and any(float((f[6] - f[0]).abs().max()) > _rounding(f) for f in affine)
-    )
+    depends = any(float((f[6] - f[0]).abs().max()) > _rounding(f) for f in affine)
+    return is_steady and depends and not any(map(_bends, affine))
 
 
 def _bends(f: Tensor) -> bool:

@@ -43,17 +43,6 @@ class LogJoint:
 
     Raises:
         ValueError: If the mode is unknown.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(y):
-        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", len(y)):
-        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-        >>> y = torch.tensor([1.0, 2.0])
-        >>> log_joint = LogJoint(model, Layout.from_trace(pyro.poutine.trace(model).get_trace(y)))
-        >>> log_joint(torch.zeros(5, 1), y).shape
-        torch.Size([5])
     """
 
     def __init__(self, model: Model, layout: Layout, *, mode: str = "graph") -> None:
