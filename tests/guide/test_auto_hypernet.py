@@ -1,5 +1,6 @@
 """AutoHypernet's own methods, and every error that it owes to the user."""
 
+import copy
 import math
 import resource
 from functools import partial
@@ -14,10 +15,13 @@ from pyro.infer.autoguide import init_to_value
 from pyro.infer.reparam import LatentStableReparam
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import GuideMixture
+from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.informed.structures import low_rank
 from pyro_hypernet.maps.foreign import foreign
 from pyro_hypernet.maps.hypernets import coupling, linear
 from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import fit
 from tests import small_models as m
@@ -47,6 +51,22 @@ def test_log_p_minus_log_q_of_samples_averages_to_the_elbo(model, args, hypernet
     # Five standard errors of either: once in 10^6 runs by chance.
     error = float((weights.var() / len(weights) + elbos.var() / len(elbos)).sqrt())
     assert abs(float(weights.mean() - elbos.mean())) < 5 * error
+
+
+def test_the_density_of_its_own_model_is_kept_and_handed_on():
+    """One for every mode, with its graphs; not by copies, nor after a restart, nor for another form of the model."""
+    guide, elbo = AutoHypernet(m.linear, structure="full").setup(*DATA), VectorizedELBO(4)
+    own = guide.density(m.linear)
+    assert own is guide.density(m.linear) is elbo.prepare(m.linear, guide, DATA, {})
+    assert bind_guide(m.linear, guide, DATA, {}).log_joint is own
+    assert GuideMixture([guide]).density(m.linear) is own
+    assert bind_guide(m.linear, guide, DATA, {}, mode="eager").log_joint is guide.density(m.linear, mode="eager")
+    assert guide.density(m.linear, mode="eager") is not own
+    guide.take_temperature(Plan(temperature=0.5))
+    others = [bind_guide(m.linear, guide, DATA, {}).log_joint, guide.density(partial(m.linear))]
+    others += [copy.copy(guide).density(m.linear), copy.deepcopy(guide).density(m.linear)]
+    others.append(guide.restart(*DATA).density(m.linear))
+    assert all(other is not own for other in others)
 
 
 def test_log_prob_is_the_change_of_variables_by_hand():
