@@ -183,11 +183,11 @@ def load(
             other sites or parameters; or the parameter store holds others.
     """
     header, tensors = read(Path(path))
-    is_mixture, own = "components" in header, {"hypernet": hypernet, "structure": structure}
+    is_mixture, given = "components" in header, {"hypernet": hypernet, "structure": structure}
     guides = []
     for number, of_guide in enumerate(header["components"] if is_mixture else [header]):
         found = _pop(tensors, f"{_COMPONENT}{number}.") if is_mixture else tensors
-        guides.append(_unpack(of_guide, found, model, (args, kwargs), own, device, overwrite=overwrite, path=path))
+        guides.append(_unpack(of_guide, found, model, (args, kwargs), given, device, overwrite=overwrite, path=path))
     if not is_mixture:
         return guides[0]
     mixture = GuideMixture(guides, log_weights=[float(value) for value in header["log_weights"]])
