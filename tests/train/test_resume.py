@@ -370,14 +370,17 @@ def test_options_are_checked():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_the_run_goes_on(number, tmp_path, by_number, monkeypatch):
-    before, step = signal.getsignal(number), Optimiser.step
+def test_a_signal_ends_the_step_and_the_run_goes_on(number, tmp_path, by_number, monkeypatch, request):
+    step = Optimiser.step
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 
     def struck(self, *args):
         if len(self.losses) == 5:
             os.kill(os.getpid(), number)
         step(self, *args)
 
+    outside = signal.signal(number, before)  # a shell's background job, and all that it starts, ignores SIGINT
+    request.addfinalizer(lambda: signal.signal(number, outside))
     with monkeypatch.context() as context:
         context.setattr(Optimiser, "step", struck)
         result = small(tmp_path / "run")[1]
