@@ -30,6 +30,7 @@ ORDER = [
     "output",
     "pipeline",
     "infer",
+    "contrib",
     "tabular",
     "jobs",
     "cli",
@@ -195,6 +196,7 @@ def test_a_run_within_handlers_is_found():
 # Public definitions that no other module uses and nobody can import from the package: its dotted name to why it stands.
 USED_BY_OTHERS = {
     "pyro_hypernet.cli.main": "the entry point of the command",
+    "pyro_hypernet.contrib.botorch.fit_model": "for users: the core does not import BoTorch",
     "pyro_hypernet.maps.coordinates.Coordinates": "for users: what a structure of their own reads and writes",
     "pyro_hypernet.guide.mixture.DiagonalMixture": "what get_base_dist of several components gives",
     "pyro_hypernet.evaluation.metrics.auroc": "for users: strange inputs told from usual ones",

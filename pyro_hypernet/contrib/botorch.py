@@ -27,61 +27,8 @@ from pyro_hypernet.model.vectorize import Model as PyroModel
 from pyro_hypernet.sample.refine import refine
 
 # Trajectories at every power of the likelihood, of a fourth as many draws: as good for a few dozen data as the default.
-_NUM_MOVES = 4
+_NUM_MOVES, _NUM_POPULATIONS = 4, 4
 _WIDTH = 50
-
-
-def fit_model(
-    train_X: Tensor,
-    train_Y: Tensor,
-    *,
-    model: PyroModel | None = None,
-    input_transform: InputTransform | None = None,
-    outcome_transform: OutcomeTransform | None = None,
-    num_samples: int = 256,
-    budget: str | float | None = None,
-) -> "HypernetModel":
-    """Fits a Bayesian network to data, for BoTorch. Minutes are not needed: this is done after every evaluation.
-
-    Args:
-        train_X: Inputs, shape `(N, d)`, N of 2 or more.
-        train_Y: Outcomes, to be maximised as always in BoTorch, shape `(N, m)`.
-        model: A Pyro model `model(x, y=None)`, such as one of `bayesianize`, for transformed data, y of shape `(N,)`
-            for one outcome; None for a network with one layer of 50 tanh units and learnt noise.
-        input_transform: BoTorch's; None to standardise.
-        outcome_transform: BoTorch's; None to standardise.
-        num_samples: Draws S, a multiple of 16 without a budget.
-        budget: None for draws by `refine`, seconds for a few dozen data; or the time that `infer` may take to choose
-            a way itself, "2 minutes", which for less than half a minute is spent on the choice.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: If the data are no two matrices of the same finite rows, or as of `refine` and `infer`.
-
-    Example:
-        >>> pyro.set_rng_seed(0)
-        >>> x = torch.rand(8, 1, dtype=torch.double)
-        >>> surrogate = fit_model(x, torch.sin(6 * x), num_samples=32)
-        >>> surrogate.posterior(torch.rand(5, 2, 1, dtype=torch.double)).mean.shape
-        torch.Size([5, 2, 1])
-    """
-    _check_data(train_X, train_Y)
-    if len(train_X) < 2:
-        raise ValueError("Two rows or more are needed to fit a model; got one.")
-    d, m = train_X.shape[-1], train_Y.shape[-1]
-    input_transform = InputStandardize(d) if input_transform is None else input_transform
-    outcome_transform = Standardize(m) if outcome_transform is None else outcome_transform
-    if model is None:
-        model = bayesianize(nn.Sequential(nn.Linear(d, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, m)).to(train_X))
-    transforms = input_transform.to(train_X), outcome_transform.to(train_Y)
-    x, y = _transformed(*transforms, train_X, train_Y)
-    posterior = _fit(model, x, y, num_samples, budget)
-    for transform in transforms:
-        transform.eval()
-    options = {"input_transform": input_transform, "outcome_transform": outcome_transform, "num_samples": num_samples}
-    return HypernetModel(model, posterior, train_X, train_Y, **options)
 
 
 class HypernetModel(Model, FantasizeMixin):
@@ -116,8 +63,7 @@ class HypernetModel(Model, FantasizeMixin):
         torch.Size([6, 3, 1])
     """
 
-    # What FantasizeMixin looks for in a Gaussian process.
-    likelihood = None
+    likelihood = None  # FantasizeMixin looks for that of a Gaussian process
 
     def __init__(
         self,
@@ -134,30 +80,28 @@ class HypernetModel(Model, FantasizeMixin):
         super().__init__()
         _check_data(train_X, train_Y)
         if weights is not None:
-            _check_weights(weights, posterior)
+            posterior, num_samples = _all_draws(posterior, weights), len(weights)
         if input_transform is not None:
             self.input_transform = input_transform.to(train_X)
         if outcome_transform is not None:
             self.outcome_transform = outcome_transform.to(train_Y)
         self.train_X, self.train_Y, self.source = train_X, train_Y, "given"
-        x, y = _transformed(input_transform, outcome_transform, train_X, train_Y)
+        x, y = self._transformed(train_X, train_Y)
         self.eval()
-        number = num_samples if weights is None else sys.maxsize
-        self.samples = draws(posterior, x, _as_targets(y), num_samples=number)
-        size = len(next(iter(self.samples.values())))
-        if weights is not None and size != len(weights):
-            raise ValueError(f"weights must have shape ({size},), one for every draw; got {tuple(weights.shape)}.")
-        log_weights = torch.zeros(size).to(train_X) if weights is None else weights.to(train_X).log()
-        self.log_weights = log_weights.log_softmax(-1)
+        self.samples = draws(posterior, x, _as_targets(y), num_samples=num_samples)
+        equal = torch.ones(len(next(iter(self.samples.values()))))
+        self.log_weights = (equal if weights is None else weights).to(train_X).log().log_softmax(-1)
         self._outcomes = Outcomes(model)
-        self._width = self._outcomes.moments(self.samples, x[:1])[0].shape[-1]
-        if self._width != train_Y.shape[-1]:
-            raise ValueError(f"The model has {self._width} outcomes, train_Y {train_Y.shape[-1]} columns.")
-        self._outputs = list(range(self._width))
+        width = self._outcomes.moments(self.samples, x[:1])[0].shape[-1]
+        if width != train_Y.shape[-1]:
+            raise ValueError(f"The model has {width} outcomes, train_Y {train_Y.shape[-1]} columns.")
+        # Which of the model's outcomes these are; None for all as they stand.
+        self._outputs: list[int] | None = None
+        self._num_outputs = width
 
     @property
     def num_outputs(self) -> int:
-        return len(self._outputs)
+        return self._num_outputs
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -221,12 +165,11 @@ class HypernetModel(Model, FantasizeMixin):
         Args:
             X: Shape `(*b, n, d)`.
             Y: Shape `(*b, n, m)`, of as many batch axes or more.
-            noise: Variances of the noise in the space of the transformed outcomes, of the shape of Y; None for the
-                model's own likelihood.
+            noise: Variances of the noise of transformed outcomes, shaped as Y; None for the model's own likelihood.
             kwargs: For Gaussian processes; not looked at.
 
         Returns:
-            A model of the same draws, `batch_shape` broadcast with `b`.
+            Of the same draws, `batch_shape` broadcast with `b`.
 
         Raises:
             ValueError: If Y does not fit X or the model.
@@ -237,8 +180,7 @@ class HypernetModel(Model, FantasizeMixin):
                 f"{tuple(Y.shape)}."
             )
         self.eval()
-        x = self.transform_inputs(X)
-        y = self.outcome_transform(Y, X=X)[0] if hasattr(self, "outcome_transform") else Y
+        x, y = self._transformed(X, Y)
         log_weights = (self.log_weights + self._log_likelihood(x, y, noise)).log_softmax(-1)
         model = self._with(log_weights=log_weights, source="reweighted")
         if X.dim() == Y.dim() == 2:
@@ -272,12 +214,12 @@ class HypernetModel(Model, FantasizeMixin):
 
         Source: Chopin 2002, "A sequential particle filter method for static models".
         """
-        if self.batch_shape or self.num_outputs < self._width:
+        if self.batch_shape or self._outputs is not None:
             raise UnsupportedError("refit takes a model of all outcomes, without fantasies: refit that, then go on.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Reweighting cannot follow")
             model = self.condition_on_observations(X, Y)
-        x, y = _transformed(*self._transforms, model.train_X, model.train_Y)
+        x, y = self._transformed(model.train_X, model.train_Y)
         size = model.log_weights.shape[-1]
         if model.khat <= BELIEVABLE_KHAT:
             guide = Stored(model.samples, model.log_weights)
@@ -292,11 +234,11 @@ class HypernetModel(Model, FantasizeMixin):
         """The model of some outcomes; their noise counts as normal where it is conditioned.
 
         Args:
-            idcs: Their numbers, negative ones from the end.
+            idcs: Their numbers.
         """
-        kept = list(range(self.num_outputs))
-        kept = [kept[i] for i in idcs]
-        model = self._with(_outputs=[self._outputs[i] for i in kept], train_Y=self.train_Y[:, kept])
+        kept = [range(self.num_outputs)[i] for i in idcs]
+        outputs = kept if self._outputs is None else [self._outputs[i] for i in kept]
+        model = self._with(_outputs=outputs, _num_outputs=len(kept), train_Y=self.train_Y[:, kept])
         if hasattr(self, "outcome_transform"):
             model.outcome_transform = self.outcome_transform.subset_output(kept)
         return model
@@ -316,9 +258,9 @@ class HypernetModel(Model, FantasizeMixin):
     def _set_transformed_inputs(self) -> None:
         """Nothing, where a Gaussian process transforms its training inputs: draws do not need them."""
 
-    @property
-    def _transforms(self) -> tuple[InputTransform | None, OutcomeTransform | None]:
-        return getattr(self, "input_transform", None), getattr(self, "outcome_transform", None)
+    def _transformed(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        Y = self.outcome_transform(Y, X=X)[0] if hasattr(self, "outcome_transform") else Y
+        return self.transform_inputs(X), Y
 
     def _with(self, **changes: Any) -> "HypernetModel":
         """The same with other attributes; what is not changed is shared."""
@@ -328,17 +270,74 @@ class HypernetModel(Model, FantasizeMixin):
             setattr(other, name, value)
         return other
 
-    def _moments(self, x: Tensor) -> list[Tensor]:
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances given every draw, of transformed outcomes, shape `(*b, S, q, m)`."""
-        return [value[..., self._outputs] for value in self._outcomes.moments(self.samples, x)]
+        mean, variance = self._outcomes.moments(self.samples, x)
+        return (mean, variance) if self._outputs is None else (mean[..., self._outputs], variance[..., self._outputs])
 
     def _log_likelihood(self, x: Tensor, y: Tensor, noise: Tensor | None) -> Tensor:
         """Of transformed observations under every draw, in nats, shape `(*b, S)`."""
-        if noise is None and self.num_outputs == self._width:
+        if noise is None and self._outputs is None:
             return self._outcomes.log_prob(self.samples, x, y)
         mean, variance = self._moments(x)
         scale = (variance if noise is None else noise.to(x).unsqueeze(-3)).sqrt()
         return dist.Normal(mean, scale).log_prob(y.unsqueeze(-3)).sum((-1, -2))
+
+
+def fit_model(
+    train_X: Tensor,
+    train_Y: Tensor,
+    *,
+    model: PyroModel | None = None,
+    input_transform: InputTransform | None = None,
+    outcome_transform: OutcomeTransform | None = None,
+    num_samples: int = 256,
+    budget: str | float | None = None,
+) -> HypernetModel:
+    """Fits a Bayesian network to data, for BoTorch. Minutes are not needed: this is done after every evaluation.
+
+    Args:
+        train_X: Inputs, shape `(N, d)`, N of 2 or more.
+        train_Y: Outcomes, to be maximised as always in BoTorch, shape `(N, m)`.
+        model: A Pyro model `model(x, y=None)`, such as one of `bayesianize`, for transformed data, y of shape `(N,)`
+            for one outcome; None for a network with one layer of 50 tanh units and learnt noise.
+        input_transform: BoTorch's; None to standardise.
+        outcome_transform: BoTorch's; None to standardise.
+        num_samples: Draws S.
+        budget: None for draws by `refine`, seconds for a few dozen data; or the time that `infer` may take to choose
+            a way itself, "2 minutes", which for less than half a minute is spent on the choice.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If the data are no two matrices of the same finite rows, or as of `refine` and `infer`.
+
+    Example:
+        >>> import pyro
+        >>> pyro.set_rng_seed(0)
+        >>> x = torch.rand(8, 1, dtype=torch.double)
+        >>> surrogate = fit_model(x, torch.sin(6 * x), num_samples=32)
+        >>> surrogate.posterior(torch.rand(5, 2, 1, dtype=torch.double)).mean.shape
+        torch.Size([5, 2, 1])
+    """
+    _check_data(train_X, train_Y)
+    if len(train_X) < 2:
+        raise ValueError("Two rows or more are needed to fit a model; got one.")
+    d, m = train_X.shape[-1], train_Y.shape[-1]
+    input_transform = InputStandardize(d) if input_transform is None else input_transform
+    outcome_transform = Standardize(m) if outcome_transform is None else outcome_transform
+    if model is None:
+        model = bayesianize(nn.Sequential(nn.Linear(d, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, m)).to(train_X))
+    # They learn here, and no more in the model.
+    x, (y, _) = input_transform.to(train_X)(train_X), outcome_transform.to(train_Y)(train_Y, X=train_X)
+    input_transform.eval(), outcome_transform.eval()
+    if budget is None:
+        posterior = _refine(model, x, y, num_samples)
+    else:
+        posterior = infer(model, x, _as_targets(y), budget=budget, num_samples=num_samples, progress=False)
+    options = {"input_transform": input_transform, "outcome_transform": outcome_transform, "num_samples": num_samples}
+    return HypernetModel(model, posterior, train_X, train_Y, **options)
 
 
 def _check_data(x: Tensor, y: Tensor) -> None:
@@ -350,18 +349,17 @@ def _check_data(x: Tensor, y: Tensor) -> None:
         raise ValueError("train_X and train_Y must be finite: leave rows with NaN or infinities out.")
 
 
-def _check_weights(weights: Tensor, posterior: Any) -> None:
+def _all_draws(posterior: Any, weights: Tensor) -> dict[str, Tensor]:
+    """All draws that are stored, one for every weight."""
     if is_guide(posterior):
         raise ValueError("weights belong to stored draws; the posterior is a guide: give guide.sample_posterior(S).")
-    if weights.dim() != 1 or not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < float("inf"):
-        raise ValueError(f"weights must be of shape (S,), finite, not negative and not all zero; got {weights}.")
-
-
-def _transformed(
-    input_transform: InputTransform | None, outcome_transform: OutcomeTransform | None, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    y = y if outcome_transform is None else outcome_transform(y, X=x)[0]
-    return x if input_transform is None else input_transform(x), y
+    samples = draws(posterior, num_samples=sys.maxsize)
+    size = len(next(iter(samples.values())))
+    if weights.shape != (size,):
+        raise ValueError(f"weights must have shape ({size},), one for every draw; got {tuple(weights.shape)}.")
+    if not bool((weights >= 0).all()) or not 0 < float(weights.sum()) < float("inf"):
+        raise ValueError(f"weights must be finite, not negative, and not all zero; got {weights}.")
+    return samples
 
 
 def _as_targets(y: Tensor) -> Tensor:
@@ -369,14 +367,10 @@ def _as_targets(y: Tensor) -> Tensor:
     return y.squeeze(-1) if y.shape[-1] == 1 else y
 
 
-def _fit(model: PyroModel, x: Tensor, y: Tensor, num_samples: int, budget: str | float | None) -> Any:
-    if budget is not None:
-        return infer(model, x, _as_targets(y), budget=budget, num_samples=num_samples, progress=False)
-    return _refine(model, x, y, num_samples)
-
-
 def _refine(model: PyroModel, x: Tensor, y: Tensor, num_samples: int) -> Any:
-    return refine(model, x, _as_targets(y), num_samples=num_samples, num_moves=_NUM_MOVES, progress=False)
+    num_samples += -num_samples % (_NUM_MOVES * _NUM_POPULATIONS)
+    options = {"num_populations": _NUM_POPULATIONS, "num_moves": _NUM_MOVES, "progress": False}
+    return refine(model, x, _as_targets(y), num_samples=num_samples, **options)
 
 
 def _scalarised(

@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import re
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -38,6 +40,7 @@ from tests.seeds import seed
 # Few draws have no tail to fit: nothing is asked of them here.
 pytestmark = pytest.mark.filterwarnings("ignore:Reweighting cannot follow")
 
+PAGE = Path(__file__).parents[2] / "docs" / "botorch.md"
 NOISE = 0.3
 X = torch.tensor([[-1.0, 0.5], [0.2, 1.0], [1.5, -0.3], [0.4, 0.1]], dtype=torch.double)
 Y = torch.tensor([[0.3], [1.1], [0.9], [0.2]], dtype=torch.double)
@@ -123,6 +126,7 @@ MODELS = {
     "weights": lambda: of_net(1, weights=torch.rand(7)),
     "transforms": lambda: of_net(2, input_transform=Normalize(2), outcome_transform=Standardize(2)),
     "log": lambda: of_net(2, outcome_transform=Log()),
+    "turned round": lambda: of_net(2).subset_output([1, 0]),
     "subset": lambda: of_net(3, outcome_transform=Standardize(3)).subset_output([-1]),
     "a function": lambda: HypernetModel(linear, exact_draws(7), X, Y),
     "conditioned": lambda: of_net(1).condition_on_observations(X_NEW, Y_NEW, noise=torch.ones(2, 1)),
@@ -306,6 +310,14 @@ def test_transforms_are_undone():
     torch.testing.assert_close(left.log_weights, right.log_weights)
 
 
+def test_outcomes_in_another_order_are_conditioned_on_the_same():
+    model, y = of_net(2), torch.rand(2, 2, dtype=torch.double)
+    left = model.condition_on_observations(X_NEW, y)
+    right = model.subset_output([1, 0]).condition_on_observations(X_NEW, y.flip(1))
+    torch.testing.assert_close(left.log_weights, right.log_weights)
+    torch.testing.assert_close(left.posterior(POINTS).mean.flip(1), right.posterior(POINTS).mean)
+
+
 def test_outcomes_are_scalarised():
     model, weights = of_net(2), torch.tensor([0.5, -2.0]).double()
     for noise in (False, True):
@@ -393,6 +405,7 @@ def test_a_copy_is_the_same_model(make, again):
     torch.testing.assert_close(other.subset_output([0]).log_weights, model.log_weights)
 
 
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree")
 @pytest.mark.parametrize("budget", [None, pytest.param("1 minute", marks=pytest.mark.slow)])
 def test_fit_model_fits(budget):
     """A line is learnt: an eighth of its spread, where a posterior that learnt nothing is off by all of it."""
@@ -421,3 +434,13 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(wrong, message):
     with pytest.raises((ValueError, UnsupportedError), match=message):
         wrong()
+
+
+def test_the_page_runs_as_pasted():
+    pyro.set_rng_seed(seed(3))
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.S | re.M)
+    names = {}
+    exec(code, names)
+    assert names["candidates"].shape == (2, 2)
+    assert names["model"].source in ("moved", "refined")
+    assert names["thompson"].shape == (1, 2)
