@@ -17,9 +17,8 @@ from botorch.posteriors.posterior import Posterior
 from torch import Tensor, nn
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
-from pyro_hypernet.contrib.outcomes import Outcomes, Stored
+from pyro_hypernet.contrib.outcomes import Outcomes
 from pyro_hypernet.contrib.paths import WeightedPaths
-from pyro_hypernet.correction.move import move
 from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, khat_of
 from pyro_hypernet.infer import infer
@@ -50,7 +49,7 @@ class HypernetModel(Model, FantasizeMixin):
 
     Attributes:
         log_weights: Of the draws, normalised, shape `(*batch_shape, S)`: with batch axes after `fantasize`.
-        source: Where the draws come from: "given", "reweighted", "moved" or "refined".
+        source: Where the draws come from: "given", "refined", "inferred" or "reweighted".
 
     Raises:
         ValueError: If data, weights or the model's outcomes do not fit each other.
@@ -138,7 +137,8 @@ class HypernetModel(Model, FantasizeMixin):
             Over `(*b, q, m)`, `b` broadcast with `batch_shape`, in the dtype of X.
 
         Raises:
-            UnsupportedError: If another transform is asked for together with noise.
+            NotImplementedError: If noise is asked for and the outcome transform cannot undo it, as BoTorch's Log.
+            UnsupportedError: If another transform of posteriors is asked for together with noise.
         """
         self.eval()
         values, noise = self._moments(self.transform_inputs(X))
@@ -194,41 +194,33 @@ class HypernetModel(Model, FantasizeMixin):
             )
         return model
 
-    def refit(self, X: Tensor, Y: Tensor, *, num_moves: int = 8) -> "HypernetModel":
-        """The posterior of all data, new ones included, from where the draws are.
+    def refit(self, X: Tensor, Y: Tensor) -> "HypernetModel":
+        """The posterior of all data, new ones included, at the least price that will do.
 
-        Draws weighed by the new data are resampled and moved by Hamiltonian Monte Carlo on the density of all data,
-        which is exact in the limit of many draws; where k-hat is above 0.7, draws come from the prior by `refine`, as
-        in `fit_model`. Transforms stay as they are.
+        Draws weighed by the new data are kept while half of them are effective and k-hat is below 0.7; else draws come
+        from the prior by `refine`, as in `fit_model`. Transforms stay as they are.
 
         Args:
             X: New inputs, shape `(n, d)`.
             Y: New outcomes, shape `(n, m)`.
-            num_moves: Trajectories of every draw.
 
         Returns:
-            The model; its `source` says which it was, "moved" or "refined".
+            The model; its `source` says which it was, "reweighted" or "refined".
 
         Raises:
             UnsupportedError: Of a fantasy, or of some outcomes.
-
-        Source: Chopin 2002, "A sequential particle filter method for static models".
         """
         if self.batch_shape or self._outputs is not None:
             raise UnsupportedError("refit takes a model of all outcomes, without fantasies: refit that, then go on.")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Reweighting cannot follow")
             model = self.condition_on_observations(X, Y)
-        x, y = self._transformed(model.train_X, model.train_Y)
         size = model.log_weights.shape[-1]
-        if model.khat <= BELIEVABLE_KHAT:
-            guide = Stored(model.samples, model.log_weights)
-            options = {"num_samples": size, "num_moves": num_moves, "progress": False}
-            posterior, source = move(self._outcomes.model, guide, x, _as_targets(y), **options), "moved"
-        else:
-            posterior, source = _refine(self._outcomes.model, x, y, size), "refined"
-        uniform = torch.zeros_like(model.log_weights).log_softmax(-1)
-        return model._with(samples=draws(posterior, num_samples=size), log_weights=uniform, source=source)
+        if model.khat <= BELIEVABLE_KHAT and model.ess >= size / 2:
+            return model
+        posterior = _refine(self._outcomes.model, *self._transformed(model.train_X, model.train_Y), size)
+        equal = torch.zeros_like(model.log_weights).log_softmax(-1)
+        return model._with(samples=draws(posterior, num_samples=size), log_weights=equal, source="refined")
 
     def subset_output(self, idcs: list[int]) -> "HypernetModel":
         """The model of some outcomes; their noise counts as normal where it is conditioned.
@@ -317,7 +309,7 @@ def fit_model(
         >>> import pyro
         >>> pyro.set_rng_seed(0)
         >>> x = torch.rand(8, 1, dtype=torch.double)
-        >>> surrogate = fit_model(x, torch.sin(6 * x), num_samples=32)
+        >>> surrogate = fit_model(x, torch.sin(6 * x), num_samples=128)
         >>> surrogate.posterior(torch.rand(5, 2, 1, dtype=torch.double)).mean.shape
         torch.Size([5, 2, 1])
     """
@@ -337,7 +329,9 @@ def fit_model(
     else:
         posterior = infer(model, x, _as_targets(y), budget=budget, num_samples=num_samples, progress=False)
     options = {"input_transform": input_transform, "outcome_transform": outcome_transform, "num_samples": num_samples}
-    return HypernetModel(model, posterior, train_X, train_Y, **options)
+    fitted = HypernetModel(model, posterior, train_X, train_Y, **options)
+    fitted.source = "refined" if budget is None else "inferred"
+    return fitted
 
 
 def _check_data(x: Tensor, y: Tensor) -> None:

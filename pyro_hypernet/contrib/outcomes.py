@@ -1,10 +1,8 @@
-"""What draws of a Pyro model's weights say of its outcomes, and such draws as a guide."""
+"""What draws of a Pyro model's weights say of its outcomes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -87,24 +85,6 @@ class Outcomes:
                 "of all latent sites, and observe one."
             )
         return next(iter(nodes.values()))["fn"]
-
-
-class Stored:
-    """A guide that gives out stored draws, each as often as its weight says.
-
-    Args:
-        samples: A dict from site to draws of shape `(S, *shape)`.
-        log_weights: Normalised, shape `(S,)`.
-    """
-
-    def __init__(self, samples: Mapping[str, Tensor], log_weights: Tensor) -> None:
-        # Not `samples`, by which stored draws are known, which cannot be moved: there may not be enough of them.
-        self._draws, self._weights = samples, log_weights.exp()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        index = int(self._weights.multinomial(1))
-        for name, value in self._draws.items():
-            pyro.sample(name, dist.Delta(value[index], event_dim=value.dim() - 1))
 
 
 def _in_parts(run: Callable[..., Any], samples: Mapping[str, Tensor], *rows: Tensor) -> Iterator[Any]:
