@@ -12,7 +12,7 @@ NUTS: 2 chains of 200 draws after 200 · ensemble: 10 nets from random starts, 1
 1e-4 · GP: SingleTaskGP as BoTorch has it · random: Sobol points.
 
 Regret is the distance of the best value so far from the optimum, for two outcomes of the hypervolume. Every batch is a
-line of the file, seconds of processor time, of chains too, with it; a run that was ended goes on from its last line. Where
+line of the file, with seconds of processor time, of chains too; a run that was ended goes on from its last line. Where
 the table has fewer batches or seeds than that, it is a first look at runs that were not gone through with.
 """
 
