@@ -421,6 +421,7 @@ def test_a_copy_is_the_same_model(make, again):
 
 
 @pytest.mark.filterwarnings("ignore:The populations of refine disagree")
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree", "ignore:The verdict on this posterior")
 @pytest.mark.parametrize("budget", [None, pytest.param("1 minute", marks=pytest.mark.slow)])
 def test_fit_model_fits(budget):
     """A line is learnt: an eighth of its spread, where a posterior that learnt nothing is off by all of it."""
