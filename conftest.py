@@ -4,12 +4,17 @@ Nothing random depends on the order of the tests, or on which of them run: the g
 module is imported, before a fixture of wider scope is made, and before each test.
 """
 
+from importlib.util import find_spec
+
 import pyro
 import pytest
 import torch
 from pyro.util import get_rng_state, set_rng_state
 
 from tests.seeds import SHIFT, seed
+
+_OF_BOTORCH = ["pyro_hypernet/contrib/botorch.py", "pyro_hypernet/contrib/paths.py", "tests/contrib/test_botorch.py"]
+collect_ignore = [] if find_spec("botorch") else _OF_BOTORCH
 
 torch.set_num_threads(1)
 

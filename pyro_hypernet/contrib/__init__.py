@@ -1,0 +1,1 @@
+"""Posteriors of this package in the interfaces of other libraries."""
