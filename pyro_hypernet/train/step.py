@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
 # Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation,
 # and where it was compiled before.
 _CAPTURE_FACTOR, _COMPILE_SECONDS, _CACHED_SECONDS = 3.0, 0.05, 0.003
+# With so many parameters a step is captured before the first is run, for memory's sake, and works in blocks.
+LONG = 500_000
 # Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
 _ALONE = 2**15
 
@@ -108,6 +111,11 @@ class FlatParameters:
         parts = ([filled[number].reshape(-1) for number in numbers] for numbers in self._groups.values())
         return [torch.cat(part) if len(part) > 1 else part[0] for part in parts]
 
+    @property
+    def is_long(self) -> bool:
+        """Whether they are so many that copies of them are dear."""
+        return sum(vector.numel() for vector in self.vectors) >= LONG
+
     def release(self) -> None:
         """Gives every parameter memory of its own again."""
         for leaf in self.leaves:
@@ -146,6 +154,7 @@ class Stepper:
         self._stages = _Stages(compile, num_steps)
         if elbo.mode != "graph":
             self._stages.settle("off", f'mode="{elbo.mode}" captures nothing')
+        self._is_long = parameters.is_long and not self._stages.settled
 
     @property
     def compile(self) -> str:
@@ -159,6 +168,8 @@ class Stepper:
 
     def __call__(self, batch: tuple) -> Step:
         """Evaluates one batch; where path gradients are lost in rounding, by total ones from now on."""
+        if self._is_long and not self._graphs:
+            self._capture_long(batch)
         start = time.perf_counter()
         captured = None if self._stages.settled and self._stages.stage == "off" else self._captured(batch)
         outputs = self._run(*batch) if captured is None else captured(batch)
@@ -251,6 +262,23 @@ class Stepper:
             why = why_no_script() or "TorchScript lacks one of its operations"
             self._stages.reason = f"captured, run from Python: {why}"
         return captured
+
+    def _capture_long(self, batch: tuple) -> None:
+        """Captures the step for the first batch, and those of its shapes, in little memory, if that can be."""
+        self._is_long, key = False, describe_shapes(batch)
+        on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
+        if key is None or not on_cpu:
+            return
+        eager = self.elbo.with_options(mode="eager")
+        options = {"is_fixed": self.is_fixed, "num_gradients": len(self.parameters.vectors)}
+        try:
+            with same_random_numbers(self.parameters.leaves):
+                eager.prepare(self.model, self.guide, batch, {})
+            loss = partial(eager.loss, self.model, self.guide)
+            self._graphs[key] = Captured(self._run, self.parameters.leaves, batch, loss=loss, **options)
+        except RuntimeError:  # it is tried again as with short vectors
+            return
+        self._stages.stage, self._stages.reason = "graph", "captured in blocks, which saves memory"
 
     def _fall_back(self, reason: str) -> None:
         self._stages.settle("off", reason)
