@@ -119,7 +119,12 @@ def _scalars(module: fx.GraphModule) -> None:
     """Long constants that are the same everywhere, by the number that they are."""
     numbers: dict[str, float | None] = {}
     for node in list(module.graph.nodes):
-        if not _is_long(node) or node.target not in (aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor, aten.add.Tensor):
+        if not _is_long(node) or node.target not in (
+            aten.mul.Tensor,
+            aten.sub.Tensor,
+            aten.div.Tensor,
+            aten.add.Tensor,
+        ):
             continue
         if node.kwargs or len(node.args) != 2 or not isinstance(node.args[0], fx.Node):
             continue
@@ -393,10 +398,9 @@ def _base(node: Any) -> Any:
 
 def _overwrite(module: fx.GraphModule) -> None:
     """Writes results over what nothing else needs."""
-    order = {node: number for number, node in enumerate(module.graph.nodes)}
-    for node in reversed(module.graph.nodes):  # as late as can be, when what is written over has been read
+    for node in reversed(list(module.graph.nodes)):  # as late as can be, when what is written over has been read
         if node.target in _IN_PLACE and _is_long(node):
-            min(node.users, key=order.__getitem__).prepend(node)
+            min(node.users).prepend(node)
     order = {node: number for number, node in enumerate(module.graph.nodes)}
     last: dict[fx.Node, int] = {}
     for node in module.graph.nodes:

@@ -37,7 +37,7 @@ _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
 # Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation,
 # and where it was compiled before.
 _CAPTURE_FACTOR, _COMPILE_SECONDS, _CACHED_SECONDS = 3.0, 0.05, 0.003
-# With so many parameters a step is captured before the first is run, for memory's sake, and works in blocks.
+# So many parameters are long: a copy of them is dear.
 LONG = 500_000
 # Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
 _ALONE = 2**15
@@ -52,8 +52,8 @@ class Step:
         discrepancy: That of the estimate, see `estimate.Estimate`.
         norm: Of the whole gradient.
         gradients: The gradient, one vector for every vector of `FlatParameters`.
-        particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`; None where there are
-            none.
+        particles: The particles, shape `(K, D)`, or `(K, 0)` where they are too long to be kept, their log p and log q
+            in nats, shape `(K,)`; None where there are none.
     """
 
     loss: float
@@ -113,7 +113,7 @@ class FlatParameters:
 
     @property
     def is_long(self) -> bool:
-        """Whether they are so many that copies of them are dear."""
+        """Whether they are so many that steps are captured before the first is run, and work in blocks."""
         return sum(vector.numel() for vector in self.vectors) >= LONG
 
     def release(self) -> None:
@@ -155,6 +155,7 @@ class Stepper:
         if elbo.mode != "graph":
             self._stages.settle("off", f'mode="{elbo.mode}" captures nothing')
         self._is_long = parameters.is_long and not self._stages.settled
+        self._loss: Callable[..., float] | None = None  # where steps work in blocks
 
     @property
     def compile(self) -> str:
@@ -192,6 +193,7 @@ class Stepper:
     def _start_again(self) -> None:
         """Forgets the graphs of another gradient."""
         self._graphs.clear()
+        self._is_long = self._loss is not None
         if self._stages.stage == "inductor":
             self._stages.settle("graph", "path gradients were given up after compiling")
 
@@ -202,6 +204,11 @@ class Stepper:
             torch.autograd.grad(estimate.surrogate, self.parameters.leaves, allow_unused=True)
         )
         return estimate.numbers(gradients), *gradients, estimate.w, estimate.log_p, estimate.log_q
+
+    def _run_long(self, *batch: Any) -> tuple[Any, ...]:
+        """The same without the particles, which would take memory until the next step."""
+        *others, w, log_p, log_q = self._run(*batch)
+        return *others, w.new_empty(len(w), 0), log_p, log_q
 
     @staticmethod
     def _step(outputs: tuple[Any, ...]) -> Step:
@@ -253,8 +260,9 @@ class Stepper:
         """Captures the step for batches of these shapes."""
         try:
             count, leaves = len(self.parameters.vectors), self.parameters.leaves
-            options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
-            captured = Captured(self._run, leaves, batch, **options)
+            options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True, "loss": self._loss}
+            run = self._run if self._loss is None else self._run_long
+            captured = Captured(run, leaves, batch, **options)
         except RuntimeError as error:
             return self._fall_back(str(error))
         self._graphs[key] = captured
@@ -264,21 +272,22 @@ class Stepper:
         return captured
 
     def _capture_long(self, batch: tuple) -> None:
-        """Captures the step for the first batch, and those of its shapes, in little memory, if that can be."""
-        self._is_long, key = False, describe_shapes(batch)
-        on_cpu = all(leaf.device.type == "cpu" for leaf in self.parameters.leaves)
-        if key is None or not on_cpu:
+        """Captures the step before the first is run, in little memory, if that can be."""
+        self._is_long, key, leaves = False, describe_shapes(batch), self.parameters.leaves
+        if key is None or any(leaf.device.type != "cpu" for leaf in leaves):
             return
         eager = self.elbo.with_options(mode="eager")
-        options = {"is_fixed": self.is_fixed, "num_gradients": len(self.parameters.vectors)}
+        with same_random_numbers(leaves):
+            eager.prepare(self.model, self.guide, batch, {})
+        self._loss = partial(eager.loss, self.model, self.guide)
+        options = {"is_fixed": self.is_fixed, "num_gradients": len(self.parameters.vectors), "loss": self._loss}
         try:
-            with same_random_numbers(self.parameters.leaves):
-                eager.prepare(self.model, self.guide, batch, {})
-            loss = partial(eager.loss, self.model, self.guide)
-            self._graphs[key] = Captured(self._run, self.parameters.leaves, batch, loss=loss, **options)
-        except RuntimeError:  # it is tried again as with short vectors
+            self._graphs[key] = Captured(self._run_long, leaves, batch, **options)
+        except RuntimeError:  # it is tried again as with fewer parameters
+            self._loss = None
             return
-        self._stages.stage, self._stages.reason = "graph", "captured in blocks, which saves memory"
+        if not self._stages.settled:
+            self._stages.stage, self._stages.reason = "graph", "captured in blocks, which saves memory"
 
     def _fall_back(self, reason: str) -> None:
         self._stages.settle("off", reason)
