@@ -163,10 +163,10 @@ def _merge_puts(graph: fx.Graph) -> None:
         for x, put in (node.args, node.args[::-1]):
             if not (isinstance(put, fx.Node) and isinstance(x, fx.Node) and put.target is aten.index_put.default):
                 continue
-            if len(put.args) == 4 and put.args[3] and put.args[0].target in ZEROS and len(put.users) == 1:
-                if shape_of(x) == shape_of(node) and dtype_of(x) == dtype_of(node):
-                    node.target, node.args = aten.index_put.default, (x, *put.args[1:])
-                    break
+            is_alone = len(put.args) == 4 and put.args[3] and put.args[0].target in ZEROS and len(put.users) == 1
+            if is_alone and shape_of(x) == shape_of(node) and dtype_of(x) == dtype_of(node):
+                node.target, node.args = aten.index_put.default, (x, *put.args[1:])
+                break
     graph.eliminate_dead_code()
 
 
@@ -305,7 +305,8 @@ class _Groups:
             if node in self.keys:
                 members.setdefault(self.keys[node], []).append(node)
             elif node.target not in _RENAMED and node.op != "output":
-                units.append(((self.levels[node], 1, self.order[node]), node))
+                is_given = node.op in ("placeholder", "get_attr")
+                units.append(((-1 if is_given else self.levels[node], 1, self.order[node]), node))
         units += [((key.level, 0, self.order[nodes[0]]), key) for key, nodes in members.items()]
         graph, new, root = fx.Graph(), {}, nn.Module()
 

@@ -271,8 +271,8 @@ class Optimiser:
 
     def _keep(self) -> None:
         """Copies the parameters; of many the start is written over once it is well beaten."""
-        if self.is_long and self.kept is None and self._is_start_beaten():
-            self.kept, self.first = self.first, None
+        if self.is_long and self.first is not None and self._is_start_beaten():
+            self.kept, self.first = self.kept or self.first, None
         if self.is_long and self.kept is not None:
             put(self.kept, self.parameters)
         else:

@@ -59,7 +59,8 @@ def test_blocks_give_the_loss_and_gradient_of_the_step_as_it_stands(name, partic
     parameters = FlatParameters([*guide.parameters(), *elbo.params.values()], step_shares(guide.bijection))
     stepper = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10, is_fixed=False)
     stepper._capture_long(batch)
-    assert stepper.compile == "graph" and stepper._loss is not None
+    assert stepper.compile == "graph"
+    assert stepper._loss is not None
     captured = next(iter(stepper._graphs.values()))
     assert any(isinstance(part, blocks.Blockwise) for part in captured.run.children())
     for _ in range(2):  # the second run finds what the first has written over
@@ -102,7 +103,8 @@ def test_a_model_that_draws_by_itself_is_not_taken_for_what_its_graph_was(short)
     parameters = FlatParameters(list(guide.parameters()))
     stepper = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10, is_fixed=False)
     stepper._capture_long((y,))
-    assert stepper._loss is None and not stepper._graphs
+    assert stepper._loss is None
+    assert not stepper._graphs
 
 
 def test_recording_shapes_alone_works_nothing_out():
@@ -115,7 +117,7 @@ def test_recording_shapes_alone_works_nothing_out():
         return torch.stack([gradient.sum()] * 3), gradient
 
     def loss(x):
-        return float((2 * leaf * x).sum())
+        return float((2 * leaf.detach() * x).sum())
 
     captured = Captured(function, [leaf], (torch.ones(5),), is_fixed=False, num_gradients=1, loss=loss)
     assert seen == ["FakeTensor"]
