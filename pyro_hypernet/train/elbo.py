@@ -163,7 +163,7 @@ class VectorizedELBO(ELBO):
         """Minus the estimated bound, in nats."""
         with torch.no_grad():
             log_joint = self.prepare(model, guide, args, kwargs)
-            w, log_q, weights = densities(guide, args, kwargs)[0](self.num_particles)
+            w, log_q, weights = densities(guide, args, kwargs, self.share)[0](self.num_particles)
             loss = -reduce(log_joint(w, *args, **kwargs) - log_q, weights, self.bound).item()
         warn_if_nan(loss, "loss")
         return loss
