@@ -23,6 +23,7 @@ _IN_PLACE = {
     aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
     aten.index_put.default: aten.index_put_.default,
     aten.add.Tensor: aten.add_.Tensor,
+    aten.addmm.default: aten.addmm_.default,
 }
 
 

@@ -139,7 +139,9 @@ class VectorizedELBO(ELBO):
             self.log_joint = LogJoint(model, layout, mode=self.mode)
             self._prototype = guide.prototype_trace
             self._counts, self._steps, self._is_distrusted = {}, {}, False
-            self.params = self.log_joint.params(densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)
+            with torch.no_grad():
+                w = densities(guide, args, kwargs)[0](1)[0][0]
+            self.params = self.log_joint.params(w, *args, **kwargs)
         return self.log_joint
 
     def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:

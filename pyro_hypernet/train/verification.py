@@ -118,6 +118,7 @@ def _measure(looks: list[tuple[Stepper, tuple]], vectors: list[Tensor], seed: in
             step = stepper.look(arguments)
             bounds.append(-step.loss if math.isfinite(step.loss) and step.loss >= least_loss else math.nan)
             log_weights.append(_log_weights(step))
+            del step  # its gradients, before the next look makes others
     return _Measured(torch.tensor(bounds, dtype=torch.float64), torch.stack(log_weights))
 
 
