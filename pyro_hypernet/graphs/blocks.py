@@ -95,7 +95,6 @@ def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
         Another graph, to be run from Python.
     """
     module = fx.GraphModule(module, copy.deepcopy(module.graph))
-    _scalars(module)
     _merge_puts(module.graph)
     _out_of_place(module.graph)
     if any(map(mutates, module.graph.nodes)):
@@ -114,46 +113,6 @@ def _out_of_place(graph: fx.Graph) -> None:
         first = node.args[0]
         if len(first.users) == 1 and _base(first) is first and overload in (packet.overloads() if packet else ()):
             node.target = getattr(packet, overload)
-
-
-def _scalars(module: fx.GraphModule) -> None:
-    """Long constants that are the same everywhere, by the number that they are."""
-    numbers: dict[str, float | None] = {}
-    for node in list(module.graph.nodes):
-        if not _is_long(node) or node.target not in (
-            aten.mul.Tensor,
-            aten.sub.Tensor,
-            aten.div.Tensor,
-            aten.add.Tensor,
-        ):
-            continue
-        if node.kwargs or len(node.args) != 2 or not isinstance(node.args[0], fx.Node):
-            continue
-        commutes = node.target in (aten.mul.Tensor, aten.add.Tensor)
-        for x, other in (node.args, node.args[::-1]) if commutes else (node.args,):
-            if not isinstance(x, fx.Node) or not isinstance(other, fx.Node) or other.op != "get_attr":
-                continue
-            if other.target not in numbers:
-                numbers[other.target] = _number(getattr(module, other.target, None))
-            number = numbers[other.target]
-            if number is None or shape_of(x) != shape_of(node) or dtype_of(x) != dtype_of(node):
-                continue
-            nothing = 1.0 if node.target in (aten.mul.Tensor, aten.div.Tensor) else 0.0
-            if number == nothing:
-                node.replace_all_uses_with(x)
-            node.args = (x, number)
-            break
-    module.graph.eliminate_dead_code()
-
-
-def _number(value: Any) -> float | None:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
-        return None
-    row = value.detach()
-    for axis, stride in enumerate(row.stride()):  # expanded: one number stands for an axis
-        row = row.narrow(axis, 0, 1) if stride == 0 else row
-    least, most = row.aminmax()
-    return float(least) if bool(least == most) else None
 
 
 def _merge_puts(graph: fx.Graph) -> None:

@@ -293,29 +293,32 @@ class Optimiser:
         return mean
 
     def _keep(self) -> None:
-        """Copies the parameters; of many the start is written over once it is well beaten."""
-        if self.is_long and self.first is not None and self._is_start_beaten():
-            self.kept, self.first = self.kept or self.first, None
-        if self.is_long and self.kept is not None:
-            put(self.kept, self.parameters)
-        else:
+        """Copies the parameters; of many there is one copy: of the start until it is well beaten, then of the best."""
+        if self.is_long and self.first is not None and not self.was_annealed:
+            if not self._is_start_beaten():
+                return
+            self.kept, self.first = self.first, None
+        if self.kept is None:
             self.kept = copies(self.parameters)
+        else:
+            put(self.kept, self.parameters)
 
     def _is_start_beaten(self) -> bool:
         """Whether the last losses are all below the first, by more than they scatter."""
         last, first = self.losses[-max(self.window, _FIRST) :], self.losses[:_FIRST]
-        if self.was_annealed or len(self.losses) < 2 * _FIRST or not all(map(math.isfinite, last + first)):
+        if len(self.losses) < 2 * _FIRST or not all(map(math.isfinite, last + first)):
             return False
         return min(first) - max(last) > max(last) - min(last)
 
     def finish(self) -> float:
         """Puts the parameters to keep in place; returns the mean loss of the window that they stand for."""
-        if self.kept is not None:
-            put(self.parameters, self.kept)
-            self.kept = None
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            put(self.parameters, kept)
         if not math.isfinite(self.best_loss) and self.losses:
             return self.losses[-1]
-        return self.best_loss if self.optim.keep == "best" else getattr(self, "last_loss", math.nan)
+        is_best = self.optim.keep == "best" and kept is not None
+        return self.best_loss if is_best else getattr(self, "last_loss", math.nan)
 
     @torch.no_grad()
     def _average(self) -> None:
