@@ -1,11 +1,12 @@
 """Steps of large guides: captured by shapes alone, run in blocks, written over what nothing else needs."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, Optim, VectorizedELBO, bayesianize, fit
+from pyro_hypernet import AutoHypernet, Checkpoint, Optim, Plan, VectorizedELBO, bayesianize, fit
 from pyro_hypernet.graphs import blocks
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import same_random_numbers
@@ -13,6 +14,8 @@ from pyro_hypernet.train import step
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.optimiser import Optimiser, step_shares
 from pyro_hypernet.train.step import FlatParameters, Step, Stepper
+from tests.seeds import seed
+from tests.train.processes import run
 
 GUIDES = {
     "mean field": ({}, "identity", "full"),
@@ -24,15 +27,41 @@ GUIDES = {
     "weight_norm model": ({"parametrization": "weight_norm"}, "auto", "auto"),
     "paper": ({"parametrization": "weight_norm", "sites": ["*.weight"]}, "auto", "auto"),
 }
-QUICK = ("mean field", "weight_norm model")
+QUICK = (("mean field", 3), ("weight_norm model", 1))
+X, Y = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3), torch.linspace(0, 1, 20, dtype=torch.float64)
+
+
+def _with_a_param(x, y):
+    noise = pyro.param("noise", x.new_ones(()), constraint=dist.constraints.positive)
+    weight = pyro.sample("weight", dist.Normal(x.new_zeros(60), 1.0).to_event(1))
+    with pyro.poutine.scale(scale=20 / len(x)), pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ weight[:3], noise), obs=y)
+
+
+def _breaks_down_at_times(x, y):
+    weight = pyro.sample("weight", dist.Normal(x.new_zeros(60), 1.0).to_event(1))
+    pyro.factor("wall", torch.where(weight[0] > 0.3, torch.inf, 0.0))
+    with pyro.poutine.scale(scale=20 / len(x)), pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ weight[:3], 0.5), obs=y)
+
+
+RUNS = {
+    "a parameter of the model's, a short last batch": (_with_a_param, [(X[:14], Y[:14]), (X[14:], Y[14:])], {}),
+    "steps that are skipped": (_breaks_down_at_times, (X, Y), {}),
+    "linear": (_with_a_param, (X, Y), {"hypernet": "linear"}),
+}
 
 
 @pytest.fixture
 def short(monkeypatch):
     """All guides are large, and blocks short."""
-    monkeypatch.setattr(step, "_LONG", 1)
-    monkeypatch.setattr(blocks, "_LONG", 50)
-    monkeypatch.setattr(blocks, "_BLOCK", 64)
+    _make_short(monkeypatch)
+
+
+def _make_short(patch):
+    patch.setattr(step, "_LONG", 1)
+    patch.setattr(blocks, "_LONG", 50)
+    patch.setattr(blocks, "_BLOCK", 64)
 
 
 def _made(name):
@@ -49,7 +78,8 @@ def _made(name):
 
 
 @pytest.mark.parametrize(
-    "name, particles", [pytest.param(n, k, marks=[pytest.mark.slow] * (n not in QUICK)) for n in GUIDES for k in (1, 3)]
+    "name, particles",
+    [pytest.param(n, k, marks=[pytest.mark.slow] * ((n, k) not in QUICK)) for n in GUIDES for k in (1, 3)],
 )
 def test_blocks_give_the_loss_and_gradient_of_the_step_as_it_stands(name, particles, short):
     model, guide, batch = _made(name)
@@ -84,6 +114,57 @@ def test_a_fit_in_blocks_takes_the_path_of_a_fit_by_graphs(name, monkeypatch):
         assert result.compile == "graph"
         losses.append(torch.cat([result.losses, torch.tensor([result.elbo])]))
     torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-6)
+
+
+def _run(case, *, checkpoint=None, steps=30):
+    model, args, options = RUNS[case]
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed(3))
+    guide = AutoHypernet(model, **{"hypernet": "identity", **options}, structure="full")
+    elbo = VectorizedELBO(4, compile="graph")
+    how = {"elbo": elbo, "plan": Plan(rejection=None), "checkpoint": checkpoint, "progress": False}
+    result = fit(model, guide, args, num_steps=steps, **how)
+    assert result.compile_reason.startswith("captured in blocks")
+    values = {**guide.state_dict(), **pyro.get_param_store()}
+    values = {name: value.detach().clone() for name, value in values.items()}
+    return values | {"losses": result.losses.nan_to_num(1e9), "elbo": torch.tensor(result.elbo)}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case == "linear")) for case in RUNS])
+@pytest.mark.filterwarnings("ignore:.*steps were skipped")
+def test_a_run_in_blocks_goes_on_bit_for_bit(case, short, tmp_path, monkeypatch):
+    step, whole = Optimiser.step, _run(case, checkpoint=Checkpoint(tmp_path / "whole", every_seconds=0))
+    assert bool((whole["losses"] == 1e9).any()) == (case == "steps that are skipped")
+
+    def killed(run, *args):
+        if len(run.losses) == 13:
+            raise KeyError("killed")
+        step(run, *args)
+
+    broken = Checkpoint(tmp_path / "broken", every_seconds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimiser, "step", killed)
+        with pytest.raises(KeyError):
+            _run(case, checkpoint=broken)
+    found = _run(case, checkpoint=broken)
+    assert found.keys() == whole.keys()
+    for name in whole:
+        assert torch.equal(found[name], whole[name]), name
+
+
+def _rank(rank):
+    with pytest.MonkeyPatch.context() as patch:
+        _make_short(patch)
+        return {case: _run(case, steps=12) for case in RUNS}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*steps were skipped")
+def test_two_processes_in_blocks_fit_as_one(tmp_path):
+    alone, results = _rank(0), run(_rank, tmp_path / "two")
+    for result in results:
+        assert not isinstance(result, str), result
+        torch.testing.assert_close(result, alone, rtol=1e-9, atol=1e-9)
 
 
 def test_a_model_that_draws_by_itself_is_not_taken_for_what_its_graph_was(short):
