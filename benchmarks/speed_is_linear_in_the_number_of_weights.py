@@ -19,6 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -78,7 +79,7 @@ def one_cell(structure: str, dim: float, repeats: int) -> dict[str, Any]:
         step()
     pyro.clear_param_store()
     net = network(dim)
-    before = _memory()
+    before = _resident()
     model, stepper, step = stepping(net, keep="best")
     for _ in range(4):
         step()
@@ -102,6 +103,11 @@ def one_cell(structure: str, dim: float, repeats: int) -> dict[str, Any]:
         "parameters": sum(v.numel() for v in stepper.parameters.vectors),
     }
     return {"structure": structure, **size, "compile": stepper.compile, "peak_bytes": peak, "seconds": seconds}
+
+
+def _resident() -> int:
+    """Resident set of this process now, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _memory() -> int:

@@ -1,5 +1,7 @@
 """Steps of large guides: captured by shapes alone, run in blocks, written over what nothing else needs."""
 
+from itertools import product
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -79,7 +81,7 @@ def _made(name):
 
 @pytest.mark.parametrize(
     "name, particles",
-    [pytest.param(n, k, marks=[pytest.mark.slow] * ((n, k) not in QUICK)) for n in GUIDES for k in (1, 3)],
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in product(GUIDES, (1, 3))],
 )
 def test_blocks_give_the_loss_and_gradient_of_the_step_as_it_stands(name, particles, short):
     model, guide, batch = _made(name)
