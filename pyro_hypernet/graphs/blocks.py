@@ -35,7 +35,7 @@ class _Key(NamedTuple):
     size: int
 
 
-class Blockwise(nn.Module):
+class _Blockwise(nn.Module):
     """Operations number by number, and sums over rows, block after block.
 
     Args:
@@ -111,7 +111,8 @@ def _out_of_place(graph: fx.Graph) -> None:
         name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
         packet = getattr(aten, name.removesuffix("_"), None)
         first = node.args[0]
-        if len(first.users) == 1 and _base(first) is first and overload in (packet.overloads() if packet else ()):
+        is_own = first.op == "call_function" and _base(first) is first and len(first.users) == 1
+        if is_own and overload in (packet.overloads() if packet else ()):
             node.target = getattr(packet, overload)
 
 
@@ -298,7 +299,7 @@ class _Groups:
         made.graph.eliminate_dead_code(has_effect)
         return made
 
-    def _group(self, key: _Key, nodes: list[fx.Node]) -> tuple[Blockwise, list[fx.Node], list[fx.Node]] | None:
+    def _group(self, key: _Key, nodes: list[fx.Node]) -> tuple[_Blockwise, list[fx.Node], list[fx.Node]] | None:
         """What works one group out, what of, and what it gives; None where that is nothing."""
         results = [node for node in nodes if node in self.sums or self._is_needed_outside(node)]
         if not results:
@@ -330,7 +331,7 @@ class _Groups:
                 calls.append((node, value(node, shape_of(node))))
         body.output(tuple(call for _, call in calls))
         outputs = [(shape_of(node), dtype_of(node), node in self.sums) for node in results]
-        return Blockwise(fx.GraphModule({}, body), key, shapes, outputs), inputs, results
+        return _Blockwise(fx.GraphModule({}, body), key, shapes, outputs), inputs, results
 
     def _is_needed_outside(self, node: fx.Node) -> bool:
         """Whether it is used otherwise than within its group, or where it is worked out again."""

@@ -92,7 +92,7 @@ def test_blocks_give_the_loss_and_gradient_of_the_step_as_it_stands(name, partic
     stepper(batch)
     assert stepper.reason.startswith("captured in blocks")
     captured = next(iter(stepper._graphs.values()))
-    assert any(isinstance(part, blocks.Blockwise) for part in captured.run.children())
+    assert any(isinstance(part, blocks._Blockwise) for part in captured.run.children())
     for _ in range(2):  # the second run finds what the first has written over
         with same_random_numbers(parameters.leaves):
             numbers, *gradients, _, log_p, log_q = stepper._run(*batch)
