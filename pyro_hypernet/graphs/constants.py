@@ -1,5 +1,6 @@
 """What a captured graph knows before it runs."""
 
+import math
 from typing import Any
 
 import torch
@@ -33,17 +34,15 @@ def fold(module: fx.GraphModule, fixed: set[fx.Node]) -> None:
         if node.op == "get_attr":
             value = getattr(module, node.target, None)
             if isinstance(value, Tensor):
-                known[node] = value.detach()
+                known[node] = _compact(value.detach())
         elif node.target in (*ZEROS, *ONES, *FULL):
             value, like = _filled_with(node), node.meta["val"]
             if value is not None and like.numel() <= MAX_FILLED:
                 known[node] = torch.full(like.shape, value, dtype=like.dtype, device=like.device)
         elif node.op == "call_function" and all(parent in known for parent in node.all_input_nodes):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            with torch.no_grad():
-                value = node.target(*args, **kwargs)
+            value = _worked_out(node, *fx.map_arg((node.args, node.kwargs), known.__getitem__))
             tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-            if all(leaf.numel() <= _MAX_FOLDED for leaf in tensors):
+            if all(leaf.numel() <= _MAX_FOLDED or _is_one_number(leaf) for leaf in tensors):
                 known[node] = value
     number = 0
     for node, value in known.items():
@@ -52,13 +51,38 @@ def fold(module: fx.GraphModule, fixed: set[fx.Node]) -> None:
             continue
         while hasattr(module, f"_folded{number}"):
             number += 1
-        module.register_buffer(f"_folded{number}", value.contiguous(), persistent=False)
+        value = value if value.numel() > MAX_FILLED and _is_one_number(value) else value.contiguous()
+        module.register_buffer(f"_folded{number}", value, persistent=False)
         with graph.inserting_before(node):
             constant = graph.get_attr(f"_folded{number}")
         constant.meta = {"val": value}
         node.replace_all_uses_with(constant, lambda user: user not in known)
         fixed.add(constant)
     graph.eliminate_dead_code()
+
+
+def _worked_out(node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The result of an operation, of one number where its arguments are but one number each."""
+    shape, tensors = shape_of(node), [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    is_short = shape is None or math.prod(shape) <= MAX_FILLED or torch.Tag.pointwise not in node.target.tags
+    with torch.no_grad():
+        if is_short or not all(map(_is_one_number, tensors)):
+            return node.target(*args, **kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: tensor.flatten()[:1].view(()), (args, kwargs))
+        return node.target(*args, **kwargs).to(dtype_of(node)).expand(shape)
+
+
+def _is_one_number(value: Tensor) -> bool:
+    """Whether one place in memory stands for all of a tensor."""
+    return all(stride == 0 or size == 1 for stride, size in zip(value.stride(), value.shape, strict=True))
+
+
+def _compact(value: Tensor) -> Tensor:
+    """A long constant that is the same everywhere, as one number."""
+    if value.numel() <= MAX_FILLED or not value.is_floating_point() or _is_one_number(value):
+        return value
+    least, most = value.aminmax()
+    return least.expand(value.shape) if bool(least == most) else value
 
 
 def _filled_with(node: fx.Node) -> float | None:

@@ -42,27 +42,29 @@ def _is_op(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
-def _mutates(node: fx.Node) -> bool:
+def mutates(node: fx.Node) -> bool:
+    """Whether it writes over an argument."""
     return _is_op(node) and node.target._schema.is_mutable
 
 
-def _is_random(node: fx.Node) -> bool:
+def is_random(node: fx.Node) -> bool:
+    """Whether its result is drawn at random."""
     return _is_op(node) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def has_effect(node: fx.Node) -> bool:
     """Whether it is needed though nothing needs its result: random numbers that nothing uses are not."""
-    return node.is_impure() and (_mutates(node) or not _is_random(node))
+    return node.is_impure() and (mutates(node) or not is_random(node))
 
 
 def untouched(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose result is never written to, by way of a view either, and not random."""
     touched: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if _mutates(node) or node in touched:
+        if mutates(node) or node in touched:
             touched.add(node)
             touched.update(node.all_input_nodes)
-    return {node for node in graph.nodes if node not in touched and not _is_random(node)}
+    return {node for node in graph.nodes if node not in touched and not is_random(node)}
 
 
 def insert(graph: fx.Graph, dtype: torch.dtype, target: Any, shape: tuple[int, ...], *args: Any) -> fx.Node:

@@ -1,6 +1,6 @@
 """A function recorded as a graph of operations, and whether two runs of it agree, up to rounding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,24 +17,39 @@ _PIECE = 2**16
 is_recording = False
 
 
-def record(function: Callable[..., Any], *tensors: Tensor) -> torch.fx.GraphModule:
+def record(
+    function: Callable[..., Any], *tensors: Tensor, shapes_alone_of: Sequence[Tensor] | None = None
+) -> torch.fx.GraphModule:
     """Runs the function once and records what it does, gradients and vmap included, at little cost.
 
     Args:
         function: Of tensors alone; Python numbers and branches in it are fixed from now on.
         tensors: Its arguments, of the shapes that the graph is to take.
+        shapes_alone_of: None to run the function for real; else nothing is worked out but shapes, in no memory to
+            speak of, which a function that looks at values refuses: the first of the arguments, where the function
+            reads these by itself.
     """
     # A third of a second to import.
     from torch._guards import TracingContext, tracing
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx, set_proxy_slot
+
+    def known(*fakes: Tensor) -> Any:
+        tracer = get_proxy_mode().tracer
+        for real, fake in zip(shapes_alone_of or (), fakes, strict=False):
+            set_proxy_slot(real, tracer, get_proxy_slot(fake, tracer))
+        return function(*fakes)
 
     global is_recording
     before, is_recording = is_recording, True
     try:
         # One mode for the shapes of all values; torch would make one for every value, a quarter of the time.
-        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-            return make_fx(function)(*tensors)
+        is_real = shapes_alone_of is None
+        mode = FakeTensorMode(allow_fallback_kernels=True, allow_non_fake_inputs=not is_real)
+        with tracing(TracingContext(mode)):
+            if is_real:
+                return make_fx(function)(*tensors)
+            return make_fx(known, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     finally:
         is_recording = before
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.blocks import in_blocks
 from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers, tensors_in
@@ -30,6 +31,8 @@ class Captured:
         is_fixed: Whether all batches are the same, so that what depends on the data alone is worked out once.
         num_gradients: How many gradients it returns.
         overwrites: Whether a run may write over the gradients of the run before it.
+        loss: For long vectors, of which few copies fit in memory: the loss alone, from a batch, for a check by that.
+            Nothing is then run to be captured, and the graph works in blocks.
 
     Raises:
         RuntimeError: If it cannot be captured, or gives other losses or gradients when captured; it says why.
@@ -44,8 +47,9 @@ class Captured:
         is_fixed: bool,
         num_gradients: int,
         overwrites: bool = False,
+        loss: Callable[..., float] | None = None,
     ) -> None:
-        self.function = function
+        self.function, self.loss = function, loss
         self.leaves = list(leaves)
         self.views = [leaf.detach() for leaf in leaves]
         self.is_fixed = is_fixed
@@ -53,9 +57,11 @@ class Captured:
         try:
             self.module = self._trace(batch)
             inputs = self.inputs(batch)
-            self.run: Callable[..., Any] = as_script(
-                self.module, inputs, overwritten=range(1, 1 + num_gradients) if overwrites else ()
-            )
+            if loss is not None:
+                self.run: Callable[..., Any] = in_blocks(self.module)
+                self.check(batch)
+                return
+            self.run = as_script(self.module, inputs, overwritten=range(1, 1 + num_gradients) if overwrites else ())
             with same_random_numbers(self.views), torch.no_grad():
                 for _ in range(2):  # TorchScript optimises at its first two calls
                     self.run(*inputs)
@@ -76,7 +82,8 @@ class Captured:
             return self.function(*pytree.tree_unflatten(merged, spec))
 
         with same_random_numbers(self.views), outside_of_pyro(), pyro.validation_enabled(False):
-            module = record(traced, *self.leaves, *self._tensors(batch))
+            long = None if self.loss is None else self.leaves
+            module = record(traced, *self.leaves, *self._tensors(batch), shapes_alone_of=long)
         return simplify(module, constants=True)
 
     def inputs(self, batch: tuple) -> list[Tensor]:
@@ -102,6 +109,8 @@ class Captured:
 
     def _difference(self, batch: tuple) -> float:
         """Greatest relative difference of losses and gradients; 0 where both are NaN."""
+        if self.loss is not None:
+            return self._difference_of_losses(batch)
         results = []
         for run in (self.function, lambda *batch: self(batch)):
             with same_random_numbers(self.views):
@@ -115,6 +124,16 @@ class Captured:
         parts = [float((gradient - other).norm()) for gradient, other in zip(gradients, others, strict=True)]
         differences.append(math.hypot(*parts) / max(least, ours[-1]))
         return max(math.inf if math.isnan(difference) else difference for difference in differences)
+
+    def _difference_of_losses(self, batch: tuple) -> float:
+        with same_random_numbers(self.views):
+            theirs = float(self(batch)[0][0])
+        with same_random_numbers(self.views):
+            ours = self.loss(*batch)
+        if not math.isfinite(ours):
+            return math.inf if math.isfinite(theirs) else 0.0
+        difference = abs(ours - theirs) / max(1.0, abs(ours))
+        return math.inf if math.isnan(difference) else difference
 
     def _tensors(self, batch: tuple) -> list[Tensor]:
         return [] if self.is_fixed else tensors_in(batch)

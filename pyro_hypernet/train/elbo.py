@@ -133,7 +133,9 @@ class VectorizedELBO(ELBO):
             self.log_joint = density_of(model, guide, mode=self.mode)
             self._prototype = guide.prototype_trace
             self._counts, self._steps, self._is_distrusted = {}, {}, False
-            self.params = self.log_joint.params(densities(guide, args, kwargs)[0](1)[0][0], *args, **kwargs)
+            with torch.no_grad():
+                w = densities(guide, args, kwargs)[0](1)[0][0]
+            self.params = self.log_joint.params(w, *args, **kwargs)
         return self.log_joint
 
     def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
@@ -157,7 +159,7 @@ class VectorizedELBO(ELBO):
         """Minus the estimated bound, in nats."""
         with torch.no_grad():
             log_joint = self.prepare(model, guide, args, kwargs)
-            w, log_q, weights = densities(guide, args, kwargs)[0](self.num_particles)
+            w, log_q, weights = densities(guide, args, kwargs, self.share)[0](self.num_particles)
             loss = -reduce(log_joint(w, *args, **kwargs) - log_q, weights, self.bound).item()
         warn_if_nan(loss, "loss")
         return loss

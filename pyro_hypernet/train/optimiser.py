@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.coordinates import Subspace
 from pyro_hypernet.maps.linear import LowRank
-from pyro_hypernet.train.step import Step
+from pyro_hypernet.train.step import Step, are_long
 
 KEEP = ("best", "average", "last")
 LEARNING_RATE = 5e-3
@@ -30,6 +30,8 @@ _WINDOWS = 50
 _OUTLIER, _FORGET = 10.0, 0.05
 # The average runs over this last share of the steps.
 _AVERAGED_SHARE = 0.2
+# Losses of so many steps tell where a run started, and where it is.
+_FIRST = 4
 # So many skipped steps in a row are no accident of some draws.
 _BACK_OFF_AFTER = 10
 # A weight of the hypernetwork that looks at more coordinates than this takes shorter steps.
@@ -37,7 +39,7 @@ _MOST_COORDINATES = 2000
 # What an Optimiser is given or works out of that; all else is its state.
 _GIVEN = (
     *("parameters", "alike", "optim", "num_steps", "window"),
-    *("is_fused", "method", "rates", "least_loss", "averaged_from"),
+    *("is_fused", "is_long", "method", "rates", "least_loss", "averaged_from"),
 )
 
 
@@ -195,9 +197,10 @@ class Optimiser:
         self.losses: list[float] = []
         self.num_skipped = self.skipped_in_a_row = self.windows_since_best = self.num_averaged = 0
         self.best_loss = math.inf
-        self.is_annealed = False
+        self.is_annealed = self.was_annealed = False
         self.kept: list[Tensor] | None = None
         self.first: list[Tensor] | None = copies(vectors) if optim.keep == "best" else None
+        self.is_long = are_long(vectors)
         self.caution = 1.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,21 +283,42 @@ class Optimiser:
         mean = sum(finite) / len(finite) if finite else math.inf
         self.last_loss = mean
         if self.is_annealed:  # another bound, not to be compared with what comes
+            self.was_annealed = True
             return mean
         self.windows_since_best += 1
         if mean < self.best_loss:
             self.best_loss, self.windows_since_best = mean, 0
             if self.optim.keep == "best":
-                self.kept = copies(self.parameters)
+                self._keep()
         return mean
+
+    def _keep(self) -> None:
+        """Copies the parameters; of many there is one copy: of the start until it is well beaten, then of the best."""
+        if self.is_long and self.first is not None and not self.was_annealed:
+            if not self._is_start_beaten():
+                return
+            self.kept, self.first = self.first, None
+        if self.kept is None:
+            self.kept = copies(self.parameters)
+        else:
+            put(self.kept, self.parameters)
+
+    def _is_start_beaten(self) -> bool:
+        """Whether the last losses are all below the first, by more than they scatter."""
+        last, first = self.losses[-max(self.window, _FIRST) :], self.losses[:_FIRST]
+        if len(self.losses) < 2 * _FIRST or not all(map(math.isfinite, last + first)):
+            return False
+        return min(first) - max(last) > max(last) - min(last)
 
     def finish(self) -> float:
         """Puts the parameters to keep in place; returns the mean loss of the window that they stand for."""
-        if self.kept is not None:
-            put(self.parameters, self.kept)
+        kept, self.kept = self.kept, None
+        if kept is not None:
+            put(self.parameters, kept)
         if not math.isfinite(self.best_loss) and self.losses:
             return self.losses[-1]
-        return self.best_loss if self.optim.keep == "best" else getattr(self, "last_loss", math.nan)
+        is_best = self.optim.keep == "best" and kept is not None
+        return self.best_loss if is_best else getattr(self, "last_loss", math.nan)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -314,3 +338,12 @@ def put(vectors: list[Tensor], values: list[Tensor]) -> None:
     """Sets parameters to these values."""
     for vector, value in zip(vectors, values, strict=True):
         vector.copy_(value)
+
+
+@torch.no_grad()
+def swap(vectors: list[Tensor], values: list[Tensor]) -> None:
+    """Exchanges parameters with these values, one vector after the other."""
+    for vector, value in zip(vectors, values, strict=True):
+        before = vector.clone()
+        vector.copy_(value)
+        value.copy_(before)

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ _GRAPH_SHARE, _INDUCTOR_SHARE = 0.5, 0.5
 # Capturing takes so many times what the first step took, which captures the density alone; compiling, by operation,
 # and where it was compiled before.
 _CAPTURE_FACTOR, _COMPILE_SECONDS, _CACHED_SECONDS = 3.0, 0.05, 0.003
+# Of so many parameters a copy is dear.
+_LONG = 500_000
 # Parameters with more numbers stay vectors of their own: their gradients are not worth copying.
 _ALONE = 2**15
 
@@ -49,8 +52,8 @@ class Step:
         discrepancy: That of the estimate, see `estimate.Estimate`.
         norm: Of the whole gradient.
         gradients: The gradient, one vector for every vector of `FlatParameters`.
-        particles: The particles, shape `(K, D)`, their log p and log q in nats, shape `(K,)`; None where there are
-            none.
+        particles: The particles, shape `(K, D)`, or `(K, 0)` where they are too long to be kept, their log p and log q
+            in nats, shape `(K,)`; None where there are none.
     """
 
     loss: float
@@ -114,6 +117,11 @@ class FlatParameters:
             leaf.data = leaf.data.clone()
 
 
+def are_long(vectors: Sequence[Tensor]) -> bool:
+    """Whether parameters are so many that few copies of them fit in memory."""
+    return sum(vector.numel() for vector in vectors) >= _LONG
+
+
 class Stepper:
     """Loss and gradient at the guide's present parameters, for one batch after the other.
 
@@ -151,6 +159,9 @@ class Stepper:
         self._stages = _Stages(compile, num_steps, by_clock=by_clock)
         if elbo.mode != "graph":
             self._stages.settle("off", f'mode="{elbo.mode}" captures nothing')
+        on_cpu = all(leaf.device.type == "cpu" for leaf in parameters.leaves)
+        self._is_in_blocks = compile in ("auto", "graph") and elbo.mode == "graph" and on_cpu
+        self._is_in_blocks &= are_long(parameters.vectors)
 
     @property
     def compile(self) -> str:
@@ -164,12 +175,13 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """What is captured, and what is to be: plain values."""
-        captured, distrusted = sorted({*self._graphs, *self._due}), self.elbo._is_distrusted
-        return {"stages": vars(self._stages), "counts": self._counts, "captured": captured, "distrusted": distrusted}
+        captured = sorted({*self._graphs, *self._due})
+        state = {"stages": vars(self._stages), "counts": self._counts, "captured": captured}
+        return state | {"distrusted": self.elbo._is_distrusted, "in_blocks": self._is_in_blocks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Captures the same again as soon as it comes; what was compiled is compiled again after a step."""
-        self.elbo._is_distrusted = state["distrusted"]
+        self.elbo._is_distrusted, self._is_in_blocks = state["distrusted"], state["in_blocks"]
         if state["stages"]["stage"] != "inductor":
             vars(self._stages).update(state["stages"])
             self._counts.update(state["counts"])
@@ -214,6 +226,11 @@ class Stepper:
         )
         return estimate.numbers(gradients), *gradients, estimate.w, estimate.log_p, estimate.log_q
 
+    def _run_in_blocks(self, *batch: Any) -> tuple[Any, ...]:
+        """The same without the particles, which would take memory until the next step."""
+        *others, w, log_p, log_q = self._run(*batch)
+        return *others, w.new_empty(len(w), 0), log_p, log_q
+
     @staticmethod
     def _step(outputs: tuple[Any, ...]) -> Step:
         numbers, *gradients, w, log_p, log_q = outputs
@@ -233,12 +250,8 @@ class Stepper:
         if len(self._counts) >= _MAX_COUNTED:
             self._counts.clear()
         self._counts[key] += 1
-        if (
-            key is None
-            or self._stages.stage == "off"
-            or len(self._graphs) + len(self._due) >= _MAX_GRAPHS
-            or self._counts[key] < 2
-        ):
+        is_wanted = self._is_in_blocks or (self._stages.stage != "off" and self._counts[key] >= 2)
+        if key is None or not is_wanted or len(self._graphs) + len(self._due) >= _MAX_GRAPHS:
             return None
         return self._capture(key, batch)
 
@@ -271,6 +284,8 @@ class Stepper:
 
     def _capture(self, key: Any, batch: tuple) -> Captured | None:
         """Captures the step for batches of these shapes."""
+        if self._is_in_blocks:
+            return self._capture_in_blocks(key, batch)
         try:
             count, leaves = len(self.parameters.vectors), self.parameters.leaves
             options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
@@ -281,6 +296,25 @@ class Stepper:
         if captured.run is captured.module:  # neither scripted nor recorded on a GPU
             why = why_no_script() or "TorchScript lacks one of its operations"
             self._stages.reason = f"captured, run from Python: {why}"
+        return captured
+
+    def _capture_in_blocks(self, key: Any, batch: tuple) -> Captured | None:
+        """Captures the step of many parameters before it has run, in little memory; as with few where that fails."""
+        eager, leaves = self.elbo.with_options(mode="eager"), self.parameters.leaves
+        with same_random_numbers(leaves):
+            eager.prepare(self.model, self.guide, batch, {})
+        eager.share = self.elbo.share
+        options = {"is_fixed": self.is_fixed, "num_gradients": len(self.parameters.vectors)}
+        try:
+            captured = Captured(
+                self._run_in_blocks, leaves, batch, **options, loss=partial(eager.loss, self.model, self.guide)
+            )
+        except RuntimeError:
+            self._is_in_blocks = False
+            self._graphs.clear()
+            return None
+        self._graphs[key] = captured
+        self._stages.settle("graph", "captured in blocks, which saves memory")
         return captured
 
     def _fall_back(self, reason: str) -> None:

@@ -179,6 +179,8 @@ class Trainer:
         if not bool(bad.any()):
             return "the gradient, while the density itself is finite"
         row = w[bad.nonzero()[0, 0]]
+        if not len(row):
+            return "the guide's own draws, or the density at them"
         if not bool(row.isfinite().all()):
             return "the guide's own draws"
         terms = self.elbo.log_joint.site_log_probs(row, *batch)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers
-from pyro_hypernet.train.optimiser import copies, put
+from pyro_hypernet.train.optimiser import swap
 from pyro_hypernet.train.step import Step, Stepper
 from pyro_hypernet.train.training import Trainer
 
@@ -59,7 +59,7 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
 
     Args:
         trainer: What evaluates steps; its parameters are those kept.
-        start: The parameters at the start, or None to stay with those kept.
+        start: The parameters at the start, or None to stay with those kept; the others of both end here.
         num_steps: The steps made.
 
     Returns:
@@ -72,14 +72,13 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
     kept = _measure(looks, vectors, seed, trainer.least_loss)
     if start is None:
         return kept.bound if math.isfinite(kept.bound) else None
-    values = copies(vectors)
-    put(vectors, start)
+    swap(vectors, start)
     first = _measure(looks[:_LEAST], vectors, seed, trainer.least_loss)
     if _may_win(first, kept):
         first = _measure(looks, vectors, seed, trainer.least_loss)
         if _is_better(first, kept, trainer):
             return first.bound
-    put(vectors, values)
+    swap(vectors, start)
     return kept.bound if math.isfinite(kept.bound) else None
 
 
@@ -119,6 +118,7 @@ def _measure(looks: list[tuple[Stepper, tuple]], vectors: list[Tensor], seed: in
             step = stepper.look(arguments)
             bounds.append(-step.loss if math.isfinite(step.loss) and step.loss >= least_loss else math.nan)
             log_weights.append(_log_weights(step))
+            del step  # its gradients, before the next look makes others
     return _Measured(torch.tensor(bounds, dtype=torch.float64), torch.stack(log_weights))
 
 

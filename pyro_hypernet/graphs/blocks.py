@@ -1,0 +1,393 @@
+"""Graphs of long vectors run in little memory: what works number by number in blocks that fit a cache, and in place."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.graphs.nodes import COPIES, VIEWS, ZEROS, dtype_of, has_effect, is_random, mutates, shape_of
+
+aten = torch.ops.aten
+# Results of so many numbers are long; and numbers of a row that are worked on at once.
+_LONG, _BLOCK = 2**17, 2**15
+# Other names of the same numbers in the same order.
+_RENAMED = (*VIEWS, *COPIES, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+_SUMS = (aten.sum.default, aten.sum.dim_IntList)
+# What can write over its first argument.
+_IN_PLACE = {
+    aten.index_copy.default: aten.index_copy_.default,
+    aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
+    aten.index_put.default: aten.index_put_.default,
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.addmm.default: aten.addmm_.default,
+}
+
+
+class _Key(NamedTuple):
+    """What is worked on together: matrices of `rows` times `size` numbers, after so many groups before."""
+
+    level: int
+    rows: int
+    size: int
+
+
+class _Blockwise(nn.Module):
+    """Operations number by number, and sums over rows, block after block.
+
+    Args:
+        body: From blocks of shape `(rows or 1, b)`, or `(rows or 1, 1)`, to blocks and sums.
+        key: What of.
+        inputs: Of every input the shape as a matrix.
+        outputs: Of every result its shape and dtype, and whether it is a sum.
+    """
+
+    def __init__(
+        self,
+        body: fx.GraphModule,
+        key: _Key,
+        inputs: list[tuple[int, int]],
+        outputs: list[tuple[tuple[int, ...], torch.dtype, bool]],
+    ) -> None:
+        super().__init__()
+        self.body, self.key, self.inputs, self.outputs = body, key, inputs, outputs
+        self.donors: dict[int, int] = {}  # from results to the inputs that they are written over
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        _, rows, size = self.key
+        matrices = [tensor.reshape(shape) for tensor, shape in zip(tensors, self.inputs, strict=True)]
+        results = []
+        for number, (_, dtype, is_sum) in enumerate(self.outputs):
+            if is_sum:
+                results.append(torch.zeros(rows, dtype=torch.float64, device=tensors[0].device))
+            elif number in self.donors:
+                results.append(matrices[self.donors[number]])
+            else:
+                results.append(torch.empty(rows, size, dtype=dtype, device=tensors[0].device))
+        width = max(1, _BLOCK // rows)
+        for at in range(0, size, width):
+            blocks = [matrix if matrix.shape[1] == 1 else matrix[:, at : at + width] for matrix in matrices]
+            for result, block, (_, _, is_sum) in zip(results, self.body(*blocks), self.outputs, strict=True):
+                if is_sum:
+                    result += block
+                else:
+                    result[:, at : at + width] = block
+        shaped = zip(results, self.outputs, strict=True)
+        return tuple(
+            (result if shape[:1] == (rows,) or rows == 1 else result.sum()).to(dtype).reshape(shape)
+            for result, (shape, dtype, _) in shaped
+        )
+
+
+def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
+    """The same operations on long vectors in little memory, and in few passes; results are the same up to rounding.
+
+    What works number by number is put into groups, of which each makes one pass; what is cheap is worked out again
+    where it is used; and results are written over what nothing else needs.
+
+    Args:
+        module: The graph, which must not change its inputs, with shapes in its metadata.
+
+    Returns:
+        Another graph, to be run from Python.
+    """
+    module = fx.GraphModule(module, copy.deepcopy(module.graph))
+    _merge_puts(module.graph)
+    _out_of_place(module.graph)
+    if any(map(mutates, module.graph.nodes)):
+        return module
+    made = _Groups(module.graph).rebuilt(module)
+    _overwrite(made)
+    made.recompile()
+    return made
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Operations that write over what nothing else needs, by those that do not: the order is then free."""
+    for node in filter(mutates, graph.nodes):
+        name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
+        packet = getattr(aten, name.removesuffix("_"), None)
+        first = node.args[0]
+        is_own = first.op == "call_function" and _base(first) is first and len(first.users) == 1
+        if is_own and overload in (packet.overloads() if packet else ()):
+            node.target = getattr(packet, overload)
+
+
+def _merge_puts(graph: fx.Graph) -> None:
+    """`x + y put into zeros` is y added to x in its places."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or node.kwargs or not _is_long(node):
+            continue
+        for x, put in (node.args, node.args[::-1]):
+            if not (isinstance(put, fx.Node) and isinstance(x, fx.Node) and put.target is aten.index_put.default):
+                continue
+            is_alone = len(put.args) == 4 and put.args[3] and put.args[0].target in ZEROS and len(put.users) == 1
+            if is_alone and shape_of(x) == shape_of(node) and dtype_of(x) == dtype_of(node):
+                node.target, node.args = aten.index_put.default, (x, *put.args[1:])
+                break
+    graph.eliminate_dead_code()
+
+
+def _is_long(node: Any) -> bool:
+    shape = shape_of(node)
+    return shape is not None and math.prod(shape) >= _LONG and node.op == "call_function"
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    rows = shape[0] if len(shape) > 1 else 1
+    return rows, math.prod(shape) // max(1, rows)
+
+
+def _source(node: Any) -> Any:
+    """The operation behind other names of its result."""
+    while isinstance(node, fx.Node) and node.target in _RENAMED:
+        node = node.args[0]
+    return node
+
+
+class _Groups:
+    """What of a graph is worked out together, in blocks."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.order = {node: number for number, node in enumerate(graph.nodes)}
+        self.pointwise = {node for node in graph.nodes if self._is_pointwise(node)}
+        self.sums = {node for node in graph.nodes if self._is_sum(node)}
+        self.keys: dict[fx.Node, _Key] = {}
+        self.levels: dict[fx.Node, int] = {}
+        for node in graph.nodes:
+            self._place(node)
+        self.free = {node for node in graph.nodes if self._is_free(node)}
+        for node in reversed(graph.nodes):
+            self._sink(node)
+
+    def _is_pointwise(self, node: fx.Node) -> bool:
+        if not _is_long(node) or not isinstance(node.target, torch._ops.OpOverload) or node.kwargs:
+            return False
+        if torch.Tag.pointwise not in node.target.tags or node.target._schema.is_mutable or is_random(node):
+            return False
+        shape, dtype = shape_of(node), dtype_of(node)
+        inputs = node.all_input_nodes
+        fits = all(shape_of(part) is not None and self._as_matrix(part, shape) is not None for part in inputs)
+        return bool(inputs) and dtype.is_floating_point and fits and all(dtype_of(part) == dtype for part in inputs)
+
+    def _is_sum(self, node: fx.Node) -> bool:
+        """Whether it is the sum over every row of what is worked out in blocks."""
+        if node.target not in _SUMS or node.kwargs or _source(node.args[0]) not in self.pointwise:
+            return False
+        shape = shape_of(node.args[0])
+        if _matrix(shape) != _matrix(shape_of(_source(node.args[0]))):
+            return False
+        if node.target is aten.sum.default:
+            return True
+        dims = sorted(dim % len(shape) for dim in node.args[1])
+        rest = list(range(1, len(shape))) if len(shape) > 1 else [0]
+        return dims == rest or (shape[0] == 1 and dims == list(range(len(shape))))
+
+    @staticmethod
+    def _as_matrix(part: fx.Node, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """The shape of an operand as a matrix that goes with a result of a shape; None where it does not."""
+        rows, size = _matrix(shape)
+        padded = (1,) * (len(shape) - len(shape_of(part))) + shape_of(part)
+        if math.prod(padded) == 1:
+            return 1, 1
+        if len(shape) == 1:
+            return (1, size) if padded == shape else None
+        if padded[0] not in (1, rows):
+            return None
+        if padded[1:] == shape[1:]:
+            return padded[0], size
+        return (padded[0], 1) if math.prod(padded[1:]) == 1 else None
+
+    def _place(self, node: fx.Node) -> None:
+        """As early as can be."""
+        if node not in self.pointwise and node not in self.sums:
+            self.levels[node] = max((self.levels[part] for part in node.all_input_nodes), default=0)
+            return
+        shape = shape_of(node if node in self.pointwise else node.args[0])
+        rows, size = _matrix(shape)
+        level = 0
+        for part in map(_source, node.all_input_nodes):
+            is_beside = part in self.pointwise and self.keys[part][1:] == (rows, size)
+            level = max(level, self.levels[part] + (0 if is_beside or part.op in ("placeholder", "get_attr") else 1))
+        self.keys[node], self.levels[node] = _Key(level, rows, size), level
+
+    def _is_free(self, node: fx.Node) -> bool:
+        """Whether it comes of inputs alone and is not long in the making."""
+        if node not in self.pointwise:
+            return False
+        todo, seen = [node], set()
+        while todo:
+            part = _source(todo.pop())
+            if part in seen or part.op in ("placeholder", "get_attr"):
+                continue
+            if part not in self.pointwise or len(seen) > 3:
+                return False
+            seen.add(part)
+            todo += part.all_input_nodes
+        return True
+
+    def _users(self, node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """What uses a result, with the name by which it does."""
+        for user in node.users:
+            if user.target in _RENAMED:
+                yield from self._users(user)
+            else:
+                yield user, node
+
+    def _sink(self, node: fx.Node) -> None:
+        """As late as can be, where that holds no more."""
+        if node not in self.pointwise:
+            return
+        users = [user for user, _ in self._users(node)]
+        key = self.keys[node]
+        if not users or any(user not in self.keys or self.keys[user][1:] != key[1:] for user in users):
+            return
+        level = min(self.keys[user].level for user in users)
+        if level <= key.level:
+            return
+        extended = 0
+        for part in {_source(part) for part in node.all_input_nodes}:
+            if part.op in ("placeholder", "get_attr") or not _is_long(part) or part in self.free:
+                continue
+            last = max((self.levels[user] for user, _ in self._users(part) if user is not node), default=-1)
+            extended += last < level
+        if extended <= 1:
+            self.keys[node], self.levels[node] = key._replace(level=level), level
+
+    def rebuilt(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The graph with a call for every group."""
+        members: dict[_Key, list[fx.Node]] = {}
+        units: list[tuple[tuple[int, int, int], fx.Node | _Key]] = []
+        for node in self.graph.nodes:
+            if node in self.keys:
+                members.setdefault(self.keys[node], []).append(node)
+            elif node.target not in _RENAMED and node.op != "output":
+                is_given = node.op in ("placeholder", "get_attr")
+                units.append(((-1 if is_given else self.levels[node], 1, self.order[node]), node))
+        units += [((key.level, 0, self.order[nodes[0]]), key) for key, nodes in members.items()]
+        graph, new, root = fx.Graph(), {}, nn.Module()
+
+        def copied(node: fx.Node) -> fx.Node:
+            if node not in new:  # another name of a result
+                new[node] = graph.node_copy(node, copied)
+            return new[node]
+
+        for _, unit in sorted(units, key=lambda unit: unit[0]):
+            if not isinstance(unit, _Key):
+                new[unit] = graph.node_copy(unit, copied)
+                continue
+            made = self._group(unit, members[unit])
+            if made is None:
+                continue
+            block, inputs, results = made
+            name = f"_blocks{len(list(root.children()))}"
+            root.add_module(name, block)
+            call = graph.call_module(name, tuple(copied(part) for part in inputs))
+            for number, node in enumerate(results):
+                new[node] = graph.call_function(_getitem, (call, number))
+                new[node].meta = dict(node.meta)
+        output = next(iter(reversed(self.graph.nodes)))
+        graph.output(fx.map_arg(output.args[0], copied))
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                setattr(root, node.target, getattr(module, node.target))
+        made = fx.GraphModule(root, graph)
+        made.graph.eliminate_dead_code(has_effect)
+        return made
+
+    def _group(self, key: _Key, nodes: list[fx.Node]) -> tuple[_Blockwise, list[fx.Node], list[fx.Node]] | None:
+        """What works one group out, what of, and what it gives; None where that is nothing."""
+        results = [node for node in nodes if node in self.sums or self._is_needed_outside(node)]
+        if not results:
+            return None
+        body, inside, inputs, shapes = fx.Graph(), {}, [], []
+        calls: list[tuple[fx.Node, Any]] = []
+
+        def value(part: fx.Node, shape: tuple[int, ...]) -> Any:
+            source = _source(part)
+            if self.keys.get(source) == key or (source in self.free and _matrix(shape_of(source))[1] == key.size):
+                if source not in inside:
+                    args = fx.map_arg(source.args, lambda part: value(part, shape_of(source)))
+                    inside[source] = body.call_function(source.target, args)
+                return inside[source]
+            matrix = self._as_matrix(part, shape)
+            if (source, matrix) not in inside:
+                last = next((node for node in reversed(body.nodes) if node.op == "placeholder"), body._root)
+                with body.inserting_after(last):
+                    inside[source, matrix] = body.placeholder(f"x{len(inputs)}")
+                inputs.append(source)
+                shapes.append(matrix)
+            return inside[source, matrix]
+
+        for node in results:
+            if node in self.sums:
+                argument = value(node.args[0], shape_of(node.args[0]))
+                calls.append((node, body.call_function(aten.sum.dim_IntList, (argument, [1]))))
+            else:
+                calls.append((node, value(node, shape_of(node))))
+        body.output(tuple(call for _, call in calls))
+        outputs = [(shape_of(node), dtype_of(node), node in self.sums) for node in results]
+        return _Blockwise(fx.GraphModule({}, body), key, shapes, outputs), inputs, results
+
+    def _is_needed_outside(self, node: fx.Node) -> bool:
+        """Whether it is used otherwise than within its group, or where it is worked out again."""
+        key, size = self.keys[node], _matrix(shape_of(node))[1]
+        for user, _ in self._users(node):
+            of = self.keys.get(user)
+            if of is None or not (of == key or (node in self.free and of.size == size)):
+                return True
+        return False
+
+
+def _getitem(results: tuple[Tensor, ...], number: int) -> Tensor:
+    return results[number]
+
+
+def _base(node: Any) -> Any:
+    """What a result may share memory with."""
+    while isinstance(node, fx.Node) and node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema
+        is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
+        if not is_view and node.target is not aten._unsafe_view.default:
+            return node
+        node = node.args[0]
+    return node
+
+
+def _overwrite(module: fx.GraphModule) -> None:
+    """Writes results over what nothing else needs."""
+    for node in reversed(list(module.graph.nodes)):  # as late as can be, when what is written over has been read
+        if node.target in _IN_PLACE and _is_long(node):
+            min(node.users).prepend(node)
+    order = {node: number for number, node in enumerate(module.graph.nodes)}
+    last: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        for user in node.users:
+            last[_base(node)] = max(last.get(_base(node), -1), order[user])
+
+    def ends(part: fx.Node, at: fx.Node) -> bool:
+        """Whether memory of its own, as long as itself, is used here for the last time, and by no other name."""
+        base = _base(part)
+        if base.op != "call_function" or shape_of(base) is None or last[base] != order[at]:
+            return False
+        others = [other for other in pytree.tree_leaves((at.args, at.kwargs)) if isinstance(other, fx.Node)]
+        alone = sum(_base(other) is base for other in others) == 1
+        return alone and math.prod(shape_of(base)) == math.prod(shape_of(part))
+
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            group = getattr(module, node.target)
+            for number, (_, dtype, is_sum) in enumerate(group.outputs):
+                for place, part in enumerate(node.args):
+                    is_free = not is_sum and place not in group.donors.values() and dtype_of(part) == dtype
+                    if is_free and group.inputs[place] == group.key[1:] and ends(part, node):
+                        group.donors[number] = place
+                        break
+        elif node.target in _IN_PLACE and not node.kwargs and _is_long(node):
+            first = node.args[0]
+            if shape_of(first) == shape_of(node) and dtype_of(first) == dtype_of(node) and ends(first, node):
+                node.target = _IN_PLACE[node.target]
