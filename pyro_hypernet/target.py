@@ -13,7 +13,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.guide.guide_mixture import JointGuide
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
+from pyro_hypernet.guide.own_models import refuse_own_models
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
@@ -314,6 +315,8 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
         mode: How the density runs, see `Target`.
     """
     if isinstance(guide, JointGuide):
+        if isinstance(guide, GuideMixture):
+            refuse_own_models(guide.has_own_models)
         layout = guide.layout
         model = at_temperature(model, guide.temperature)
     elif isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None:

@@ -1,6 +1,7 @@
 """A trained guide, or a mixture, as one safetensors file: parameters, choices, layout, and the model's own state."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -91,11 +92,12 @@ def pack(guide: AutoHypernet | GuideMixture) -> tuple[dict[str, Any], dict[str, 
 
 
 def _pack_mixture(mixture: GuideMixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and tensors of a mixture: those of its components, the model's with the first."""
+    """The header and tensors of a mixture: those of its components, with the first its model's, or with each."""
     headers, tensors = [], {}
     for number, guide in enumerate(mixture.components):
-        header, own = _pack(guide, ModelState() if number else _gather(guide))
-        headers.append({**header, _WITHOUT_MODEL: True} if number else header)
+        is_without = number > 0 and not mixture.has_own_models
+        header, own = _pack(guide, ModelState() if is_without else _gather(guide))
+        headers.append({**header, _WITHOUT_MODEL: True} if is_without else header)
         tensors |= {f"{_COMPONENT}{number}.{name}": tensor for name, tensor in own.items()}
     found = mixture.disagreement
     header = {
@@ -190,7 +192,6 @@ def load(
     header, tensors = read(Path(path))
     unpack = partial(
         _unpack,
-        model=model,
         args=args,
         kwargs=kwargs,
         hypernet=hypernet,
@@ -200,8 +201,12 @@ def load(
         path=path,
     )
     if "components" not in header:
-        return unpack(header, tensors)
-    guides = [unpack(own, _pop(tensors, f"{_COMPONENT}{number}.")) for number, own in enumerate(header["components"])]
+        return unpack(header, tensors, model=model)
+    guides = []
+    for number, own in enumerate(header["components"]):
+        is_copy = number > 0 and _WITHOUT_MODEL not in own  # it has learnt parameters of its own
+        its_model = copy.deepcopy(model) if is_copy else model
+        guides.append(unpack(own, _pop(tensors, f"{_COMPONENT}{number}."), model=its_model))
     mixture = GuideMixture(guides, log_weights=[float(value) for value in header["log_weights"]])
     if header["disagreement"] is not None:
         between, within, measure = header["disagreement"]
