@@ -18,6 +18,7 @@ from pyro_hypernet.maps.bounds import bounds
 from pyro_hypernet.maps.coordinates import All, GroupNorms, Steer, Subset, Subspace
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, by_nickname, sets
 from pyro_hypernet.maps.linear import Affine
+from pyro_hypernet.maps.patterns import Patterned
 from pyro_hypernet.model.layout import Layout, Site
 
 Structure = Callable[[Layout, Hypernet, Tensor, Tensor], Bijection]
@@ -109,6 +110,40 @@ def multiplicative(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tenso
     return _steer_norms(layout, hypernet, loc, scale, input_axis)
 
 
+def patterns(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, rank: int = 8) -> Bijection:
+    """Multiplies every weight matrix by r random patterns of rank one, `W ⊙ exp(A diag(z) B)`; moves z and the biases.
+
+    z are r of the matrix's own weights, which carry the strengths of the learnt patterns A, B: see `Patterned`. In the
+    manner of rank-one factors (Dusenberry et al. 2020), which multiply by one pattern and put no density on the
+    weights; here it is exact, over all of them. Weights of more axes are matrices of their first axis and all others.
+
+    Args:
+        layout: As in `full`, like hypernet, loc and scale.
+        rank: r, at least 1; half of a matrix's weights at most.
+
+    Raises:
+        ValueError: If the rank is less than 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1; got {rank}.")
+    sites = [site for site in layout.sites if _is_weight(site) and site.size > 1]
+    if not sites:
+        return full(layout, hypernet, loc, scale)
+    counts = [min(rank, site.size // 2) for site in sites]
+    carriers = [
+        site.start + torch.arange(count, device="cpu") * site.size // count
+        for site, count in zip(sites, counts, strict=True)
+    ]
+    is_moved = torch.ones(layout.dim, dtype=torch.bool, device="cpu")
+    for site, index in zip(sites, carriers, strict=True):
+        is_moved[site.slice] = False
+        is_moved[index] = True
+    index = is_moved.nonzero()[:, 0]
+    shapes = [(site.start, site.shape[0], site.size // site.shape[0]) for site in sites]
+    steer = Steer(Subset(index), hypernet(len(index)))
+    return Chain(steer, Patterned(loc, scale, shapes, carriers), *bounds(layout, loc)).to(loc)
+
+
 def informed(
     layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, knowledge: Knowledge | None = None
 ) -> Bijection:
@@ -187,6 +222,7 @@ STRUCTURES: dict[str, Structure] = {
     "low_rank": low_rank,
     "weight_norm": weight_norm,
     "multiplicative": multiplicative,
+    "patterns": patterns,
 }
 
 
