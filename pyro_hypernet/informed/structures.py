@@ -60,7 +60,7 @@ def last_layer(
         ValueError: If a name is unknown or comes twice, or there is none.
         TypeError: If `sites` is one string.
     """
-    chosen = _last_layer_sites(layout) if sites is None else _named_sites(layout, sites)
+    chosen = last_layer_sites(layout) if sites is None else _named_sites(layout, sites)
     index = torch.cat([torch.arange(site.start, site.start + site.size, device="cpu") for site in chosen])
     return _steer_noise(Steer(Subset(index), hypernet(len(index))), layout, loc, scale)
 
@@ -286,9 +286,10 @@ def _named_sites(layout: Layout, names: Sequence[str]) -> list[Site]:
     return [layout[name] for name in names]
 
 
-def _last_layer_sites(layout: Layout) -> list[Site]:
+def last_layer_sites(layout: Layout) -> list[Site]:
+    """The sites of the last layer, as `last_layer` takes them where none are named."""
     prefix, dot, _ = layout.names[-1].rpartition(".")
-    if dot:
-        return [site for site in layout.sites if site.name.rpartition(".")[0] == prefix]
+    if dot:  # not of that very prefix alone: a weight's norms are "2.weight.g"
+        return [site for site in layout.sites if site.name.startswith(prefix + dot)]
     weights = [i for i, site in enumerate(layout.sites) if _is_weight(site)]
     return list(layout.sites[weights[-1] if weights else -1 :])
