@@ -84,7 +84,8 @@ def diagnose(
         num_samples: Number of draws of the guide; fewer where these have more than 2²⁵ weights together, and 1 000 at
             most with a loader.
         max_seconds: What to spend, about, on looking beyond the guide; 0 for not at all.
-        draws: A result of `refine`, or a dict of samples of the posterior, to look beyond the guide with.
+        draws: A result of `refine`, or a dict of samples of the posterior, to look beyond the guide with; with a loader
+            there is no such look, however many seconds there are.
         kwargs: The model's keyword arguments.
 
     Returns:
@@ -92,7 +93,8 @@ def diagnose(
 
     Raises:
         TypeError: If `guide` is no guide or a point estimate, or with a loader neither AutoHypernet nor GuideMixture.
-        ValueError: If the guide's sites are not the model's, no draw has a finite density, or a loader leaves data out.
+        ValueError: If the guide's sites are not the model's, no draw has a finite density, or a loader leaves data out
+            or comes with `draws`.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -106,6 +108,10 @@ def diagnose(
         'do not trust it'
     """
     if len(args) == 1 and isinstance(args[0], DataLoader):
+        if draws is not None:
+            raise ValueError(
+                "With a loader the last layer alone is looked at, and no draws: pass the data, or no draws=."
+            )
         return _diagnose_last_layer(model, guide, args[0], kwargs, fit=fit, num_samples=num_samples)
     options = {"fit": fit, "num_samples": num_samples, "max_seconds": max_seconds, "draws": draws}
     return examine(model, guide, args, kwargs, **options).diagnosis

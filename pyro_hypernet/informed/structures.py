@@ -289,7 +289,9 @@ def _named_sites(layout: Layout, names: Sequence[str]) -> list[Site]:
 def last_layer_sites(layout: Layout) -> list[Site]:
     """The sites of the last layer, as `last_layer` takes them where none are named."""
     prefix, dot, _ = layout.names[-1].rpartition(".")
-    if dot:  # not of that very prefix alone: a weight's norms are "2.weight.g"
-        return [site for site in layout.sites if site.name.startswith(prefix + dot)]
+    if dot:  # norms of its weight have the weight's name, as "2.weight.g"
+        return [
+            s for s in layout.sites if prefix in (n.rpartition(".")[0] for n in (s.name, s.name.removesuffix(".g")))
+        ]
     weights = [i for i, site in enumerate(layout.sites) if _is_weight(site)]
     return list(layout.sites[weights[-1] if weights else -1 :])

@@ -129,6 +129,7 @@ REFUSED = {
         ValueError,
         "gives 50.0% of those",
     ),
+    "draws": (lambda: diagnose(model, guide_of(1.0), loader(16), draws={}), ValueError, "no draws="),
     "another guide": (lambda: diagnose(model, AutoNormal(model), loader(16)), TypeError, "got AutoNormal"),
     "noise of two components": (
         lambda: diagnose(model, guide_of(1.0, num_components=2), loader(16)),
