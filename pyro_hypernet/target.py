@@ -13,7 +13,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_hypernet.graphs.run import tensors_in
-from pyro_hypernet.guide.guide_mixture import JointGuide
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
+from pyro_hypernet.guide.own_models import refuse_own_models
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
@@ -308,6 +309,8 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
         kwargs: Its keyword arguments.
         mode: How the density runs: "graph", or "eager" where it runs a few times, so that a capture would not pay.
     """
+    if isinstance(guide, GuideMixture):
+        refuse_own_models(guide.has_own_models)
     is_known = isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None
     known = guide if is_known or isinstance(guide, JointGuide) else trace_prior(model, args, dict(kwargs))
     log_joint = density_of(model, known, mode=mode)

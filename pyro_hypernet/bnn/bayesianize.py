@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -24,6 +25,8 @@ from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 from pyro_hypernet.model.announce import announce, forget_announcements
 from pyro_hypernet.model.vectorize import outside_of_pyro
 
+# The site that says by whose learnt parameters several models as one run, see starts.as_one.
+COMPONENT = "component"
 PARAMETRIZATIONS = ("weights", "weight_norm")
 # Numbers of inputs at most with which a network is tried, and rows at most with which every gain is.
 _MAX_TRIED, _MAX_ROWS = 1_000_000, 8
@@ -174,6 +177,7 @@ class BayesianNet(nn.Module):
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(name in self._learnt)
         self._prefix: str | None = None
+        self._members: tuple[BayesianNet, ...] = ()  # see starts.as_one
         self.likelihood = likelihood
         self.priors = dict(priors)
         self.num_data = num_data
@@ -301,6 +305,12 @@ class BayesianNet(nn.Module):
 
     def _announced(self) -> dict[str, Tensor]:
         """The values of the point estimates, from a dict from statement to value."""
+        if self._members:
+            nets, parts = [member.net for member in self._members], self._learnt.items()
+            like = next(nets[0].parameters())
+            chosen = pyro.sample(COMPONENT, dist.Categorical(logits=like.new_zeros(len(nets))))[None]
+            every = {statement: torch.stack([net.get_parameter(name) for net in nets]) for name, statement in parts}
+            return {statement: values.index_select(0, chosen)[0] for statement, values in every.items()}
         named = {statement: self.net.get_parameter(name) for name, statement in self._learnt.items()}
         values, self._prefix = announce(named, type(self).__name__, self._prefix)
         return values

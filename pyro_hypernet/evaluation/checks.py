@@ -47,6 +47,7 @@ class Facts:
         functions: What the model computes from draws of the guide, shape `(S', F)`, and from independent ones, in
             their populations, shape `(R', F)`; None where either is not known.
         fit: How training went; None where that is not known.
+        given: Of what k-hat and acceptance are, where not of all weights.
     """
 
     found: IndependentDraws
@@ -62,6 +63,12 @@ class Facts:
     is_one_copy: bool = False
     functions: tuple[Tensor, Tensor] | None = None
     fit: Any = None
+    given: str = ""
+
+    @property
+    def retrain(self) -> str:
+        """What mends a guide that is off."""
+        return RETRAIN if not self.given else "Train longer, or use a richer guide or a GuideMixture."
 
 
 def check_khat(facts: Facts) -> Check:
@@ -72,7 +79,7 @@ def check_khat(facts: Facts) -> Check:
     known from there.
     """
     khat, acceptance, is_alone = facts.khat, facts.acceptance, not facts.found.has_draws
-    reading = f"k-hat of {facts.num_draws} importance weights is {khat:.2f}: "
+    reading = f"k-hat of {facts.num_draws} importance weights{facts.given} is {khat:.2f}: "
     if khat <= 0.5:
         return Check("k-hat", khat, GOOD, reading + "below 0.5, the draws cover the posterior's tails where they are.")
     if khat <= BELIEVABLE_KHAT:
@@ -82,16 +89,16 @@ def check_khat(facts: Facts) -> Check:
         return Check("k-hat", khat, GOOD, reading + text)
     if khat <= HOPELESS_KHAT:
         text = "above 0.7, the guide is too narrow somewhere and its weights correct it only in part."
-        return Check("k-hat", khat, DOUBTFUL, reading + text, RETRAIN)
+        return Check("k-hat", khat, DOUBTFUL, reading + text, facts.retrain)
     text = "above 1, a few draws stand for everything, and no weights can correct that."
-    return Check("k-hat", khat, BAD, reading + text, RETRAIN)
+    return Check("k-hat", khat, BAD, reading + text, facts.retrain)
 
 
 def check_acceptance(facts: Facts) -> Check:
     """How often a Metropolis–Hastings chain would take the guide's proposals."""
     acceptance = facts.acceptance
-    reading = f"A Metropolis–Hastings chain would accept {acceptance:.0%} of its draws."
-    remedy = "metropolis(model, guide, *args) corrects it; " + RETRAIN
+    reading = f"A Metropolis–Hastings chain{facts.given} would accept {acceptance:.0%} of its draws."
+    remedy = ("" if facts.given else "metropolis(model, guide, *args) corrects it; ") + facts.retrain
     return _good_if(acceptance >= LEAST_ACCEPTANCE, "acceptance", acceptance, reading, remedy)
 
 
@@ -200,6 +207,8 @@ CHECKS: list[Callable[[Facts], Check | None]] = [
     check_functions,
     check_training,
 ]
+# Of them, what can be said of the last layer alone.
+LAST_LAYER_CHECKS = [check_khat, check_acceptance, check_training]
 
 
 def _good_if(is_good: bool, name: str, value: float, reading: str, remedy: str) -> Check:

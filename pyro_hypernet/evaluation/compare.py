@@ -24,7 +24,7 @@ from pyro_hypernet.evaluation.distances import (
     sd_ratio,
     wasserstein_over_sd,
 )
-from pyro_hypernet.evaluation.draws import draws, is_guide
+from pyro_hypernet.evaluation.draws import draws, is_guide, run_by
 from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
 from pyro_hypernet.evaluation.symmetric import symmetries_of
@@ -307,6 +307,7 @@ def _view(
     symmetries: tuple[Symmetries, Layout] | None,
 ) -> _View:
     samples = draws(posterior, *bound.args, num_samples=num_samples, **bound.kwargs)
+    bound = Bound(run_by(bound.model, posterior), bound.args, bound.kwargs)
     values = bound.map(samples, lambda trace: _compared_values(trace, samples, function_site))
     probabilities = values.get("probabilities")
     function = values.get("function", probabilities)

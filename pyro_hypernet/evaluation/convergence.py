@@ -9,7 +9,7 @@ import torch
 from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 
-from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.draws import draws, run_by
 from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
 from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.vectorize import Model
@@ -81,10 +81,10 @@ def fits_agree(
     """
     if len(posteriors) < 2:
         raise ValueError(f"fits_agree needs at least two posteriors; got {len(posteriors)}.")
-    values, space, bound = [], "function", Bound(model, args, kwargs)
+    values, space = [], "function"
     for posterior in posteriors:
         samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
-        functions = function_values(bound, samples)
+        functions = function_values(Bound(run_by(model, posterior), args, kwargs), samples)
         space = space if functions is not None else "weights"
         values.append(side_by_side(samples, 1).double() if functions is None else functions)
     size = min(len(value) for value in values)

@@ -1,14 +1,16 @@
 """diagnose: everything that can be said of a guide without a reference, as a verdict in words."""
 
 import math
+import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from pyro_hypernet.evaluation.checks import CHECKS, Facts
+from pyro_hypernet.evaluation.checks import CHECKS, LAST_LAYER_CHECKS, Facts
 from pyro_hypernet.evaluation.convergence import function_values
 from pyro_hypernet.evaluation.evidence import Bracket, evidence_bracket
 from pyro_hypernet.evaluation.importance import (
@@ -20,6 +22,7 @@ from pyro_hypernet.evaluation.importance import (
     khat_of,
 )
 from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
+from pyro_hypernet.evaluation.last_layer_check import weigh_last_layer
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.evaluation.verdict import USE, Diagnosis, diagnosis_of
@@ -32,6 +35,8 @@ _PRIOR_DRAWS = 1000
 _FUNCTION_DRAWS = 2000
 # The most numbers that all draws together may hold: of larger models fewer draws are taken.
 _MOST_NUMBERS = 2**25
+# With a loader: draws of all but the last layer, and of that for each.
+_NUM_SECTIONS, _MOST_SECTIONED = 4, 250
 
 
 @dataclass(frozen=True)
@@ -67,22 +72,29 @@ def diagnose(
     guide misses, and what it predicts. "use it" where all is well; "refine it" where something is off that weights,
     more training or `refine` mend; "do not trust it" where the guide is of no use.
 
+    Networks too large for weights of all their weights are given with a loader, `diagnose(model, guide, loader)`: k-hat
+    and acceptance are then those of the last layer given four draws of all others, medians over these, by one pass over
+    all data, and the ELBO is of as many. How a guide predicts data that were held out, `score` says.
+
     Args:
         model: The Pyro model.
         guide: A trained guide with a density.
-        args: The model's arguments, data included.
+        args: The model's arguments, data included; or one DataLoader of all data.
         fit: What `fit` returned, to look at how training went.
-        num_samples: Number of draws of the guide; fewer where these have more than 2²⁵ weights together.
+        num_samples: Number of draws of the guide; fewer where these have more than 2²⁵ weights together, and 1 000 at
+            most with a loader.
         max_seconds: What to spend, about, on looking beyond the guide; 0 for not at all.
-        draws: A result of `refine`, or a dict of samples of the posterior, to look beyond the guide with.
+        draws: A result of `refine`, or a dict of samples of the posterior, to look beyond the guide with; with a loader
+            there is no such look, however many seconds there are.
         kwargs: The model's keyword arguments.
 
     Returns:
         The verdict, its reasons and its figures.
 
     Raises:
-        TypeError: If `guide` is no guide or a point estimate.
-        ValueError: If the guide's sites are not the model's, or no draw has a finite density.
+        TypeError: If `guide` is no guide or a point estimate, or with a loader neither AutoHypernet nor GuideMixture.
+        ValueError: If the guide's sites are not the model's, no draw has a finite density, or a loader leaves data out
+            or comes with `draws`.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -95,6 +107,12 @@ def diagnose(
         >>> diagnose(model, guide, torch.tensor(0.0)).verdict
         'do not trust it'
     """
+    if len(args) == 1 and isinstance(args[0], DataLoader):
+        if draws is not None:
+            raise ValueError(
+                "With a loader the last layer alone is looked at, and no draws: pass the data, or no draws=."
+            )
+        return _diagnose_last_layer(model, guide, args[0], kwargs, fit=fit, num_samples=num_samples)
     options = {"fit": fit, "num_samples": num_samples, "max_seconds": max_seconds, "draws": draws}
     return examine(model, guide, args, kwargs, **options).diagnosis
 
@@ -144,6 +162,25 @@ def examine(
     diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
     remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
     return Examination(diagnosis, bracket, found)
+
+
+def _diagnose_last_layer(
+    model: Model, guide: Any, loader: DataLoader, kwargs: dict[str, Any], *, fit: Any, num_samples: int
+) -> Diagnosis:
+    start, each = time.perf_counter(), max(2, min(num_samples // _NUM_SECTIONS, _MOST_SECTIONED))
+    found = weigh_last_layer(model, guide, loader, kwargs, num_sections=_NUM_SECTIONS, num_samples=each)
+    rows, bounds = list(found.log_weights), found.log_weights.mean(1)
+    given = f" of the last layer's {found.dim} weights given all others (medians over {len(rows)} draws of these)"
+    khat = statistics.median(map(khat_of, rows))
+    acceptance = statistics.median(map(expected_acceptance, rows))
+    facts = Facts(IndependentDraws("nothing"), khat=khat, num_draws=each, acceptance=acceptance, fit=fit, given=given)
+    checks = [check for check in (judge(facts) for judge in LAST_LAYER_CHECKS) if check is not None]
+    figures = {"khat": khat, "acceptance": acceptance, "num_draws": found.log_weights.numel()}
+    figures |= {"elbo": float(bounds.mean()), "elbo_error": float(bounds.std() / len(bounds) ** 0.5)}
+    figures["ess"] = sum(float(effective_sample_size(row)) for row in rows)
+    diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
+    remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
+    return diagnosis
 
 
 def _at_most(num_draws: int, dim: int) -> int:

@@ -12,9 +12,9 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_hypernet.guide.guide_mixture import JointGuide
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.single_run import trace_outside
+from pyro_hypernet.model.single_run import Model, trace_outside
 from pyro_hypernet.train.estimate import flat_normal
 
 # Draws in one pass of a guide's density at given points.
@@ -59,6 +59,11 @@ def draws(posterior: Any, *args: Any, num_samples: int = 1000, **kwargs: Any) ->
         w = posterior.get_posterior(*args, **kwargs).sample((num_samples,))
         return Layout.from_trace(posterior.prototype_trace).constrain(w)[0]
     return _run_guide(posterior, args, kwargs, num_samples)[0]
+
+
+def run_by(model: Model, posterior: Any) -> Model:
+    """The model by which draws of a posterior are run: the given one, but for components with models of their own."""
+    return posterior.model_of_draws(model) if isinstance(posterior, GuideMixture) else model
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.draws import draws, run_by
 from pyro_hypernet.evaluation.verdict import DOUBTFUL, GOOD, Check
 from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model
@@ -76,7 +76,8 @@ def replicate(
 
     Source: Gelman, Meng and Stern 1996.
     """
-    samples, bound = draws(posterior, *args, num_samples=num_samples, **kwargs), Bound(model, args, kwargs)
+    samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
+    bound = Bound(run_by(model, posterior), args, kwargs)
 
     def modelled(trace: Trace) -> dict[str, Any]:
         return {name: node for name, node in predictive_nodes(trace, samples).items() if node["is_observed"]}

@@ -8,7 +8,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.draws import draws, run_by
 from pyro_hypernet.model.chunks import MAX_BYTES
 from pyro_hypernet.model.traces import deterministic_nodes, observed_nodes, pointwise_log_prob, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
@@ -63,7 +63,7 @@ def predict(
     recall(posterior)
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
     options = {"batch_size": batch_size, "max_bytes": max_bytes}
-    return predict_at(Bound(model, args, kwargs), samples, return_sites=return_sites, **options)
+    return predict_at(Bound(run_by(model, posterior), args, kwargs), samples, return_sites=return_sites, **options)
 
 
 @torch.no_grad()
@@ -108,7 +108,8 @@ def log_likelihood(
         ValueError: If no site is observed.
     """
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
-    return log_likelihood_at(Bound(model, args, kwargs), samples, batch_size=batch_size, max_bytes=max_bytes)
+    bound = Bound(run_by(model, posterior), args, kwargs)
+    return log_likelihood_at(bound, samples, batch_size=batch_size, max_bytes=max_bytes)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_hypernet.evaluation.draws import draws
+from pyro_hypernet.evaluation.draws import draws, run_by
 from pyro_hypernet.evaluation.metrics import (
     bins_of_confidence,
     error_of_bins,
@@ -113,7 +113,7 @@ def score(
     for batch, named in one_pass(args, kwargs or {}):
         if run is None:
             samples = draws(posterior, *batch, num_samples=num_samples, **named)
-            run = Chunked(model, samples, partial(_collect, samples), max_bytes=max_bytes)
+            run = Chunked(run_by(model, posterior), samples, partial(_collect, samples), max_bytes=max_bytes)
         found.append(_of_batch(run(batch, named)))
     if not found:
         raise ValueError("There are no batches to score; an iterator that is used up gives none: pass a DataLoader.")

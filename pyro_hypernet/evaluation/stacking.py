@@ -61,8 +61,8 @@ def stack(model: Model, mixture: GuideMixture, *args: Any, num_samples: int = 10
     if not isinstance(mixture, GuideMixture):
         raise TypeError(f"stack weighs the components of a GuideMixture; got {type(mixture).__name__}.")
     parts = []
-    for guide in mixture.components:
-        by_site = log_likelihood(model, guide, *args, num_samples=num_samples, **kwargs)
+    for own, guide in zip(mixture.models_for(model), mixture.components, strict=True):
+        by_site = log_likelihood(own, guide, *args, num_samples=num_samples, **kwargs)
         parts.append(torch.cat([log_predictive(value.double()).flatten() for value in by_site.values()]))
     log_p = torch.stack(parts)
     weights = _stacking_weights(log_p)

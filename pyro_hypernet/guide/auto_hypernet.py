@@ -47,10 +47,10 @@ class AutoHypernet(FlowGuide):
         hypernet: The invertible network: "auto", "identity", "linear", "nice", "coupling", "spline", "iaf", or a
             function from a dimension to a Bijection, such as `functools.partial(coupling, num_layers=8)`.
         structure: The coordinates of weight space that the network moves: "auto", "informed", "full", "layerwise",
-            "last_layer", "low_rank", "weight_norm", "multiplicative", or such a function. "informed" builds in what
-            `setup` finds out about the model (weights that act linearly, symmetries of hidden units); "auto" takes it
-            where there is something to find, up to 2 000 weights, unless `init_loc_fn` or `init_scale` ask for another
-            start; see `describe` for what was chosen.
+            "last_layer", "low_rank", "weight_norm", "multiplicative", "patterns", or such a function. "informed" builds
+            in what `setup` finds out about the model (weights that act linearly, symmetries of hidden units); "auto"
+            takes it where there is something to find, up to 2 000 weights, unless `init_loc_fn` or `init_scale` ask for
+            another start; see `describe` for what was chosen.
         init_loc_fn: A Pyro initialisation strategy for the centre; None for `init_to_median`, and for the network's own
             values, trained or not, where `bayesianize` made the model of one with more than 2 000 weights.
         init_scale: The standard deviation of every unconstrained weight at the start, positive; None for 0.1, for the

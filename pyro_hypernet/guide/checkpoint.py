@@ -1,6 +1,7 @@
 """A trained guide, or a mixture, as one safetensors file: parameters, choices, layout, and the model's own state."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -89,11 +90,12 @@ def pack(guide: AutoHypernet | GuideMixture) -> tuple[dict[str, Any], dict[str, 
 
 
 def _pack_mixture(mixture: GuideMixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and tensors of a mixture: those of its components, the model's with the first."""
+    """The header and tensors of a mixture: those of its components, with the first its model's, or with each."""
     headers, tensors = [], {}
     for number, guide in enumerate(mixture.components):
-        header, own = _pack(guide, ModelState() if number else _gather(guide))
-        headers.append({**header, _WITHOUT_MODEL: True} if number else header)
+        is_without = number > 0 and not mixture.has_own_models
+        header, own = _pack(guide, ModelState() if is_without else _gather(guide))
+        headers.append({**header, _WITHOUT_MODEL: True} if is_without else header)
         tensors |= {f"{_COMPONENT}{number}.{name}": tensor for name, tensor in own.items()}
     found = mixture.disagreement
     header = {
@@ -185,9 +187,11 @@ def load(
     header, tensors = read(Path(path))
     is_mixture, given = "components" in header, {"hypernet": hypernet, "structure": structure}
     guides = []
-    for number, of_guide in enumerate(header["components"] if is_mixture else [header]):
+    for number, own in enumerate(header["components"] if is_mixture else [header]):
         found = _pop(tensors, f"{_COMPONENT}{number}.") if is_mixture else tensors
-        guides.append(_unpack(of_guide, found, model, (args, kwargs), given, device, overwrite=overwrite, path=path))
+        has_own_model = number > 0 and _WITHOUT_MODEL not in own  # it has learnt parameters of its own
+        its_model = copy.deepcopy(model) if has_own_model else model
+        guides.append(_unpack(own, found, its_model, (args, kwargs), given, device, overwrite=overwrite, path=path))
     if not is_mixture:
         return guides[0]
     mixture = GuideMixture(guides, log_weights=[float(value) for value in header["log_weights"]])

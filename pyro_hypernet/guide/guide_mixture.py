@@ -10,12 +10,12 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median, init_to_sample,
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_hypernet.bnn.bayesianize import BayesianNet
-from pyro_hypernet.bnn.starts import reinitialised, started_at
+from pyro_hypernet.bnn.bayesianize import COMPONENT, BayesianNet
+from pyro_hypernet.bnn.starts import as_one, reinitialised, started_at
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.disagreement import Disagreement, disagreement_of
 from pyro_hypernet.guide.flow import QUANTILE_DRAWS, QUANTILE_NUMBERS, quantiles_of
-from pyro_hypernet.guide.model_state import gather
+from pyro_hypernet.guide.own_models import have_own_models, log_prob_of_components, own_models, refuse_own_models
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
@@ -37,18 +37,23 @@ class GuideMixture(AutoContinuous):
     `mixture.set_log_weights([result.elbo for result in fits])`. With SVI all components learn together. Predictions,
     weights of draws, `save` and `load` work as for an AutoHypernet; NeuTra, which needs one map, does not.
 
+    Where a network of `bayesianize` learns parameters, such as the directions of weight norm, every component has its
+    own: draws have one more site, "component", and `log_prob` is of both, `π_k q_k(w)`. There is no one posterior to
+    weigh that by: for k-hat take components with their models, `zip(mixture.models_for(model), mixture.components)`.
+
     Args:
-        guides: Two or more guides of one model, trained or not, no guide twice. Models that learn parameters of their
-            own, such as the directions of weight norm, are refused: each component would need its own.
+        guides: Two or more guides of one model, or of copies of one that learns parameters; trained or not, no guide
+            twice.
         log_weights: Of the components, in nats, up to a constant, shape `(K,)`; None for equal ones.
 
     Attributes:
+        has_own_models: Whether every component has learnt parameters of its own; known after `setup`.
         disagreement: How far draws of the components predict otherwise, see `measure_disagreement`; None before.
 
     Raises:
         TypeError: If a guide is no AutoHypernet.
         ValueError: If there are none, one is given twice, the weights do not fit, the guides are of other sites or at
-            other temperatures, or the model has parameters of its own.
+            other temperatures, or the model learns parameters and is not a network of bayesianize for each.
 
     Source: Jaakkola and Jordan 1998, for mixtures as variational posteriors; Lakshminarayanan et al. 2017, arXiv
         1612.01474, for different starts of a network.
@@ -66,12 +71,11 @@ class GuideMixture(AutoContinuous):
     def __init__(self, guides: Sequence[AutoHypernet], *, log_weights: Sequence[float] | Tensor | None = None) -> None:
         guides = list(guides)
         _check_guides(guides)
-        stored = guides[0]._uninitialised_model
-        model = stored[0] if stored else lambda *_, **__: guides[0]._its_model()  # which says that it is gone
-        super().__init__(model, init_loc_fn=guides[0]._init_loc_fn or init_to_median)
+        super().__init__(_model_of(guides[0]), init_loc_fn=guides[0]._init_loc_fn or init_to_median)
         self.add_module("parts", nn.ModuleList(guides))
         self.register_buffer("_log_weights", torch.zeros(len(guides), dtype=torch.float64))
         self.disagreement: Disagreement | None = None
+        self.has_own_models = False
         self.set_log_weights(self._log_weights if log_weights is None else log_weights)
         if all(guide._layout is not None for guide in guides):
             self._take_over()
@@ -112,11 +116,7 @@ class GuideMixture(AutoContinuous):
             ValueError: If they are not as many as components, one is NaN or +inf, or all are −inf.
         """
         values = torch.as_tensor(log_weights, dtype=torch.float64, device=self._log_weights.device).detach()
-        if values.shape != (len(self.components),) or not bool((values < math.inf).all() and values.max() > -math.inf):
-            raise ValueError(
-                f"log_weights must be {len(self.components)} numbers, one of them at least finite, none NaN or +inf; "
-                f"got {log_weights}."
-            )
+        _check_log_weights(values, len(self.components))
         self._log_weights = values.log_softmax(0)
 
     @property
@@ -133,6 +133,14 @@ class GuideMixture(AutoContinuous):
         """Of the posterior that the components stand for. RuntimeError before `setup`."""
         return next(part.temperature for _, part in self._drawn())
 
+    def models_for(self, model: Model) -> tuple[Model, ...]:
+        """The models of the components: the one given, or where they learn parameters their own; see `own_models`."""
+        return own_models(self.components, model) if self.has_own_models else (model,) * len(self.components)
+
+    def model_of_draws(self, model: Model) -> Model:
+        """What runs draws of the mixture: the model given, or those of the components as one."""
+        return as_one(self.models_for(model)) if self.has_own_models else model
+
     def setup(self, *args: Any, **kwargs: Any) -> "GuideMixture":
         """Sets all components up, see `AutoHypernet.setup`, where need be, and returns the mixture."""
         self._setup_prototype(*args, **kwargs)
@@ -142,10 +150,7 @@ class GuideMixture(AutoContinuous):
         """Draws of every component in proportion, up to one draw, in random order, `(S, *shape)` by site."""
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1; got {num_samples}.")
-        at = (torch.arange(num_samples, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / num_samples
-        shares = self._log_weights.cpu().exp().cumsum(0)
-        counts = torch.searchsorted(shares / shares[-1], at).bincount(minlength=len(shares))
-        parts = [part.sample_posterior(count) for part, count in self._each(counts)]
+        parts = [self._sampled(part, n) for part, n in self._each(_in_proportion(self._log_weights, num_samples))]
         order = torch.randperm(num_samples)
         values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {name: value[order.to(value.device)] for name, value in values.items()}
@@ -174,6 +179,8 @@ class GuideMixture(AutoContinuous):
 
     def log_prob(self, samples: Mapping[str, Tensor]) -> Tensor:
         """log q of constrained values, see `AutoHypernet.log_prob`: a dict of `(..., *shape)` to shape `(...)`."""
+        if self.has_own_models and COMPONENT in samples:
+            return log_prob_of_components(self.components, self._log_weights, samples)
         w, log_det = self.layout.unconstrain(samples)
         return self.unconstrained_log_prob(w) - log_det
 
@@ -196,11 +203,7 @@ class GuideMixture(AutoContinuous):
         """Quantiles of every unconstrained coordinate, on the sites' supports; see `AutoHypernet.quantiles`."""
         if any(part._layout is None for part in self.components):
             self.setup(*args, **kwargs)
-        number = max(64, min(QUANTILE_DRAWS, QUANTILE_NUMBERS // self.layout.dim))
-        counts = 2 * (self._log_weights.exp() * number / 2).round().long()
-        flows = ((part._flow(), count) for part, count in self._each(counts))
-        w = torch.cat([flow.looks(2 * round(count / flow.noise.rate / 2)) for flow, count in flows])
-        return self.layout.constrain(quantiles_of(w, quantiles))[0]
+        return self.layout.constrain(quantiles_of(_looks(self), quantiles))[0]
 
     def measure_disagreement(self, *args: Any, num_samples: int = 8, **kwargs: Any) -> Disagreement | None:
         """How far draws of different components, and of one, predict otherwise; `describe` then says it.
@@ -215,10 +218,10 @@ class GuideMixture(AutoContinuous):
         """
         if num_samples < 2:
             raise ValueError(f"num_samples must be at least 2; got {num_samples}.")
-        parts = [part for _, part in self._drawn()]
+        model = self.model_of_draws(self.components[0]._its_model())
         with outside_of_pyro():
-            samples = [part.sample_posterior(num_samples) for part in parts]
-            self.disagreement = disagreement_of(parts[0]._its_model(), samples, args, kwargs)
+            samples = [self._sampled(part, num_samples) for _, part in self._drawn()]
+            self.disagreement = disagreement_of(model, samples, args, kwargs)
         return self.disagreement
 
     def describe(self) -> str:
@@ -237,16 +240,10 @@ class GuideMixture(AutoContinuous):
         first, *others = self.components
         for part in others:
             first.layout.check(part.layout, "another component")
-        if len({part.temperature for _, part in self._drawn()}) > 1:
-            raise ValueError(
-                "All components must be of one temperature, or there is no density that the mixture stands for; these "
-                f"are of {', '.join(f'{part.temperature:g}' for part in self.components)}."
-            )
-        _refuse_point_estimates(self.components)
+        _check_temperatures([part.temperature for _, part in self._drawn()])
+        self.has_own_models = have_own_models(self.components)
         self.latent_dim = first.layout.dim
-        for name in _NOTED:
-            if name in vars(first):
-                vars(self)[name] = vars(first)[name]
+        vars(self).update({name: vars(first)[name] for name in _NOTED if name in vars(first)})
 
     def _drawn(self) -> Iterator[tuple[float, AutoHypernet]]:
         """The components that have a weight, with its logarithm."""
@@ -257,6 +254,12 @@ class GuideMixture(AutoContinuous):
         """The components of which there are to be draws, and how many."""
         return ((part, n) for part, n in zip(self.components, counts.tolist(), strict=True) if n)
 
+    def _sampled(self, part: AutoHypernet, count: int) -> dict[str, Tensor]:
+        """Draws of one component, which say of which where that has a model of its own."""
+        values, number = part.sample_posterior(count), self.components.index(part)
+        like = next(iter(values.values()))
+        return values | ({COMPONENT: like.new_full((count,), number).long()} if self.has_own_models else {})
+
     def _draw(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """So many draws of every component, shape `(S, D)`, and log q of the mixture, shape `(S,)`."""
         rows = [(part, *part.sample_and_log_prob(count)) for part, count in self._each(counts)]
@@ -265,10 +268,8 @@ class GuideMixture(AutoContinuous):
 
     def _mixed(self, w: Tensor, known: AutoHypernet | None, own: Tensor | None) -> Tensor:
         """log q of weights, the density of one component being known."""
-        parts = [
-            log_weight + (own if part is known else part.unconstrained_log_prob(w))
-            for log_weight, part in self._drawn()
-        ]
+        refuse_own_models(self.has_own_models)
+        parts = [log_w + (own if part is known else part.unconstrained_log_prob(w)) for log_w, part in self._drawn()]
         return torch.stack(parts, -1).logsumexp(-1)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple]:
@@ -307,6 +308,42 @@ def _put_together(guides: list[AutoHypernet], log_weights: Tensor, disagreement:
     return mixture
 
 
+def _model_of(guide: AutoHypernet) -> Model:
+    """The guide's model, or what says that it is gone."""
+    return guide._uninitialised_model[0] if guide._uninitialised_model else lambda *_, **__: guide._its_model()
+
+
+def _looks(mixture: GuideMixture) -> Tensor:
+    """Weights that the components can draw, in proportion and the same at every call, shape `(S, D)`."""
+    number = max(64, min(QUANTILE_DRAWS, QUANTILE_NUMBERS // mixture.layout.dim))
+    counts = 2 * (mixture.log_weights.exp() * number / 2).round().long()
+    flows = ((part._flow(), count) for part, count in mixture._each(counts))
+    return torch.cat([flow.looks(2 * round(count / flow.noise.rate / 2)) for flow, count in flows])
+
+
+def _in_proportion(log_weights: Tensor, num_samples: int) -> Tensor:
+    """How many of some draws every component has, up to one, shape `(K,)`."""
+    at = (torch.arange(num_samples, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / num_samples
+    shares = log_weights.cpu().exp().cumsum(0)
+    return torch.searchsorted(shares / shares[-1], at).bincount(minlength=len(shares))
+
+
+def _check_log_weights(values: Tensor, number: int) -> None:
+    if values.shape != (number,) or not bool((values < math.inf).all() and values.max() > -math.inf):
+        raise ValueError(
+            f"log_weights must be {number} numbers, one of them at least finite, none NaN or +inf; got "
+            f"{values.tolist()}."
+        )
+
+
+def _check_temperatures(temperatures: Sequence[float]) -> None:
+    if len(set(temperatures)) > 1:
+        raise ValueError(
+            "All components must be of one temperature, or there is no density that the mixture stands for; these are "
+            f"of {', '.join(f'{temperature:g}' for temperature in temperatures)}."
+        )
+
+
 def _check_guides(guides: Sequence[Any]) -> None:
     odd = next((guide for guide in guides if not isinstance(guide, AutoHypernet)), None)
     if odd is not None:
@@ -343,23 +380,3 @@ def _guide_at(model: BayesianNet, plan: Plan | None) -> AutoHypernet:
 
 def _at(values: dict[str, Tensor]) -> Callable[..., Any]:
     return init_to_value(values=values, fallback=init_to_median)
-
-
-def _refuse_point_estimates(parts: Sequence[AutoHypernet]) -> None:
-    """Raises where the components predict by parameters of the model that are not drawn, or by different models."""
-    learnt = list(dict.fromkeys(name for part in parts for name in part._stored_names))
-    if learnt:
-        raise ValueError(
-            f"The model learns parameters of its own, {learnt[:4]}, which every component would need its own of; a "
-            'mixture keeps draws only. Make them random, as bayesianize does by sites="all" and parametrization='
-            '"weights", or fix them by requires_grad_(False), or average the predictions of one model and guide per '
-            "start."
-        )
-    models = [part._uninitialised_model[0] for part in parts if part._uninitialised_model]
-    states = [gather(model, {}).tensors for model in {id(model): model for model in models}.values()]
-    for state in states[1:]:
-        if state.keys() != states[0].keys() or not all(torch.equal(state[key], states[0][key]) for key in state):
-            raise ValueError(
-                "The components were made for models whose fixed parameters or buffers differ; a mixture is of one "
-                "model: make the guides for one, or for copies of it."
-            )

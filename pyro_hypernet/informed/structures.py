@@ -18,6 +18,7 @@ from pyro_hypernet.maps.bounds import bounds
 from pyro_hypernet.maps.coordinates import All, GroupNorms, Steer, Subset, Subspace
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM, Hypernet, by_nickname, sets
 from pyro_hypernet.maps.linear import Affine
+from pyro_hypernet.maps.patterns import Patterned
 from pyro_hypernet.model.layout import Layout, Site
 
 Structure = Callable[[Layout, Hypernet, Tensor, Tensor], Bijection]
@@ -58,7 +59,7 @@ def last_layer(
         ValueError: If a name is unknown or comes twice, or there is none.
         TypeError: If `sites` is one string.
     """
-    chosen = _last_layer_sites(layout) if sites is None else _named_sites(layout, sites)
+    chosen = last_layer_sites(layout) if sites is None else _named_sites(layout, sites)
     index = torch.cat([torch.arange(site.start, site.start + site.size, device="cpu") for site in chosen])
     return _steer_noise(Steer(Subset(index), hypernet(len(index))), layout, loc, scale)
 
@@ -106,6 +107,40 @@ def multiplicative(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tenso
             used as `x @ W`.
     """
     return _steer_norms(layout, hypernet, loc, scale, input_axis)
+
+
+def patterns(layout: Layout, hypernet: Hypernet, loc: Tensor, scale: Tensor, *, rank: int = 8) -> Bijection:
+    """Multiplies every weight matrix by r random patterns of rank one, `W ⊙ exp(A diag(z) B)`; moves z and the biases.
+
+    z are r of the matrix's own weights, which carry the strengths of the learnt patterns A, B: see `Patterned`. In the
+    manner of rank-one factors (Dusenberry et al. 2020), which multiply by one pattern and put no density on the
+    weights; here it is exact, over all of them. Weights of more axes are matrices of their first axis and all others.
+
+    Args:
+        layout: As in `full`, like hypernet, loc and scale.
+        rank: r, at least 1; half of a matrix's weights at most.
+
+    Raises:
+        ValueError: If the rank is less than 1.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1; got {rank}.")
+    sites = [site for site in layout.sites if _is_weight(site) and site.size > 1]
+    if not sites:
+        return full(layout, hypernet, loc, scale)
+    counts = [min(rank, site.size // 2) for site in sites]
+    carriers = [
+        site.start + torch.arange(count, device="cpu") * site.size // count
+        for site, count in zip(sites, counts, strict=True)
+    ]
+    is_moved = torch.ones(layout.dim, dtype=torch.bool, device="cpu")
+    for site, index in zip(sites, carriers, strict=True):
+        is_moved[site.slice] = False
+        is_moved[index] = True
+    index = is_moved.nonzero()[:, 0]
+    shapes = [(site.start, site.shape[0], site.size // site.shape[0]) for site in sites]
+    steer = Steer(Subset(index), hypernet(len(index)))
+    return Chain(steer, Patterned(loc, scale, shapes, carriers), *bounds(layout, loc)).to(loc)
 
 
 def informed(
@@ -186,6 +221,7 @@ STRUCTURES: dict[str, Structure] = {
     "low_rank": low_rank,
     "weight_norm": weight_norm,
     "multiplicative": multiplicative,
+    "patterns": patterns,
 }
 
 
@@ -249,9 +285,12 @@ def _named_sites(layout: Layout, names: Sequence[str]) -> list[Site]:
     return [layout[name] for name in names]
 
 
-def _last_layer_sites(layout: Layout) -> list[Site]:
+def last_layer_sites(layout: Layout) -> list[Site]:
+    """The sites of the last layer, as `last_layer` takes them where none are named."""
     prefix, dot, _ = layout.names[-1].rpartition(".")
-    if dot:
-        return [site for site in layout.sites if site.name.rpartition(".")[0] == prefix]
+    if dot:  # norms of its weight have the weight's name, as "2.weight.g"
+        return [
+            s for s in layout.sites if prefix in (n.rpartition(".")[0] for n in (s.name, s.name.removesuffix(".g")))
+        ]
     weights = [i for i, site in enumerate(layout.sites) if _is_weight(site)]
     return list(layout.sites[weights[-1] if weights else -1 :])

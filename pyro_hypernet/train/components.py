@@ -10,6 +10,7 @@ import torch
 
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.guide_mixture import GuideMixture
+from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.notices import keep_going, remember
 from pyro_hypernet.train.resume import Checkpoint, as_checkpoint
@@ -17,6 +18,7 @@ from pyro_hypernet.train.resume import Checkpoint, as_checkpoint
 
 def fit_in_turn(
     fit_one: Callable[..., Any],
+    model: Model,
     mixture: GuideMixture,
     batches: Batches,
     kwargs: Mapping[str, Any],
@@ -25,7 +27,8 @@ def fit_in_turn(
     """Trains every component, and weighs those equally that were trained; those of a fit cut short get no weight.
 
     Args:
-        fit_one: From a guide, `args` and `checkpoint=` to what `fit` returns.
+        fit_one: From a model, a guide, `args` and `checkpoint=` to what `fit` returns.
+        model: The Pyro model.
         mixture: The mixture.
         batches: The model's arguments, as of `fit`.
         checkpoint: As in `fit`; every component has a folder in that folder.
@@ -40,12 +43,12 @@ def fit_in_turn(
     remember(mixture, "")
     results: list[Any] = []
     try:
-        for number, guide in enumerate(mixture.components):
+        for number, (own_model, guide) in enumerate(zip(mixture.models_for(model), mixture.components, strict=True)):
             own = None
             if checkpoint is not None:
                 whole = as_checkpoint(checkpoint)
                 own = replace(whole, folder=Path(whole.folder) / f"component-{number}")
-            results.append(fit_one(guide, args, checkpoint=own))
+            results.append(fit_one(own_model, guide, args, checkpoint=own))
             if results[-1].stopped_because == "interrupted":
                 break
     finally:

@@ -165,9 +165,9 @@ def fit(
     if isinstance(guide, GuideMixture):
         options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
         check(guide.components[0], num_steps, elbo, plan)
-        fit_one = partial(fit, model, **options, progress=progress, **moved)
+        fit_one = partial(fit, **options, progress=progress, **moved)
         with Processes.of_group() as processes:
-            return fit_in_turn(fit_one, guide, Batches(args, processes), kwargs or {}, checkpoint)
+            return fit_in_turn(fit_one, model, guide, Batches(args, processes), kwargs or {}, checkpoint)
     check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
     asked, num_restarts = put_in_place(asked, moved)

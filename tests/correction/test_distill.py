@@ -47,7 +47,7 @@ def test_a_guide_becomes_the_posterior_of_its_draws(num_components):
     assert kl_from_posterior(guide) < (0.05 if num_components == 1 else 0.6)  # over 20 seeds at most .019 and .32
 
 
-STRUCTURES = ["full", "layerwise", "last_layer", "low_rank", "weight_norm", "multiplicative", "informed"]
+STRUCTURES = ["full", "layerwise", "last_layer", "low_rank", "weight_norm", "multiplicative", "patterns", "informed"]
 GUIDES = {name: (name, "linear") for name in STRUCTURES} | {f"full, {h}": ("full", h) for h in HYPERNETS if h != "auto"}
 
 

@@ -401,15 +401,15 @@ WRONG = {
         "'0.weight'",
     ),
     "nets for another model": (lambda: GuideMixture.from_starts(linear, [net()]), TypeError, "dicts"),
-    "directions": (
-        lambda: GuideMixture.from_starts(bayesianize(net(), "categorical", parametrization="weight_norm"), 2),
-        ValueError,
-        "weight_norm",
-    ),
     "learnt parameters": (
-        lambda: GuideMixture.from_starts(bayesianize(net(), "categorical", sites="last_layer"), 2).setup(*LABELLED),
+        lambda: GuideMixture.from_starts(learns_its_noise, 2).setup(*LINEAR_DATA),
         ValueError,
         "parameters of its own",
+    ),
+    "learnt parameters of one model": (
+        lambda: GuideMixture([AutoHypernet(DIRECTIONS), AutoHypernet(DIRECTIONS)]).setup(*LABELLED),
+        ValueError,
+        "from_starts",
     ),
     "other bodies": (lambda: GuideMixture(list(map(_last_layer, range(2)))).setup(*LABELLED), ValueError, "differ"),
     "nothing to reset": (lambda: GuideMixture.from_starts(bayesianize(Fixed(), "categorical"), 2), ValueError, "reset"),
@@ -425,6 +425,16 @@ WRONG = {
     "stack of a guide": (lambda: stack(linear, AutoHypernet(linear), *LINEAR_DATA), TypeError, "GuideMixture"),
     "draws before setup": (lambda: GuideMixture.from_starts(linear, 2).sample_posterior(3), RuntimeError, "setup"),
 }
+
+
+DIRECTIONS = bayesianize(net(), "categorical", parametrization="weight_norm")
+
+
+def learns_its_noise(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+    noise = pyro.param("noise", torch.tensor(1.0, dtype=torch.float64))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ slope, noise.exp()), obs=y)
 
 
 class Fixed(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyro_hypernet.informed.structures import STRUCTURES, choose_structure, last_layer, resolve_structure
+from pyro_hypernet.informed.structures import STRUCTURES, choose_structure, last_layer, patterns, resolve_structure
 from pyro_hypernet.maps.coordinates import GroupNorms
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, identity, resolve_hypernet
 from pyro_hypernet.maps.linear import Permute
@@ -115,14 +115,44 @@ def test_norm_coordinates_are_of_order_one_at_the_start(loc):
     torch.testing.assert_close(read.std(0), torch.ones(2), atol=0.1, rtol=0)
 
 
-def test_norm_structures_without_a_weight_move_everything():
+def test_structures_of_weights_move_everything_where_there_is_none():
     layout = layout_of(a=(3,), b=())
-    for name in ("weight_norm", "multiplicative"):
+    for name in ("weight_norm", "multiplicative", "patterns"):
         seen = []
         STRUCTURES[name](
             layout, lambda dim, seen=seen: seen.append(dim) or identity(dim), torch.zeros(4), torch.ones(4)
         )
         assert seen == [4]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 2, 3, 3), (1, 2)], ids=["linear", "convolution", "two weights"])
+def test_patterns_multiply_weights_by_low_rank_factors_of_their_carriers(shape):
+    """Against the formula, in float64; biases, and a matrix of one weight, are the mean field's."""
+    torch.manual_seed(seed(0))
+    layout = layout_of(w=shape, b=(3,), one=(1, 1))
+    dim, count = layout.dim, min(2, layout["w"].size // 2)
+    loc, scale = torch.randn(dim).double(), torch.rand(dim).double() + 0.5
+    bijection = patterns(layout, identity, loc, scale, rank=2)
+    left = torch.randn(shape[0], count, dtype=torch.float64)
+    patterned = bijection.bijections[1]
+    patterned.left[0].data = left
+    eps = torch.randn(7, dim, dtype=torch.float64)
+    w, log_det = bijection.forward_and_log_det(eps)
+    carriers = torch.arange(count) * layout["w"].size // count + layout["w"].start
+    log_factors = torch.stack([(left * z) @ patterned.right[0] for z in eps[:, carriers]]).flatten(1)
+    log_factors = 2 * (log_factors / 2).tanh()
+    expected = loc + scale * eps
+    others = torch.ones(dim, dtype=torch.bool).index_fill(0, carriers, False)
+    factors = torch.zeros_like(eps)
+    factors[:, layout["w"].slice] = log_factors
+    factors = torch.where(others, factors, 0.0)
+    torch.testing.assert_close(w, expected * factors.exp())
+    torch.testing.assert_close(log_det, scale.log().sum() + factors.sum(-1))
+
+
+def test_patterns_need_a_rank():
+    with pytest.raises(ValueError, match="rank must be at least 1; got 0"):
+        patterns(layout_of(w=(2, 2)), identity, torch.zeros(4), torch.ones(4), rank=0)
 
 
 def test_what_auto_chooses():
