@@ -31,6 +31,7 @@ ORDER = [
     "pipeline",
     "infer",
     "tabular",
+    "sklearn",
     "jobs",
     "cli",
 ]

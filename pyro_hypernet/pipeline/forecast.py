@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.model.density import trace_prior
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Vectorized, outside_of_pyro, trace_one
@@ -172,7 +173,7 @@ def forecast_by_runs(task: Task) -> Forecast:
     return Forecast(task.clock, price_of_a_run(task))
 
 
-def forecast_by_steps(task: Task, guide: AutoHypernet) -> Forecast:
+def forecast_by_steps(task: Task, guide: JointGuide) -> Forecast:
     """What there is time for, by densities of all data and steps of training, none of which leaves a trace."""
     forecast = Forecast(task.clock)
     with unnoticed():
@@ -198,7 +199,12 @@ def price_of_a_run(task: Task) -> Cost:
             return _NOTHING
 
 
-def _price_of_a_density(task: Task, guide: AutoHypernet) -> Cost:
+def parts_of(guide: JointGuide) -> tuple[AutoHypernet, ...]:
+    """The guides that are trained in turn."""
+    return guide.components if isinstance(guide, GuideMixture) else (guide,)
+
+
+def _price_of_a_density(task: Task, guide: JointGuide) -> Cost:
     """What densities of all data cost, at a draw of the guide."""
     w = guide.layout.unconstrain(guide.sample_posterior(1))[0]
     target = bind_guide(task.model, guide, task.args, task.kwargs, mode="eager")
@@ -206,8 +212,9 @@ def _price_of_a_density(task: Task, guide: AutoHypernet) -> Cost:
         return task.clock.measure(lambda n: target.log_prob(w.expand(n, -1)), _TIMED_DRAWS)
 
 
-def _price_of_a_step(task: Task, guide: AutoHypernet) -> Cost:
+def _price_of_a_step(task: Task, guide: JointGuide) -> Cost:
     """What steps of training cost, captures included."""
+    guide = parts_of(guide)[0]
     loss, leaves = VectorizedELBO(NUM_PARTICLES)(task.model, guide), list(guide.parameters())
     taken: list[float] = []
     # The first captures the density, the next ones let it be optimised.
@@ -219,9 +226,11 @@ def _price_of_a_step(task: Task, guide: AutoHypernet) -> Cost:
     return Cost(captures * (sum(taken[:2]) - 2 * min(taken)), max(1e-4, min(taken)))
 
 
-def price_of_weights(task: Task, guide: AutoHypernet, forecast: Forecast, usual: int) -> Forecast:
+def price_of_weights(task: Task, guide: JointGuide, forecast: Forecast, usual: int) -> Forecast:
     """The forecast with what draws of the guide, as it is now, cost with their weights; timed where that is dear."""
-    runs = 2 + (1 / guide.rejection.rate if guide.rejection is not None else 0)
+    parts = parts_of(guide)
+    rejection = parts[0].rejection
+    runs = 1 + len(parts) + (1 / rejection.rate if rejection is not None else 0)
     forecast = replace(forecast, weight=Cost(forecast.density.fixed, runs * forecast.density.each))
     if forecast.weights(4 * usual) == 4 * usual:
         return forecast
