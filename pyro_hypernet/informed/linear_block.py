@@ -344,4 +344,4 @@ def _observed(trace: Trace, layout: Layout) -> list[tuple[str, dict, Any]]:
 
 def _log(scale: Any, like: Tensor, num_events: int) -> Tensor:
     scale = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
-    return scale.log().reshape(*scale.shape, *[1] * num_events if scale.dim() else [])
+    return scale.log().reshape(scale.shape + (1,) * num_events if scale.dim() else ())
