@@ -112,8 +112,10 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
         ValueError: Where the budget does not allow for the least of it, before any of it, with what is needed.
     """
     data = split(table, seed=options.seed)
+    args = (data.x_train, data.y_train)
     estimator = (HypernetClassifier if table.classes else HypernetRegressor)((options.hidden,))
-    args, _ = estimator.prepare(data.x_train.numpy(), data.y_train.numpy())
+    # All rows, so that a class counts that is among the held-out ones alone.
+    estimator.prepare(torch.cat([data.x_train, data.x_test]).numpy(), torch.cat([data.y_train, data.y_test]).numpy())
     budget = DEFAULT_BUDGET if options.budget is None else read_budget(options.budget)
     task = Task(estimator.model_, args, {}, Clock(budget), NUM_DRAWS, say, progress)
     task, posterior = _begin(task, options)
