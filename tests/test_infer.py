@@ -299,10 +299,14 @@ def test_what_cannot_end_is_refused_before_any_work(monkeypatch):
 def test_steps_are_planned_by_the_clock(monkeypatch):
     monkeypatch.setattr(FORECAST, "_price_of_a_step", lambda *_: Cost(0.0, 0.1))
     posterior = infer(one_weight, Y, budget=20, engine="guide", progress=False)
-    assert posterior.fit.num_steps == 100
-    assert any("plan: 100 steps of training at 1e+02 ms" in line for line in posterior.log)
+    assert posterior.fit.num_steps == 400
+    rough = "of 8 draws each instead of 32"
+    assert any(f"plan: 400 steps of training at 25 ms, {rough}" in line for line in posterior.log)
     posterior = infer(one_weight, Y, budget=20, engine="guide", num_steps=500, progress=False)
-    assert any("100 steps of training at 1e+02 ms, of 500 asked for" in line for line in posterior.log)
+    assert any("400 steps of training at 25 ms, of 500 asked for" in line and rough in line for line in posterior.log)
+    posterior = infer(one_weight, Y, budget=20, engine="guide", num_steps=100, progress=False)
+    assert posterior.fit.num_steps == 100
+    assert not any("draws each" in line for line in posterior.log)
 
 
 def test_fewer_weights_and_draws_are_taken_and_said_where_they_are_dear(monkeypatch):

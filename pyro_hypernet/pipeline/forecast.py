@@ -25,7 +25,7 @@ from pyro_hypernet.train.elbo import VectorizedELBO
 _TRAINING, _CHOOSING, _WEIGHING, _LOOKING, _GATHERING = 0.5, 0.2, 0.15, 0.15, 0.1
 # Training is stopped where it takes so many times its share; what takes so many times the budget is not begun.
 _PATIENCE = 1.25
-LEAST_STEPS, MOST_STEPS = 50, 20_000
+LEAST_STEPS, ENOUGH_STEPS, MOST_STEPS = 50, 1000, 20_000
 LEAST_WEIGHTS, USUAL_WEIGHTS = 500, 10_000
 LEAST_GATHERED = 50
 # Fewer moved draws are not worth their time; a trajectory takes up to so many gradients, and a few are needed.
@@ -38,6 +38,8 @@ CAUTION = 0.7
 _DRAWS_TO_COME = 15_000
 # Draws in one step of training; a gradient costs about so many densities; setting up a guide, so many of them.
 NUM_PARTICLES, _GRADIENT, _SETTING_UP = 32, 3.0, 150
+# Draws in one step at least, where time is short.
+_LEAST_PARTICLES = 8
 # Runs of the model for one draw that is gathered: predictions, likelihoods, densities, and half a draw of the prior.
 _RUNS_OF_A_DRAW = 5.0
 # The most numbers that all predictions together may hold.
@@ -90,6 +92,20 @@ class Forecast:
         """Steps of training that fit into its share, at most those wanted."""
         most = MOST_STEPS if wanted is None else wanted
         return max(min(LEAST_STEPS, most), self.step.affordable(self._left_of(_TRAINING), most=most))
+
+    def with_fewer_draws(self, num_particles: int, wanted: int) -> tuple["Forecast", int]:
+        """Cheaper steps where fewer fit in than a guide needs: many rough ones come farther than a few fine ones.
+
+        Args:
+            num_particles: Draws in one step, as planned.
+            wanted: Steps that it needs.
+
+        Returns:
+            The forecast, and the draws of a step.
+        """
+        rough = max(_LEAST_PARTICLES, round(num_particles * self.steps(wanted) / wanted))
+        number = min(num_particles, rough)
+        return replace(self, step=Cost(self.step.fixed, self.step.each * number / num_particles)), number
 
     def training_seconds(self) -> float:
         """After so long training is to end, whatever was planned."""

@@ -24,6 +24,7 @@ from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.pipeline.budget import Cost, spell_seconds
 from pyro_hypernet.pipeline.forecast import (
     CAUTION,
+    ENOUGH_STEPS,
     LEAST_GATHERED,
     LEAST_MOVED,
     LEAST_REFINED,
@@ -153,13 +154,19 @@ def _draw_by_refine(task: Task, forecast: Forecast, exact: Cost, reached: Poster
 
 def train(task: Task, guide: JointGuide, forecast: Forecast, num_steps: int | None) -> Fit:
     """As many steps as half of the budget allows for."""
-    number = len(parts_of(guide))
+    first, *others = parts_of(guide)
+    number, usual = 1 + len(others), first.plan.num_particles
     most = number * (num_steps or MOST_STEPS)
+    forecast, particles = forecast.with_fewer_draws(usual, min(most, number * ENOUGH_STEPS))
     planned = max(1, forecast.steps(most) // number)
-    if num_steps is None or planned < num_steps:
-        asked = "" if num_steps is None else f", of {num_steps} asked for: the budget allows for no more"
+    if num_steps is None or planned < num_steps or particles < usual:
+        asked = "" if num_steps in (None, planned) else f", of {num_steps} asked for: the budget allows for no more"
+        asked += f", of {particles} draws each instead of {usual}" if particles < usual else ""
         task.note("plan", f"{planned} steps of training at {spell_seconds(forecast.step.each)}{asked}")
-    how = {"optim": Optim(max_seconds=forecast.training_seconds() / number), "plan": Plan(rejection=None)}
+    how = {
+        "optim": Optim(max_seconds=forecast.training_seconds() / number),
+        "plan": Plan(rejection=None, num_particles=particles),
+    }
     with silenced("The ELBO was still rising"):  # part of the diagnosis
         options = {"kwargs": task.kwargs, "num_steps": planned, "progress": task.progress}
         result = fit(task.model, guide, task.args, **how, **options)
