@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 import warnings
+from pathlib import Path
 
 time.perf_counter = time.process_time  # before the package reads it
 
@@ -101,6 +102,11 @@ def spelt(values: list[float]) -> str:
     return f"{np.mean(values):.3g} ± {error:.2g}"
 
 
+def kept(path: Path) -> list[dict]:
+    """The lines that are there, of other runs too."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def main() -> None:
     """Fits what is not there yet, and writes the table of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,7 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     path = RESULTS / "estimators.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and not options.quick else []
+    lines = [] if options.quick else kept(path)
     done = {(line["data"], line["who"], line["split"]) for line in lines}
     for number in range(1 if options.quick else 3):
         for name in [options.data] if options.data else DATA:
@@ -120,6 +126,7 @@ def main() -> None:
                     if not options.quick:
                         with path.open("a") as file:
                             file.write(json.dumps(lines[-1]) + "\n")
+    lines = lines if options.quick else kept(path)
     rows = []
     for name in DATA:
         for who in REGRESSORS:
