@@ -139,7 +139,7 @@ class _Estimator(BaseEstimator, ABC):
 
     def to_arviz(self) -> Any:
         """The posterior with predictions and log likelihood of the data of `fit`, standardised, see `to_arviz`."""
-        check_is_fitted(self)
+        check_is_fitted(self, "posterior_")
         args, kwargs = self._data
         idata = self.posterior_.idata
         return idata if idata is not None else to_arviz(self.model_, self.posterior_, *args, **kwargs)
@@ -207,7 +207,7 @@ class _Estimator(BaseEstimator, ABC):
         return Posterior(samples, because=_NOT_JUDGED, guide=guide, fit=trained)
 
     def _checked(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
+        check_is_fitted(self, "posterior_")
         return validate_data(self, X, reset=False, dtype=_FLOATS)
 
     def _predict(self, X: np.ndarray) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models import PROBLEMS
-from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, infer, predict
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
 from pyro_hypernet.pipeline.budget import Clock, Cost
 from pyro_hypernet.pipeline.posterior import Posterior
@@ -52,6 +52,16 @@ def test_a_good_guide_is_used_as_it_is():
     assert lines == list(posterior.log)
     assert [line.split("s  ")[1].split(":")[0] for line in lines] == ["setup", "fit", "diagnose", "done"]
     assert predict(one_weight, posterior, Y)["y"].shape == (1000, 4)
+
+
+def test_a_mixture_is_trained_and_judged_as_a_guide():
+    """The steps asked for are those of each component."""
+    mixture = GuideMixture.from_starts(one_weight, 2, plan=Plan("full", "linear"))
+    posterior = quick(one_weight, Y, guide=mixture)
+    assert posterior.guide is mixture
+    assert posterior.verdict == USE
+    assert posterior.fit.num_steps == 300
+    assert abs(float(posterior.samples["mean"].mean()) - POSTERIOR_MEAN) < 0.3 * POSTERIOR_SD
 
 
 @pytest.mark.parametrize("engine", ["refine", "nuts"])
