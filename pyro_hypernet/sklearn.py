@@ -434,7 +434,7 @@ class HypernetClassifier(ClassifierMixin, _Estimator):
             return np.log(p.max(1))
         unknown = np.setdiff1d(y, self.classes_)
         if len(y) != len(p) or len(unknown):
-            raise ValueError(f"y must hold classes of fit for {len(p)} rows; got {len(y)}, unknown {list(unknown)}.")
+            raise ValueError(f"y must hold classes of fit for {len(p)} rows; got {len(y)}, unknown {unknown.tolist()}.")
         return np.log(p[np.arange(len(p)), np.searchsorted(self.classes_, y)])
 
     @property
