@@ -11,6 +11,7 @@ from pyro_hypernet.evaluation.diagnose import Examination
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.verdict import USE
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.pipeline import steps
 from pyro_hypernet.pipeline.budget import Clock, Cost, read_budget
@@ -30,7 +31,7 @@ def infer(
     *args: Any,
     budget: str | float = "2 minutes",
     engine: str = "auto",
-    guide: AutoHypernet | None = None,
+    guide: JointGuide | None = None,
     num_samples: int = 1000,
     num_steps: int | None = None,
     say: Callable[[str], None] | None = None,
@@ -57,7 +58,7 @@ def infer(
             on a machine that does nothing else.
         engine: "auto" chooses by cost, and trains a guide that was given; "guide", "refine" or "nuts" overrules it. An
             exact engine that fails or does not converge is followed by the guide, where time is left.
-        guide: A guide to train instead of the default.
+        guide: A guide to train instead of the default, or a GuideMixture, all of whose draws are kept.
         num_samples: Draws wanted S; refining may have time for fewer.
         num_steps: Most steps of training, 20 000 if not given; fewer where the budget does not allow for so many.
         say: Called with every line of the log as it is made.
@@ -68,7 +69,7 @@ def infer(
         Draws, evidence, verdict and log. A warning says so where the verdict is not "use it".
 
     Raises:
-        TypeError: If the guide is no AutoHypernet.
+        TypeError: If the guide is neither an AutoHypernet nor a GuideMixture.
         ValueError: If the budget cannot be read or does not allow for 50 steps and a diagnosis of this model, which is
             found out before any of it and names what is needed; if a number is out of range or the engine unknown; if
             the model draws minibatches; or if it cannot be fitted: see `AutoHypernet.setup`.
@@ -95,10 +96,10 @@ def infer(
     if engine == "auto" and guide is not None:
         engine = "guide"
     guide = AutoHypernet(model) if guide is None else guide
-    if not isinstance(guide, AutoHypernet):
+    if not isinstance(guide, JointGuide):
         raise TypeError(
-            f"infer trains and mends an AutoHypernet; got {type(guide).__name__}. Train a GuideMixture with fit, and "
-            "look at it with diagnose."
+            f"infer trains and mends an AutoHypernet or a GuideMixture; got {type(guide).__name__}. Train others with "
+            "SVI, and look at them with diagnose."
         )
     task = Task(model, args, kwargs, clock, num_samples, say, progress)
     forecast, shortage = prepare(task, guide, num_steps)
@@ -110,7 +111,7 @@ def infer(
     return posterior
 
 
-def prepare(task: Task, guide: AutoHypernet, num_steps: int | None) -> tuple[Forecast, str]:
+def prepare(task: Task, guide: JointGuide, num_steps: int | None) -> tuple[Forecast, str]:
     """Sets the guide up and finds out what things cost.
 
     Returns:
@@ -127,7 +128,7 @@ def prepare(task: Task, guide: AutoHypernet, num_steps: int | None) -> tuple[For
     return forecast, forecast.shortage(least_steps)
 
 
-def pursue(task: Task, guide: AutoHypernet, forecast: Forecast, engine: str, num_steps: int | None) -> Posterior:
+def pursue(task: Task, guide: JointGuide, forecast: Forecast, engine: str, num_steps: int | None) -> Posterior:
     """All steps, or those before Ctrl-C, of a guide that is set up: no step that fails takes away what was reached."""
     reached = Posterior()
     try:
@@ -147,7 +148,7 @@ def pursue(task: Task, guide: AutoHypernet, forecast: Forecast, engine: str, num
 
 
 def _stages(
-    task: Task, guide: AutoHypernet, forecast: Forecast, engine: str, num_steps: int | None
+    task: Task, guide: JointGuide, forecast: Forecast, engine: str, num_steps: int | None
 ) -> Iterator[Posterior]:
     """What is reached, anew after every step: whatever comes then, the last of it stands."""
     reached, exact = Posterior(), None
@@ -167,7 +168,8 @@ def _stages(
     if fit.stopped_because == "interrupted":
         raise KeyboardInterrupt
     given = (task, guide, forecast, fit)
-    if task.attempt("reject", "All draws are kept.", steps.choose_draws, *given) is None:
+    chooses = isinstance(guide, AutoHypernet)
+    if chooses and task.attempt("reject", "All draws are kept.", steps.choose_draws, *given) is None:
         guide.reject(None)
     found = task.attempt("diagnose", "See diagnose(model, posterior.guide, *args).", steps.diagnose, *given)
     if found is None:
@@ -179,7 +181,7 @@ def _stages(
 
 
 def _mend(
-    task: Task, guide: AutoHypernet, forecast: Forecast, exact: Cost | None, found: Examination, reached: Posterior
+    task: Task, guide: JointGuide, forecast: Forecast, exact: Cost | None, found: Examination, reached: Posterior
 ) -> Posterior:
     """Corrects the draws, if the verdict asks for it and something can be done."""
     if reached.verdict == USE:
@@ -195,11 +197,11 @@ def _mend(
     return task.attempt("move", _GUIDE_STANDS, steps.move_draws, *given, otherwise=reached)
 
 
-def draw(task: Task, guide: AutoHypernet) -> dict[str, Tensor]:
+def draw(task: Task, guide: JointGuide) -> dict[str, Tensor]:
     """The guide's own draws."""
     todo = "Once more, with every draw kept."
     samples = task.attempt("draws", todo, guide.sample_posterior, task.num_samples)
-    if samples is None:
+    if samples is None and isinstance(guide, AutoHypernet):
         guide.reject(None)
         samples = guide.sample_posterior(task.num_samples)
     return samples

@@ -70,6 +70,43 @@ class Split:
     y_test: Tensor
 
 
+@dataclass(frozen=True)
+class Scaler:
+    """To zero mean and unit standard deviation, and back.
+
+    Attributes:
+        loc: Means, shape `shape`.
+        scale: Standard deviations, shape `shape`.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor, weight: Tensor | None = None, *, otherwise: Tensor | float = 1.0) -> "Scaler":
+        """The scaler by which these values have zero mean and unit deviation.
+
+        Args:
+            values: Shape `(N, *shape)`.
+            weight: How often every row counts, positive, shape `(N,)`; None for once.
+            otherwise: The scale where all values are the same.
+        """
+        weight = values.new_ones(len(values)) if weight is None else weight
+        total = weight.sum()
+        loc = weight @ values / total
+        # As many rows as weights count, less the one that the mean takes; of fewer than two nothing is left of that.
+        sd = (weight @ (values - loc) ** 2 / torch.maximum(total - 1, total / 2)).sqrt()
+        return cls(loc, torch.where(values.amax(0) > values.amin(0), sd, otherwise))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Values as standardised ones, shape `(..., *shape)`."""
+        return (values - self.loc) / self.scale
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Standardised values as they were, shape `(..., *shape)`."""
+        return values * self.scale + self.loc
+
+
 def read_csv(path: str | Path, target: str, task: str | None = None) -> Table:
     """Reads a CSV file with a header and columns of numbers, or of True and False.
 
@@ -140,16 +177,11 @@ def split(table: Table, *, test_share: float = 0.25, seed: int = 0) -> Split:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(table.y)))
     num_test = max(1, round(test_share * len(order)))
     train, test = order[num_test:], order[:num_test]
-    x = _standardised(table.x, train)
-    y = table.y if table.classes else _standardised(table.y, train)
+    x, y = (Scaler.of(values[train], otherwise=values.std(0))(values) for values in (table.x, table.y.double()))
+    y = table.y if table.classes else y
     dtype = torch.get_default_dtype()
     x, y = x.to(dtype), y if table.classes else y.to(dtype)
     return Split(x[train], y[train], x[test], y[test])
-
-
-def _standardised(values: Tensor, train: Tensor) -> Tensor:
-    sd = values[train].std(0)
-    return (values - values[train].mean(0)) / torch.where(sd > 0, sd, values.std(0))
 
 
 def _read_text(path: Path) -> Any:

@@ -33,6 +33,7 @@ ORDER = [
     "infer",
     "contrib",
     "tabular",
+    "sklearn",
     "jobs",
     "cli",
 ]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models import PROBLEMS
-from pyro_hypernet import AutoHypernet, bayesianize, infer, predict
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, infer, predict
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
 from pyro_hypernet.pipeline.budget import Clock, Cost
 from pyro_hypernet.pipeline.posterior import Posterior
@@ -52,6 +52,16 @@ def test_a_good_guide_is_used_as_it_is():
     assert lines == list(posterior.log)
     assert [line.split("s  ")[1].split(":")[0] for line in lines] == ["setup", "fit", "diagnose", "done"]
     assert predict(one_weight, posterior, Y)["y"].shape == (1000, 4)
+
+
+def test_a_mixture_is_trained_and_judged_as_a_guide():
+    """The steps asked for are those of each component."""
+    mixture = GuideMixture.from_starts(one_weight, 2, plan=Plan("full", "linear"))
+    posterior = quick(one_weight, Y, guide=mixture)
+    assert posterior.guide is mixture
+    assert posterior.verdict == USE
+    assert posterior.fit.num_steps == 300
+    assert abs(float(posterior.samples["mean"].mean()) - POSTERIOR_MEAN) < 0.3 * POSTERIOR_SD
 
 
 @pytest.mark.parametrize("engine", ["refine", "nuts"])
@@ -299,10 +309,14 @@ def test_what_cannot_end_is_refused_before_any_work(monkeypatch):
 def test_steps_are_planned_by_the_clock(monkeypatch):
     monkeypatch.setattr(FORECAST, "_price_of_a_step", lambda *_: Cost(0.0, 0.1))
     posterior = infer(one_weight, Y, budget=20, engine="guide", progress=False)
-    assert posterior.fit.num_steps == 100
-    assert any("plan: 100 steps of training at 1e+02 ms" in line for line in posterior.log)
+    assert posterior.fit.num_steps == 400
+    rough = "of 8 draws each instead of 32"
+    assert any(f"plan: 400 steps of training at 25 ms, {rough}" in line for line in posterior.log)
     posterior = infer(one_weight, Y, budget=20, engine="guide", num_steps=500, progress=False)
-    assert any("100 steps of training at 1e+02 ms, of 500 asked for" in line for line in posterior.log)
+    assert any("400 steps of training at 25 ms, of 500 asked for" in line and rough in line for line in posterior.log)
+    posterior = infer(one_weight, Y, budget=20, engine="guide", num_steps=100, progress=False)
+    assert posterior.fit.num_steps == 100
+    assert not any("draws each" in line for line in posterior.log)
 
 
 def test_fewer_weights_and_draws_are_taken_and_said_where_they_are_dear(monkeypatch):

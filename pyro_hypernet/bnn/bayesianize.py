@@ -50,7 +50,7 @@ def bayesianize(
     A network of several inputs becomes `model(x1, x2, y=None)`; inputs that it need not have, such as masks, go by
     name. A network with outputs `(N, *positions, out)`, for tokens, time steps or pixels, has a target at every
     position; their log densities within a datum add up. `model(x, y, y_mask=mask)` leaves targets out, those of
-    padding, where the mask is False. Kinds of modules: docs/modules.md.
+    padding, where the mask is False; with `y_weight=` every datum counts so often. Kinds of modules: docs/modules.md.
 
     The model works on a copy in eval mode, whatever the mode of `net`: dropout is off, batch normalisation uses its
     running statistics, and these stay what they are. Random parameters are sample sites under their own dotted names,
@@ -222,7 +222,7 @@ class BayesianNet(nn.Module):
             args: Inputs, shape `(N, ...)`; and targets y, shape `(N, *positions)`, or `(N, *positions, out)` for
                 Gaussian with several outputs. Without them, or with None, they are sampled.
             kwargs: Inputs and y by name; `y_mask`, torch.bool, of the shape of y or without its last axis: True where a
-                target counts.
+                target counts; `y_weight`, shape `(N,)`, positive: the power of every datum's likelihood.
 
         Returns:
             The network's outputs, shape `(N, *positions, out)`.
@@ -257,6 +257,7 @@ class BayesianNet(nn.Module):
             pyro.deterministic("f", f, event_dim=f.dim() - 1)
         fn = per_datum(self.likelihood.distribution(positioned), mask)
         scale = 1.0 if self.num_data is None else self.num_data / number
+        scale = scale if call.y_weight is None else scale * call.y_weight.to(f.dtype)
         with poutine.scale(scale=scale), plate:
             pyro.sample("y", fn, obs=None if y is None else self.likelihood.prepare(y, positioned))
         return f
@@ -345,6 +346,12 @@ class BayesianNet(nn.Module):
                     f"{tuple(y.shape)}."
                 )
             check_finite("y", y)
+        weight = call.y_weight
+        if weight is not None and (weight.shape != call.tensors[0].shape[:1] or not bool((weight > 0).all())):
+            raise ValueError(
+                f"y_weight must hold a positive number for each of {len(call.tensors[0])} data; its shape is "
+                f"{tuple(weight.shape)}, its least value {weight.min():.3g}: leave out data that do not count."
+            )
 
     def _warn_of_unused(self, call: Call) -> None:
         """At the first call outside of torch.func: says which random parameters the outputs do not depend on."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 Output = str | int | Callable[[Any], Tensor]
+# What a model takes that its network does not.
+_OF_TARGETS = ("y", "y_mask", "y_weight")
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -25,12 +27,14 @@ class Call:
         kwargs: Its keyword arguments.
         y: Targets, or None.
         y_mask: Which targets count, or None.
+        y_weight: How often every datum counts, or None.
     """
 
     args: tuple
     kwargs: dict[str, Any]
     y: Tensor | None = None
     y_mask: Tensor | None = None
+    y_weight: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -79,13 +83,13 @@ class Interface:
             if "y" in kwargs:
                 raise TypeError("The model got y twice, by position and by name.")
             kwargs["y"], args = args[-1], args[:-1]
-        y, y_mask = kwargs.pop("y", None), kwargs.pop("y_mask", None)
+        targets = {name: kwargs.pop(name, None) for name in _OF_TARGETS}
         if not args and "x" in kwargs and self.accepted is not None and "x" not in self.accepted:
             args = (kwargs.pop("x"),)
         if self.is_by_name:
             args, kwargs = (), {**dict(zip(self.names, args, strict=False)), **kwargs}
-        call = Call(tuple(args), kwargs, y, y_mask)
-        for name, value in {"y": y, "y_mask": y_mask}.items():
+        call = Call(tuple(args), kwargs, **targets)
+        for name, value in targets.items():
             if value is not None and not isinstance(value, Tensor):
                 _ask_for_tensor(name, value)
         leaves = pytree.tree_leaves((call.args, call.kwargs))
@@ -98,7 +102,7 @@ class Interface:
     def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs and targets by name."""
         call = self.read(args, kwargs)
-        targets = {"y": call.y, "y_mask": call.y_mask}
+        targets = {name: getattr(call, name) for name in _OF_TARGETS}
         return self._named(call) | {name: value for name, value in targets.items() if value is not None}
 
     def _named(self, call: Call) -> dict[str, Any]:

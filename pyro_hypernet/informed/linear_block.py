@@ -141,7 +141,8 @@ class LinearBlock:
         for _, node, fn in _observed(trace, self.layout):
             location = _family(fn).location(fn)
             log_precision = -2 * fn.scale.log() if hasattr(fn, "scale") else torch.zeros_like(location)
-            log_precision = log_precision.expand(location.shape) + _log(node["scale"], location)
+            num_events = location.dim() - len(node["fn"].batch_shape)
+            log_precision = log_precision.expand(location.shape) + _log(node["scale"], location, num_events)
             if node["mask"] is not None:
                 mask = torch.as_tensor(node["mask"], device=location.device)
                 mask = mask if location.dim() == mask.dim() or not mask.dim() else mask[..., None]
@@ -325,5 +326,6 @@ def _observed(trace: Trace, layout: Layout) -> list[tuple[str, dict, Any]]:
     return found
 
 
-def _log(scale: Any, like: Tensor) -> Tensor:
-    return torch.as_tensor(scale, dtype=like.dtype, device=like.device).log()
+def _log(scale: Any, like: Tensor, num_events: int) -> Tensor:
+    scale = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+    return scale.log().reshape(scale.shape + (1,) * num_events if scale.dim() else ())

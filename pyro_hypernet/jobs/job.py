@@ -8,10 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-from torch import Tensor, nn
 
-from pyro_hypernet.bnn.bayesianize import bayesianize
-from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.evaluation.compare import Comparison, align, compare
 from pyro_hypernet.evaluation.importance import elbo, khat
 from pyro_hypernet.evaluation.metrics import coverage, ece, nll, rmse
@@ -24,6 +21,7 @@ from pyro_hypernet.pipeline.forecast import NUM_PARTICLES, price_of_a_run
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.pipeline.steps import silenced
 from pyro_hypernet.sample.nuts import Nuts, NutsKernel, nuts
+from pyro_hypernet.sklearn import HypernetClassifier, HypernetRegressor, probabilities
 from pyro_hypernet.tabular import Split, Table, split
 from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
@@ -98,14 +96,6 @@ class Result:
         return f"{align(self.cells())}\n\nVerdict: {self.posterior.verdict}. {self.posterior.because}"
 
 
-def _make_model(table: Table, hidden: int) -> Model:
-    """A tanh network of one hidden layer with weights `N(0, 1.5 / sqrt(fan_in))`, for a table's task."""
-    outputs = len(table.classes) if len(table.classes) > 2 else 1
-    net = nn.Sequential(nn.Linear(len(table.features), hidden), nn.Tanh(), nn.Linear(hidden, outputs))
-    likelihood = "gaussian" if not table.classes else ("bernoulli" if outputs == 1 else "categorical")
-    return bayesianize(net, likelihood, prior=fan_in(gain=1.5))
-
-
 def run(table: Table, options: Options, *, say: Callable[[str], None], progress: bool = True) -> Result:
     """Fits the three guides, runs NUTS and compares them on held-out rows.
 
@@ -123,8 +113,11 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     """
     data = split(table, seed=options.seed)
     args = (data.x_train, data.y_train)
+    estimator = (HypernetClassifier if table.classes else HypernetRegressor)((options.hidden,))
+    # All rows, so that a class counts that is among the held-out ones alone.
+    estimator.prepare(torch.cat([data.x_train, data.x_test]).numpy(), torch.cat([data.y_train, data.y_test]).numpy())
     budget = DEFAULT_BUDGET if options.budget is None else read_budget(options.budget)
-    task = Task(_make_model(table, options.hidden), args, {}, Clock(budget), NUM_DRAWS, say, progress)
+    task = Task(estimator.model_, args, {}, Clock(budget), NUM_DRAWS, say, progress)
     task, posterior = _begin(task, options)
     found = {HYPERNET: _guide_of(task, posterior, options)}
     if posterior.source != "guide":
@@ -261,23 +254,15 @@ def _figures(
     density = -float(nll(log_likelihood(task.model, posterior, data.x_test, data.y_test, **options)["y"]))
     draws = predict(task.model, posterior, data.x_test, **options)
     if table.classes:
-        probabilities = class_probabilities(draws["f"])
-        row["test accuracy"] = float((probabilities.argmax(-1) == data.y_test).double().mean())
-        row |= {"test log density": density, "ECE": float(ece(probabilities, data.y_test))}
+        mean = probabilities(draws["f"]).mean(0)
+        row["test accuracy"] = float((mean.argmax(-1) == data.y_test).double().mean())
+        row |= {"test log density": density, "ECE": float(ece(mean, data.y_test))}
     else:
         row["test RMSE"] = float(rmse(draws["y"].mean(0), data.y_test))
         row |= {"test log density": density, "90 % coverage": float(coverage(draws["y"], data.y_test, level=LEVEL))}
     floor = comparison.row("noise floor")["w1_over_sd"]
     distance = floor if name == NUTS else comparison.row(name)["w1_over_sd"]
     return {**row, "W1/sd": distance, "W1 over floor": distance / floor if floor > 0 else math.nan}
-
-
-def class_probabilities(f: Tensor) -> Tensor:
-    """Class probabilities averaged over draws, shape `(N, C)`, from outputs of shape `(S, N, out)`."""
-    if f.shape[-1] == 1:
-        positive = f.squeeze(-1).sigmoid().mean(0)
-        return torch.stack([1 - positive, positive], dim=-1)
-    return f.softmax(-1).mean(0)
 
 
 def _spell(value: Any) -> str:

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide.checkpoint import save
-from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result, class_probabilities
+from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result
 from pyro_hypernet.output.axes import new_axes
 from pyro_hypernet.output.pictures import draw_intervals
 from pyro_hypernet.output.plots import marginals, predictive_band, reliability, spell_entry
 from pyro_hypernet.output.report import Band, Page, Show, report
 from pyro_hypernet.output.report import Table as TableOfText
+from pyro_hypernet.sklearn import probabilities
 from pyro_hypernet.tabular import Split, Table
 
 _NOTE = (
@@ -117,7 +118,7 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
         posterior = result.posterior if name == HYPERNET else result.posteriors[name]
         draws = predict(result.model, posterior, result.data.x_test, num_samples=NUM_DRAWS)
         if table.classes:
-            reliability(class_probabilities(draws["f"]), result.data.y_test, ax=right, num_bins=8, label=name)
+            reliability(probabilities(draws["f"]).mean(0), result.data.y_test, ax=right, num_bins=8, label=name)
         else:
             draw_intervals(right, draws["y"], result.data.y_test, name)
             right.set(xlabel="level of the predictive interval", ylabel="held-out targets inside")

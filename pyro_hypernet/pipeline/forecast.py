@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.model.density import trace_prior
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Vectorized, outside_of_pyro, trace_one
@@ -24,7 +25,7 @@ from pyro_hypernet.train.elbo import VectorizedELBO
 _TRAINING, _CHOOSING, _WEIGHING, _LOOKING, _GATHERING = 0.5, 0.2, 0.15, 0.15, 0.1
 # Training is stopped where it takes so many times its share; what takes so many times the budget is not begun.
 _PATIENCE = 1.25
-LEAST_STEPS, MOST_STEPS = 50, 20_000
+LEAST_STEPS, ENOUGH_STEPS, MOST_STEPS = 50, 1000, 20_000
 LEAST_WEIGHTS, USUAL_WEIGHTS = 500, 10_000
 LEAST_GATHERED = 50
 # Fewer moved draws are not worth their time; a trajectory takes up to so many gradients, and a few are needed.
@@ -37,6 +38,8 @@ CAUTION = 0.7
 _DRAWS_TO_COME = 15_000
 # Draws in one step of training; a gradient costs about so many densities; setting up a guide, so many of them.
 NUM_PARTICLES, _GRADIENT, _SETTING_UP = 32, 3.0, 150
+# Draws in one step at least, where time is short.
+_LEAST_PARTICLES = 8
 # Runs of the model for one draw that is gathered: predictions, likelihoods, densities, and half a draw of the prior.
 _RUNS_OF_A_DRAW = 5.0
 # The most numbers that all predictions together may hold.
@@ -89,6 +92,20 @@ class Forecast:
         """Steps of training that fit into its share, at most those wanted."""
         most = MOST_STEPS if wanted is None else wanted
         return max(min(LEAST_STEPS, most), self.step.affordable(self._left_of(_TRAINING), most=most))
+
+    def with_fewer_draws(self, num_particles: int, wanted: int) -> tuple["Forecast", int]:
+        """Cheaper steps where fewer fit in than a guide needs: many rough ones come farther than a few fine ones.
+
+        Args:
+            num_particles: Draws in one step, as planned.
+            wanted: Steps that it needs.
+
+        Returns:
+            The forecast, and the draws of a step.
+        """
+        rough = max(_LEAST_PARTICLES, round(num_particles * self.steps(wanted) / wanted))
+        number = min(num_particles, rough)
+        return replace(self, step=Cost(self.step.fixed, self.step.each * number / num_particles)), number
 
     def training_seconds(self) -> float:
         """After so long training is to end, whatever was planned."""
@@ -172,7 +189,7 @@ def forecast_by_runs(task: Task) -> Forecast:
     return Forecast(task.clock, price_of_a_run(task))
 
 
-def forecast_by_steps(task: Task, guide: AutoHypernet) -> Forecast:
+def forecast_by_steps(task: Task, guide: JointGuide) -> Forecast:
     """What there is time for, by densities of all data and steps of training, none of which leaves a trace."""
     forecast = Forecast(task.clock)
     with unnoticed():
@@ -198,7 +215,12 @@ def price_of_a_run(task: Task) -> Cost:
             return _NOTHING
 
 
-def _price_of_a_density(task: Task, guide: AutoHypernet) -> Cost:
+def parts_of(guide: JointGuide) -> tuple[AutoHypernet, ...]:
+    """The guides that are trained in turn."""
+    return guide.components if isinstance(guide, GuideMixture) else (guide,)
+
+
+def _price_of_a_density(task: Task, guide: JointGuide) -> Cost:
     """What densities of all data cost, at a draw of the guide."""
     w = guide.layout.unconstrain(guide.sample_posterior(1))[0]
     target = bind_guide(task.model, guide, task.args, task.kwargs, mode="eager")
@@ -206,8 +228,9 @@ def _price_of_a_density(task: Task, guide: AutoHypernet) -> Cost:
         return task.clock.measure(lambda n: target.log_prob(w.expand(n, -1)), _TIMED_DRAWS)
 
 
-def _price_of_a_step(task: Task, guide: AutoHypernet) -> Cost:
+def _price_of_a_step(task: Task, guide: JointGuide) -> Cost:
     """What steps of training cost, captures included."""
+    guide = parts_of(guide)[0]
     loss, leaves = VectorizedELBO(NUM_PARTICLES)(task.model, guide), list(guide.parameters())
     taken: list[float] = []
     # The first captures the density, the next ones let it be optimised.
@@ -219,9 +242,11 @@ def _price_of_a_step(task: Task, guide: AutoHypernet) -> Cost:
     return Cost(captures * (sum(taken[:2]) - 2 * min(taken)), max(1e-4, min(taken)))
 
 
-def price_of_weights(task: Task, guide: AutoHypernet, forecast: Forecast, usual: int) -> Forecast:
+def price_of_weights(task: Task, guide: JointGuide, forecast: Forecast, usual: int) -> Forecast:
     """The forecast with what draws of the guide, as it is now, cost with their weights; timed where that is dear."""
-    runs = 2 + (1 / guide.rejection.rate if guide.rejection is not None else 0)
+    parts = parts_of(guide)
+    rejection = parts[0].rejection
+    runs = 1 + len(parts) + (1 / rejection.rate if rejection is not None else 0)
     forecast = replace(forecast, weight=Cost(forecast.density.fixed, runs * forecast.density.each))
     if forecast.weights(4 * usual) == 4 * usual:
         return forecast

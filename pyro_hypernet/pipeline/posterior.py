@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, Diagnosis
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.pipeline.budget import Clock
 from pyro_hypernet.sample.refine import Refined
@@ -45,7 +45,7 @@ class Posterior:
     log_evidence: float = math.nan
     log_evidence_error: float = math.nan
     idata: Any = field(default=None, repr=False)
-    guide: AutoHypernet | None = field(default=None, repr=False)
+    guide: JointGuide | None = field(default=None, repr=False)
     fit: Fit | None = field(default=None, repr=False)
     refined: Refined | None = field(default=None, repr=False)
     log: tuple[str, ...] = field(default=(), repr=False)

@@ -17,19 +17,23 @@ from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
 from pyro_hypernet.evaluation.independent_check import NUM_DRAWS
 from pyro_hypernet.evaluation.verdict import DO_NOT_TRUST, REFINE, USE
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.weigher import NUM_PROPOSALS
 from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.pipeline.budget import Cost, spell_seconds
 from pyro_hypernet.pipeline.forecast import (
     CAUTION,
+    ENOUGH_STEPS,
     LEAST_GATHERED,
     LEAST_MOVED,
     LEAST_REFINED,
     LEAST_WEIGHTS,
+    MOST_STEPS,
     USUAL_WEIGHTS,
     Forecast,
     fewer,
+    parts_of,
     price_of_weights,
     unnoticed,
 )
@@ -85,9 +89,7 @@ def _share_of_the_way(betas: Sequence[float]) -> float:
     return done / (done + math.log(1 / betas[-1]) / math.log(growth))
 
 
-def choose_engine(
-    task: Task, guide: AutoHypernet, forecast: Forecast, num_steps: int | None
-) -> tuple[str, Cost | None]:
+def choose_engine(task: Task, guide: JointGuide, forecast: Forecast, num_steps: int | None) -> tuple[str, Cost | None]:
     """The engine that is likely to end first, and what a pilot said that exact draws cost."""
     if guide.knowledge is not None and guide.knowledge.is_whole:
         task.note("plan", "a guide, for what is known of the model makes it exact")
@@ -150,13 +152,21 @@ def _draw_by_refine(task: Task, forecast: Forecast, exact: Cost, reached: Poster
     return replace(reached, source="refined", refined=refined, **_draws_of(refined), **verdict)
 
 
-def train(task: Task, guide: AutoHypernet, forecast: Forecast, num_steps: int | None) -> Fit:
+def train(task: Task, guide: JointGuide, forecast: Forecast, num_steps: int | None) -> Fit:
     """As many steps as half of the budget allows for."""
-    planned = forecast.steps(num_steps)
-    if num_steps is None or planned < num_steps:
-        asked = "" if num_steps is None else f", of {num_steps} asked for: the budget allows for no more"
+    first, *others = parts_of(guide)
+    number, usual = 1 + len(others), first.plan.num_particles
+    most = number * (num_steps or MOST_STEPS)
+    forecast, particles = forecast.with_fewer_draws(usual, min(most, number * ENOUGH_STEPS))
+    planned = max(1, forecast.steps(most) // number)
+    if num_steps is None or planned < num_steps or particles < usual:
+        asked = "" if num_steps in (None, planned) else f", of {num_steps} asked for: the budget allows for no more"
+        asked += f", of {particles} draws each instead of {usual}" if particles < usual else ""
         task.note("plan", f"{planned} steps of training at {spell_seconds(forecast.step.each)}{asked}")
-    how = {"optim": Optim(max_seconds=forecast.training_seconds()), "plan": Plan(rejection=None)}
+    how = {
+        "optim": Optim(max_seconds=forecast.training_seconds() / number),
+        "plan": Plan(rejection=None, num_particles=particles),
+    }
     with silenced("The ELBO was still rising"):  # part of the diagnosis
         options = {"kwargs": task.kwargs, "num_steps": planned, "progress": task.progress}
         result = fit(task.model, guide, task.args, **how, **options)
@@ -191,7 +201,7 @@ def choose_draws(task: Task, guide: AutoHypernet, forecast: Forecast, fitted: Fi
     return guide.rejection.rate
 
 
-def diagnose(task: Task, guide: AutoHypernet, forecast: Forecast, fitted: Fit) -> Examination:
+def diagnose(task: Task, guide: JointGuide, forecast: Forecast, fitted: Fit) -> Examination:
     """Everything that can be said of the guide, by as many weights as there is time for."""
     forecast = price_of_weights(task, guide, forecast, USUAL_WEIGHTS)
     number = max(LEAST_WEIGHTS, forecast.weights(USUAL_WEIGHTS))
@@ -209,7 +219,7 @@ def judge_by_diagnosis(found: Examination, reached: Posterior) -> Posterior:
     return replace(reached, **said, **evidence)
 
 
-def resample_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:
+def resample_draws(task: Task, guide: JointGuide, forecast: Forecast, reached: Posterior) -> Posterior:
     """Draws of the guide by importance weights."""
     usual = 10 * task.num_samples
     number = price_of_weights(task, guide, forecast, usual).weights(usual)
@@ -239,7 +249,7 @@ def refine_instead(
     return _draw_by_refine(task, forecast, exact or Cost(0.0, _LONG_OVER_SHORT * seconds / NUM_DRAWS), reached)
 
 
-def move_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:
+def move_draws(task: Task, guide: JointGuide, forecast: Forecast, reached: Posterior) -> Posterior:
     """Draws of the guide moved towards the posterior for the time that is left; the verdict stays what it is."""
     number = forecast.moved(task.num_samples)
     if number < LEAST_MOVED:
@@ -257,7 +267,7 @@ def move_draws(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Pos
     return replace(reached, samples=moved.samples, source="moved", because=f"{reached.because} {near}")
 
 
-def gather(task: Task, guide: AutoHypernet, forecast: Forecast, reached: Posterior) -> Posterior:
+def gather(task: Task, guide: JointGuide, forecast: Forecast, reached: Posterior) -> Posterior:
     """Draws, predictions and likelihoods for ArviZ, of as many draws as there is time for."""
     total = len(next(iter(reached.samples.values())))
     count = forecast.gathered(total, _numbers_of_a_draw(guide))
@@ -296,7 +306,7 @@ def _spell_evidence(result: Any) -> str:
     return f"log evidence {result.log_evidence:.2f} ± {result.log_evidence_error:.2f}"
 
 
-def _numbers_of_a_draw(guide: AutoHypernet) -> int:
+def _numbers_of_a_draw(guide: JointGuide) -> int:
     """How many numbers predictions from one draw hold."""
     trace = guide.prototype_trace
     nodes = () if trace is None else (node for node in trace.nodes.values() if node["type"] == "sample")

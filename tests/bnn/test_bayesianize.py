@@ -309,6 +309,28 @@ def test_num_data_scales_the_likelihood_alone():
     torch.testing.assert_close(likelihoods[1], 5 * likelihoods[0])
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_repeated_rows(name, double):
+    """The density at the same draws, captured, in double precision; and half the weights are half of the likelihood."""
+    likelihood, outputs, y, _ = CASES[name]
+    y, x = y.double() if y.is_floating_point() else y, X.double()
+    model, times = bayesianize(network(outputs), likelihood), torch.arange(N) % 3 + 1
+    layout, log_joint = layout_of(model, x, y), LogJoint(model, layout_of(model, x, y))
+    w = 0.5 * torch.randn(4, layout.dim)
+    repeated = log_joint(w, x.repeat_interleave(times, 0), y.repeat_interleave(times, 0))
+    torch.testing.assert_close(log_joint(w, x, y, y_weight=times.double()), repeated, rtol=1e-12, atol=1e-12)
+    once, half = log_joint(w, x, y), log_joint(w, x, y, y_weight=torch.full((N,), 0.5))
+    prior = torch.stack(
+        [
+            poutine.trace(poutine.condition(model, layout.constrain(row)[0]))
+            .get_trace(x)
+            .log_prob_sum(lambda name, site: name in layout.names)
+            for row in w
+        ]
+    )
+    torch.testing.assert_close(2 * (half - prior), once - prior)
+
+
 def test_minibatches_average_to_all_data():
     model = bayesianize(network(), Gaussian(sigma=0.5), num_data=N)
     y, layout = X[:, 0], layout_of(model, X, X[:, 0])
@@ -702,6 +724,11 @@ WRONG_CHOICES = {
         lambda: bayesianize(ZERO, parametrization="weight_norm"),
         ValueError,
         "Output unit 0 of parameter 'weight' has only zero weights",
+    ),
+    "y_weight": (
+        lambda: bayesianize(network())(X, X[:, 0], y_weight=torch.arange(N)),
+        ValueError,
+        "y_weight must hold a positive number for each of 12 data; its shape is \\(12,\\), its least value 0",
     ),
     "num_data": (lambda: bayesianize(network(), num_data=0), ValueError, "num_data must be a positive integer or None"),
     "prior name": (lambda: bayesianize(network(), prior="horseshoe"), ValueError, "prior must be one of fan_in, or"),

@@ -131,3 +131,16 @@ def test_memory_bounds_what_is_gathered():
 def test_fewer_draws_have_larger_errors():
     assert fewer(10_000, 10_000, "weights") == ""
     assert fewer(2500, 10_000, "weights").endswith("errors are 2.0 times as large")
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_fewer_draws_a_step_are_more_steps_for_the_same_time(machine, budget):
+    """Never more draws than planned, as many as asked where there is time, and else about as many steps as needed."""
+    forecast = Forecast(Clock(budget, now=lambda: 0.0), step=Cost(0.0, MACHINES[machine][1]))
+    cheaper, number = forecast.with_fewer_draws(32, 1000)
+    assert 8 <= number <= 32
+    assert cheaper.step.each == pytest.approx(forecast.step.each * number / 32)
+    assert (number == 32) == (forecast.steps(1000) >= 985)  # draws are whole numbers
+    assert cheaper.steps(1000) >= min(950, 3.9 * forecast.step.affordable(budget / 2, most=1000))
+    assert forecast.with_fewer_draws(1, 1000)[1] == 1
