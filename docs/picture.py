@@ -1,6 +1,6 @@
 """Draws docs/_static/picture.png: a guide, the mean field and NUTS on data with a gap.
 
-    python docs/picture.py [--quick]
+python docs/picture.py [--quick]
 """
 
 import argparse
