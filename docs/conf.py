@@ -66,6 +66,11 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, thing: object, opti
         in_code ^= len(parts) % 2 == 0  # code may go on in the next line
 
 
+def _hand_out_results(app: Sphinx, name: str, source: list[str]) -> None:
+    """Result files are no pages: links to them, which work where the sources are read, become downloads."""
+    source[0] = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
+
+
 def _write_llms(app: Sphinx, error: Exception | None) -> None:
     """`llms.txt`: every page with its first paragraph, for programs that read."""
     if error is not None or app.builder.name != "html":
@@ -82,6 +87,7 @@ def _write_llms(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connects the two functions above."""
+    """Connects the functions above."""
+    app.connect("source-read", _hand_out_results)
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=400)
     app.connect("build-finished", _write_llms)

@@ -19,19 +19,26 @@ ELSEWHERE = {
 ON_PAGES = [name for name, path in PAGES.items() if code(path.read_text()) and name not in ELSEWHERE]
 
 
-def run(page, pieces, namespace, shorten=1):
+# Which numbers a tenth of is enough to see whether a page runs, and what a judgement of such fits is made to cost.
+LONG = re.compile(r"\b(num_steps|num_simulations|num_draws)=(\d+)")
+JUDGED, CHEAPLY = "fit=result", "fit=result, num_samples=200, max_seconds=0.5"
+
+
+def run(page, pieces, namespace, *, in_short=False):
     """Runs pieces of a page after each other, seeds shifted as all the tests' are."""
     for number, piece in enumerate(pieces):
         piece = re.sub(r"set_rng_seed\((\d+)\)", lambda m: f"set_rng_seed({seed(int(m[1]))})", piece)
-        piece = re.sub(r"(num_steps=|max_seconds=)(\d+)", lambda m: f"{m[1]}{-(-int(m[2]) // shorten)}", piece)
+        if in_short:
+            piece = LONG.sub(lambda m: f"{m[1]}={int(m[2]) // 10}", piece).replace(JUDGED, CHEAPLY)
         exec(compile(piece, f"{page}, piece {number}", "exec"), namespace)
     return namespace
 
 
+@pytest.mark.filterwarnings("ignore:The verdict on this guide")  # that a short fit deserves
 @pytest.mark.parametrize("page", ON_PAGES)
 def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(page, code(PAGES[page].read_text()), {"__name__": page}, shorten=10)
+    run(page, code(PAGES[page].read_text()), {"__name__": page}, in_short=True)
 
 
 @pytest.mark.slow
