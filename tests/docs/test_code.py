@@ -20,7 +20,7 @@ ON_PAGES = [name for name, path in PAGES.items() if code(path.read_text()) and n
 
 
 # Which numbers a tenth of is enough to see whether a page runs, and what a judgement of such fits is made to cost.
-LONG = re.compile(r"\b(num_steps|num_simulations|num_draws)=(\d+)")
+LONG = re.compile(r"\b(num_steps|num_samples|warmup_steps|num_simulations|num_draws)=(\d+)")
 JUDGED, CHEAPLY = "fit=result", "fit=result, num_samples=200, max_seconds=0.5"
 
 
@@ -34,7 +34,7 @@ def run(page, pieces, namespace, *, in_short=False):
     return namespace
 
 
-@pytest.mark.filterwarnings("ignore:The verdict on this guide")  # that a short fit deserves
+@pytest.mark.filterwarnings("ignore:The verdict on this guide", "ignore:NUTS has not mixed")  # which short runs deserve
 @pytest.mark.parametrize("page", ON_PAGES)
 def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
