@@ -25,7 +25,7 @@ X_NEW = torch.linspace(-1.3, 1.3, 120)
 
 def draw(draws: dict[str, torch.Tensor], y: torch.Tensor, path: Path) -> None:
     """One panel per posterior: its bands with the data; NUTS's 90 % as dashes in every panel."""
-    fig, axes = plt.subplots(1, len(draws), figsize=(10, 3.1), sharey=True, layout="constrained")
+    fig, axes = plt.subplots(1, len(draws), figsize=(10, 3.2), sharey=True, layout="constrained")
     edges = draws["NUTS"][..., 0].quantile(torch.tensor([0.05, 0.95]), dim=0)
     for ax, (name, f), color in zip(axes, draws.items(), ("#2f6fb3", "#b5533c", "#5b6570"), strict=True):
         predictive_band(X_NEW, f, ax=ax, data=(X, y), color=color)
@@ -33,7 +33,7 @@ def draw(draws: dict[str, torch.Tensor], y: torch.Tensor, path: Path) -> None:
             ax.plot(X_NEW, edges.T, "--", color="#5b6570", linewidth=1, label=["90 % by NUTS", None])
             ax.legend(frameon=False, fontsize=9, loc="upper left")
         ax.set_title(name, fontsize=11)
-        ax.set_ylim(-2.6, 2.6)
+        ax.set_ylim(-1.9, 1.9)
         ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=110)
 
@@ -58,7 +58,6 @@ def main() -> None:
     reference = nuts(model, X[:, None], y, num_samples=count // 4, warmup_steps=count // 2)
     print(f"R-hat of functions {reference.max_function_rhat:.3f}, {reference.seconds:.0f} s")
     draws["NUTS"] = predict(model, reference, X_NEW[:, None], num_samples=count)["f"]
-    torch.save(draws | {"y": y}, "/tmp/omdir/E_draws.pt")
     draw(draws, y, args.out)
 
 

@@ -1,4 +1,4 @@
-"""What the pages show runs: pages from top to bottom, with a tenth of their steps by default; recipes one by one."""
+"""What the pages show runs: pages from top to bottom, with a twentieth of their steps by default; recipes one by one."""
 
 import doctest
 import re
@@ -19,7 +19,7 @@ ELSEWHERE = {
 ON_PAGES = [name for name, path in PAGES.items() if code(path.read_text()) and name not in ELSEWHERE]
 
 
-# Which numbers a tenth of is enough to see whether a page runs, and what a judgement of such fits is made to cost.
+# Which numbers a twentieth of is enough to see whether a page runs, and what a judgement of such fits is made to cost.
 LONG = re.compile(r"\b(num_steps|num_samples|warmup_steps|num_simulations|num_draws)=(\d+)")
 JUDGED, CHEAPLY = "fit=result", "fit=result, num_samples=200, max_seconds=0.5"
 
@@ -29,7 +29,7 @@ def run(page, pieces, namespace, *, in_short=False):
     for number, piece in enumerate(pieces):
         piece = re.sub(r"set_rng_seed\((\d+)\)", lambda m: f"set_rng_seed({seed(int(m[1]))})", piece)
         if in_short:
-            piece = LONG.sub(lambda m: f"{m[1]}={int(m[2]) // 10}", piece).replace(JUDGED, CHEAPLY)
+            piece = LONG.sub(lambda m: f"{m[1]}={int(m[2]) // 20}", piece).replace(JUDGED, CHEAPLY)
         exec(compile(piece, f"{page}, piece {number}", "exec"), namespace)
     return namespace
 
