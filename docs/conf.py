@@ -39,6 +39,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
@@ -47,7 +48,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {"index": []}
+# The other pages of a folder beside its pages; the top level stands in the bar above.
+html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob("*.md")}
 
 _OF_A_DOCTEST = re.compile(r"^\s*>>>")
 
@@ -61,7 +63,8 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, thing: object, opti
             continue
         parts = line.split("`")
         for place in range(in_code, len(parts), 2):
-            parts[place] = re.sub(r"([*|]|_(?=\W|$))", r"\\\1", parts[place])
+            escaped = re.sub(r"([*|]|_(?=\W|$))", r"\\\1", parts[place])
+            parts[place] = r"\ " + escaped if place > 0 and re.match(r"\w", escaped) else escaped  # `param`s
         lines[number] = "``".join(parts)
         in_code ^= len(parts) % 2 == 0  # code may go on in the next line
 
@@ -80,8 +83,12 @@ def _write_llms(app: Sphinx, error: Exception | None) -> None:
         source = Path(app.env.doc2path(name))
         if source.suffix == ".md":
             paragraphs = re.sub(r"^(:::|```).*?^(:::|```)$", "", source.read_text(), flags=re.S | re.M).split("\n\n")
-            plain = [p.strip() for p in paragraphs if p.strip() and p.strip()[0] not in "#(:`|{!<+"]
-            first = re.sub(r"\s+", " ", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", plain[0])) if plain else ""
+            plain = [p.strip() for p in paragraphs if p.strip() and p.strip()[0] not in "#|{!"]
+            first = (
+                re.sub(r"\s+", " ", re.sub(r"\[([^\]]*)\]\([^)]*\)| ?\{cite:.\}`\w+`", r"\1", plain[0]))
+                if plain
+                else ""
+            )
             lines.append(f"- [{app.env.titles[name].astext()}]({name}.html): {first}")
     Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n")
 

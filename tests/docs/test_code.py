@@ -1,4 +1,4 @@
-"""What the pages show runs: pages from top to bottom, with a twentieth of their steps by default; recipes one by one."""
+"""What the pages show runs: pages from top to bottom, with fewer steps by default; recipes one by one, as doctests."""
 
 import doctest
 import re
