@@ -37,6 +37,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "pyro_hypernet"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_use_index = html_domain_indices = False  # the API is by topic, and there is a search
 html_show_sourcelink = False
 html_copy_source = False
 html_context = {"default_mode": "auto"}
