@@ -53,6 +53,7 @@ html_theme_options = {
 html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob("*.md")}
 
 _OF_A_DOCTEST = re.compile(r"^\s*>>>")
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)| ?\{cite:.\}`\w+`")
 
 
 def _as_restructured_text(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
@@ -85,11 +86,7 @@ def _write_llms(app: Sphinx, error: Exception | None) -> None:
         if source.suffix == ".md":
             paragraphs = re.sub(r"^(:::|```).*?^(:::|```)$", "", source.read_text(), flags=re.S | re.M).split("\n\n")
             plain = [p.strip() for p in paragraphs if p.strip() and p.strip()[0] not in "#|{!"]
-            first = (
-                re.sub(r"\s+", " ", re.sub(r"\[([^\]]*)\]\([^)]*\)| ?\{cite:.\}`\w+`", r"\1", plain[0]))
-                if plain
-                else ""
-            )
+            first = _LINK.sub(r"\1", " ".join(next(iter(plain), "").split()))
             lines.append(f"- [{app.env.titles[name].astext()}]({name}.html): {first}")
     Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n")
 

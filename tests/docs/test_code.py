@@ -14,11 +14,10 @@ RECIPES = recipes(PAGES["recipes"].read_text())
 ELSEWHERE = {
     "recipes": "here, one by one",
     "processes": "tests/train/test_processes.py, in processes of its own",
-    "index": "tests/test_readme.py, which has README's lines; test_links.py holds them to be the same",
+    "index": "tests/test_readme.py, which has README's lines; test_names.py holds them to be the same",
 }
 ON_PAGES = [name for name, path in PAGES.items() if code(path.read_text()) and name not in ELSEWHERE]
-
-
+which_short_runs_deserve = pytest.mark.filterwarnings("ignore:The verdict on this guide", "ignore:NUTS has not mixed")
 # Which numbers a twentieth of is enough to see whether a page runs, and what a judgement of such fits is made to cost.
 LONG = re.compile(r"\b(num_steps|num_samples|warmup_steps|num_simulations|num_draws)=(\d+)")
 JUDGED, CHEAPLY = "fit=result", "fit=result, num_samples=200, max_seconds=0.5"
@@ -34,7 +33,7 @@ def run(page, pieces, namespace, *, in_short=False):
     return namespace
 
 
-@pytest.mark.filterwarnings("ignore:The verdict on this guide", "ignore:NUTS has not mixed")  # which short runs deserve
+@which_short_runs_deserve
 @pytest.mark.parametrize("page", ON_PAGES)
 def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -42,6 +41,7 @@ def test_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@which_short_runs_deserve
 @pytest.mark.parametrize("page", ON_PAGES)
 def test_a_page_runs_in_full(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
