@@ -1,4 +1,4 @@
-"""The picture of the folders in README is the picture of the code."""
+"""The picture of the folders in CONTRIBUTING is the picture of the code."""
 
 import ast
 import importlib
@@ -123,9 +123,9 @@ def test_every_public_name_is_there():
         assert callable(getattr(pyro_hypernet, name))
 
 
-def test_readme_shows_the_folders_as_they_are():
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.S | re.M)
+def test_contributing_shows_the_folders_as_they_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.S | re.M)
     block = next(block for block in blocks if block.startswith("pyro_hypernet/"))
     shown = set(re.findall(r"[\w/]+\.py", block))
     real = {path.name for path in MODULES}
