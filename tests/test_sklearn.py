@@ -147,11 +147,9 @@ def test_units_are_those_of_the_data(name, regressors):
     np.testing.assert_allclose(density, model.score_samples(X, y), rtol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:The populations of refine disagree")
-@pytest.mark.parametrize("engine", ["guide", pytest.param("refine", marks=pytest.mark.slow)])
-def test_weights_are_repeated_rows(engine):
+def test_weights_are_repeated_rows():
     """For several outputs; scikit-learn's check says it for one. Rows without weight are as if they were not there."""
-    estimator, times = HypernetRegressor((2,), **{**QUICK, "engine": engine}), np.arange(len(X)) % 3
+    estimator, times = HypernetRegressor((2,), **QUICK), np.arange(len(X)) % 3
     weighted = clone(estimator).fit(X, TWO, sample_weight=times)
     repeated = clone(estimator).fit(X.repeat(times, axis=0), TWO.repeat(times, axis=0))
     np.testing.assert_allclose(weighted.predict(X), repeated.predict(X), rtol=1e-7)
