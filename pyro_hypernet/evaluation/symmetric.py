@@ -19,8 +19,9 @@ def symmetries_of(target: Target) -> Symmetries:
     Raises:
         ValueError: If the model cannot be tried: see `detect`.
     """
-    log_joint = target.log_joint.of(target.model, mode="eager")
-    found = detect(log_joint, target.trace_prior(), torch.zeros(target.layout.dim), target.args, target.kwargs)
+    log_joint, trace = target.log_joint.of(target.model, mode="eager"), target.trace_prior()
+    drawn = target.layout.unconstrain({name: trace.nodes[name]["value"] for name in target.layout.names})[0]
+    found = detect(log_joint, trace, torch.zeros_like(drawn), target.args, target.kwargs)
     if found is None:
         raise ValueError(
             "The model's symmetries cannot be tried: it needs a prior that can be sampled, a density that can be "

@@ -14,6 +14,8 @@ RECIPES = recipes(PAGES["recipes"].read_text())
 ELSEWHERE = {
     "recipes": "here, one by one",
     "processes": "tests/train/test_processes.py, in processes of its own",
+    "botorch": "tests/contrib/test_botorch.py",
+    "sklearn": "tests/test_sklearn.py",
     "index": "tests/test_readme.py, which has README's lines; test_names.py holds them to be the same",
 }
 ON_PAGES = [name for name, path in PAGES.items() if code(path.read_text()) and name not in ELSEWHERE]
@@ -28,7 +30,7 @@ def run(page, pieces, namespace, *, in_short=False):
     for number, piece in enumerate(pieces):
         piece = re.sub(r"set_rng_seed\((\d+)\)", lambda m: f"set_rng_seed({seed(int(m[1]))})", piece)
         if in_short:
-            piece = LONG.sub(lambda m: f"{m[1]}={int(m[2]) // 20}", piece).replace(JUDGED, CHEAPLY)
+            piece = LONG.sub(lambda m: f"{m[1]}={max(2, int(m[2]) // 20)}", piece).replace(JUDGED, CHEAPLY)
         exec(compile(piece, f"{page}, piece {number}", "exec"), namespace)
     return namespace
 

@@ -362,7 +362,6 @@ REFUSED = {
         ValueError,
         "NeuTraReparam",
     ),
-    "infer": (lambda model, guide, args: ph.infer(model, *args, guide=guide), TypeError, "GuideMixture with fit"),
     "best_start": (lambda model, guide, args: ph.best_start(model, guide, args), TypeError, "one by one"),
 }
 
