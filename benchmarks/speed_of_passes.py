@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pyro
 import torch
 from speed_of_backends import TASKS, problem
-from timing import keep, median, spell_ratio, table
+from timing import in_turn, keep, median, spell_ratio, table
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO
 from pyro_hypernet.graphs import run, simplify
@@ -77,20 +77,6 @@ def captured(data: str, task: str, left_out: tuple[str, ...]) -> tuple[Callable[
     return lambda: stepper(args), len(graph.module.graph.nodes), seconds
 
 
-def in_turn(steps: dict[str, Callable[[], Any]], *, repeats: int, calls: int) -> dict[str, list[float]]:
-    """CPU seconds per step of every variant."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    order = list(steps)
-    for _ in range(repeats):
-        for name in order:
-            start = time.process_time()
-            for _ in range(calls):
-                steps[name]()
-            seconds[name].append((time.process_time() - start) / calls)
-        order.reverse()
-    return seconds
-
-
 def main() -> None:
     """Times all variants and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,7 +98,8 @@ def main() -> None:
     for task in tasks:
         found = {name: captured(options.data, task, left_out) for name, left_out in variants.items()}
         steps = {name: step for name, (step, _, _) in found.items()}
-        seconds = in_turn(steps, repeats=repeats, calls=2 if task in ("large", "conv") else 50)
+        calls = 2 if task in ("large", "conv") else 50
+        seconds = in_turn(steps, repeats=repeats, calls=calls, clock=time.process_time)
         for name, (_, size, capture) in found.items():
             records.append({"task": task, "variant": name, "seconds": seconds[name], "size": size, "capture": capture})
             change = f"{1e3 * median(seconds[ALL]):.2f} ms" if name == ALL else spell_ratio(seconds[name], seconds[ALL])
