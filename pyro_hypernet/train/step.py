@@ -181,7 +181,8 @@ class Stepper:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Captures the same again as soon as it comes; what was compiled is compiled again after a step."""
-        self.elbo._is_distrusted, self._is_in_blocks = state["distrusted"], state["in_blocks"]
+        self.elbo._is_distrusted = state["distrusted"]
+        self._is_in_blocks = state.get("in_blocks", False)  # of runs begun before there were blocks
         if state["stages"]["stage"] != "inductor":
             vars(self._stages).update(state["stages"])
             self._counts.update(state["counts"])
