@@ -7,12 +7,12 @@ The default guide, 3 000 steps of 32 particles; rejection at one draw in twenty.
 
 import argparse
 import json
-import os
 import warnings
 from typing import Any
 
 import pyro
 import torch
+from data_folder import options_with_data
 from timing import RESULTS, keep, median, table
 
 from models.references import NAMES, read_reference
@@ -72,15 +72,11 @@ def report(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--anneal", nargs="*", type=float, default=[1.0, 5.0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="penguins, one seed, 300 steps")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks, seeds, num_steps = (["penguins"], 1, 300) if options.quick else (options.tasks, options.seeds, 3000)

@@ -8,7 +8,6 @@ kept in a JSON-lines file and not run again, so that the table can be made in pi
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 
 import pyro
 import torch
+from data_folder import options_with_data
 
 from models.references import NAMES, Reference, read_reference
 from pyro_hypernet import AutoHypernet, Optim, Plan, VectorizedELBO, fit, predict
@@ -110,7 +110,6 @@ def _spell(rows: list[dict[str, Any]]) -> str:
 def main(say: Callable[[str], None] = print) -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--out", type=Path, default=RESULTS / "defaults")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5000)
@@ -119,10 +118,7 @@ def main(say: Callable[[str], None] = print) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="two tasks, four variants, 500 steps, one seed; to a file of its own"
     )
-    options = parser.parse_args()
-    if options.data is None:
-        say("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     if options.quick:
         options.variants, options.tasks, options.steps, options.seeds = list(QUICK), list(NAMES[:2]), 500, 1
         options.out = options.out.with_name(options.out.name + "-quick")

@@ -9,7 +9,6 @@ the moved draws teach the guide. 48 draws predict. Seconds are of this process o
 
 import argparse
 import copy
-import os
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pyro
 import torch
 from class_scores import class_scores
+from data_folder import options_with_data
 from real_networks_against_dropout_and_ensembles import Images, Net, loader
 from timing import keep, spread, table
 from torch import nn
@@ -68,13 +68,9 @@ def measure(data: Images, seed: int, temperature: float, num_steps: int) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="1 000 images, a minute")
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds mnist.npz")
     parser.add_argument("--seeds", type=int, default=None, help="2, quick 1")
     parser.add_argument("--steps", type=int, default=None, help="of a fit, and of the chains; 3 000, quick 300")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No images: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser, what="images", help="folder that holds mnist.npz")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     data, num_steps = Images(Path(options.data), options.quick), options.steps or (300 if options.quick else 3000)

@@ -11,7 +11,6 @@ by Adam for as many epochs. 10 000 test images, 100 draws; seconds on one thread
 
 import argparse
 import json
-import os
 import time
 import warnings
 from functools import partial
@@ -21,6 +20,7 @@ import numpy as np
 import pyro
 import torch
 from class_scores import class_scores
+from data_folder import options_with_data
 from timing import RESULTS, keep, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -69,15 +69,11 @@ def of_dropout(x: Tensor, y: Tensor, x_test: Tensor, epochs: int) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds mnist.npz")
     parser.add_argument("--couplings", type=int, nargs="*", default=list(COUPLINGS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--quick", action="store_true", help="500 images, three epochs, one seed, 0 and 2 couplings")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No images: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser, what="images", help="folder that holds mnist.npz")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     size, test, epochs, seeds, couplings = 5000, 10_000, options.epochs, options.seeds, options.couplings

@@ -11,7 +11,6 @@ by the entropy where there is one network only.
 
 import argparse
 import copy
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import numpy as np
 import pyro
 import torch
 from class_scores import class_scores
+from data_folder import options_with_data
 from timing import keep, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
@@ -199,14 +199,10 @@ def scores(predict_at: Predictor, data: Images) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="1 000 images, a few seconds")
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds mnist.npz")
     parser.add_argument("--seconds", type=float, default=None, help="of training for every method; 60, quick 3")
     parser.add_argument("--seeds", type=int, default=None, help="3, quick 1")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    options = parser.parse_args()
-    if options.data is None:
-        print("No images: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser, what="images", help="folder that holds mnist.npz")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     data = Images(Path(options.data), options.quick)

@@ -13,7 +13,6 @@ figures there show that the script runs, and no more. Cells in the file are not 
 import argparse
 import io
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import numpy as np
 import pyro
 import torch
 from class_scores import class_scores
+from data_folder import options_with_data
 from PIL import Image
 from timing import RESULTS, keep, table
 from torch import Tensor, nn
@@ -162,17 +162,13 @@ def methods(members: int) -> dict[str, Callable[[Task], Tensor]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder of the two files")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=600.0, help="of training for every method")
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--methods", nargs="*", help="some of the table's rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="1 000 images, 200 test images, two members, 30 seconds")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No images: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser, what="images", help="folder of the two files")
     if options.device == "cpu":
         torch.set_num_threads(1)
     warnings.simplefilter("ignore")

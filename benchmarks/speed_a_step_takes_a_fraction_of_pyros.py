@@ -8,7 +8,6 @@ loss, gradient, clipping, checks and Adam of one step of `pyro_hypernet.fit`.
 """
 
 import argparse
-import os
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import torch
+from data_folder import options_with_data
 from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormalizingFlow
@@ -118,16 +118,12 @@ def contestants(model: Any, args: tuple, particles: int, compiles: tuple[str, ..
 def main() -> None:
     """Times all tasks and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--compile", nargs="*", default=["off", "graph"], help="inductor too: a minute for each task")
     parser.add_argument("--out", default="speed_step", help="name of the results")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--quick", action="store_true", help="toy-gap, no compilation, three repeats")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     torch.set_num_threads(1)
     tasks, compiles, repeats = options.tasks, tuple(options.compile), 9
     if options.quick:

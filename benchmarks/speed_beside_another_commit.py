@@ -21,6 +21,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from data_folder import options_with_data
+
 ROOT = Path(__file__).parent.parent
 TASKS = ("toy-gap", "penguins", "moons", "concrete")
 GUIDES = ("default", "full")
@@ -116,15 +118,11 @@ def ask(process: subprocess.Popen, cell: tuple[str, str]) -> dict[str, float] | 
 def main() -> None:
     """Times all cells and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--old", help="the other commit")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="toy-gap, three rounds")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     if options.work:
         work(options.data)
         return

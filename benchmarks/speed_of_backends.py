@@ -18,6 +18,8 @@ import time
 import warnings
 from typing import Any
 
+from data_folder import options_with_data
+
 TASKS = ("toy-gap", "penguins", "moons", "concrete", "large", "conv")
 BACKENDS = ("off", "TorchScript", "plain graph", "inductor", "inductor, cached")
 ROUNDS = 3
@@ -83,15 +85,11 @@ def problem(data: str, task: str) -> tuple[Any, tuple, int]:
 def main() -> None:
     """Times all cells and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--quick", action="store_true", help="toy-gap, one round")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     if options.one:
         print(json.dumps(one_cell(options.data, *options.one)))
         return

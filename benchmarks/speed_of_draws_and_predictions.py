@@ -8,11 +8,11 @@ turn. Importance weights, k-hat and the matrix of log likelihoods of 10 000 draw
 """
 
 import argparse
-import os
 from functools import partial
 
 import pyro
 import torch
+from data_folder import options_with_data
 from pyro.infer import Predictive
 from timing import in_turn, keep, median, spell_ratio, table
 
@@ -26,12 +26,8 @@ DRAWS, INPUTS, TIMED_BY_PYRO = 10_000, 1000, 500
 def main() -> None:
     """Times and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--quick", action="store_true", help="a tenth of the draws, three repeats")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     torch.set_num_threads(1)
     draws, repeats = (DRAWS // 10, 3) if options.quick else (DRAWS, 7)
     reference = read_reference(options.data, "toy-gap")

@@ -15,7 +15,6 @@ The steady step: NumPyro's AutoIAFNormal (3 layers, hidden units 2 × D, its def
 import argparse
 import json
 import math
-import os
 import time
 import warnings
 from functools import partial
@@ -25,6 +24,7 @@ import jax
 import numpyro
 import pyro
 import torch
+from data_folder import options_with_data
 from numpyro.infer import SVI, Trace_ELBO, autoguide
 from peers_numpyro import ClippedByNorm, _arrays, numpyro_model, run_autoguide
 from timing import RESULTS, in_turn, keep, median, spell_ratio, table
@@ -141,15 +141,11 @@ def report(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs the tasks that were asked for, keeps the others' cells, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--kinds", nargs="*", default=["bound", "step"], choices=["bound", "step"])
     parser.add_argument("--quick", action="store_true", help="toy-gap, 200 steps of NumPyro's, no compilation")
     parser.add_argument("--only-table", action="store_true", help="write the tables of what was run before")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     torch.set_num_threads(1)
     numpyro.set_platform("cpu")
     warnings.simplefilter("ignore")

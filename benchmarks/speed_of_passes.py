@@ -7,7 +7,6 @@ thread, and timed in turn by the CPU's clock. A pass is worth its lines where le
 """
 
 import argparse
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from unittest.mock import patch
 
 import pyro
 import torch
+from data_folder import options_with_data
 from speed_of_backends import TASKS, problem
 from timing import in_turn, keep, median, spell_ratio, table
 
@@ -80,20 +80,16 @@ def captured(data: str, task: str, left_out: tuple[str, ...]) -> tuple[Callable[
 def main() -> None:
     """Times all variants and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--quick", action="store_true", help="toy-gap, few repeats")
     parser.add_argument("--groups", action="store_true", help="no pass by itself")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks, repeats = (["toy-gap"], 4) if options.quick else (options.tasks, 20)
-    variants = {ALL: (), **{f"without {name}": (name,) for name in PASSES}, NONE: tuple(PASSES)}
-    variants[CORE + ", ".join(WORTH_MOST)] = tuple(name for name in PASSES if name not in WORTH_MOST)
-    variants = {name: left for name, left in variants.items() if options.groups is False or len(left) != 1}
+    singly = {} if options.groups else {f"without {name}": (name,) for name in PASSES}
+    without_others = tuple(name for name in PASSES if name not in WORTH_MOST)
+    variants = {ALL: (), **singly, NONE: tuple(PASSES), CORE + ", ".join(WORTH_MOST): without_others}
     records, cells = [], {name: {} for name in variants}
     for task in tasks:
         found = {name: captured(options.data, task, left_out) for name, left_out in variants.items()}

@@ -9,12 +9,12 @@ AutoNormal's bounds are those of results/closer.jsonl, the best of Pyro's and Nu
 import argparse
 import json
 import math
-import os
 import warnings
 from typing import Any
 
 import pyro
 import torch
+from data_folder import options_with_data
 from timing import RESULTS, keep, median, table
 
 from models.references import NAMES, read_reference
@@ -63,15 +63,11 @@ def report(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("PYRO_HYPERNET_DATA"), help="folder that holds references/")
     parser.add_argument("--tasks", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--quick", action="store_true", help="toy-gap, two seeds of 100 steps")
-    options = parser.parse_args()
-    if options.data is None:
-        print("No reference posteriors: pass --data FOLDER or set PYRO_HYPERNET_DATA. Nothing was run.")
-        return
+    options = options_with_data(parser)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks, seeds, steps = options.tasks, options.seeds, options.steps
