@@ -1,7 +1,7 @@
 """How good predictions are: pure functions of tensors, each returning a scalar tensor unless it says otherwise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ def nll(log_likelihood: Tensor) -> Tensor:
 def log_predictive(log_likelihood: Tensor) -> Tensor:
     """Log pointwise predictive density, `log mean_s p(y_n | w_s)`, in nats, shape `batch`; arguments as of `nll`."""
     return torch.logsumexp(log_likelihood, 0) - math.log(log_likelihood.shape[0])
+
+
+def log_predictive_of_all(by_site: Mapping[str, Tensor]) -> Tensor:
+    """`log_predictive` of every datum of all sites, from what `log_likelihood` returns, in float64, shape `(N,)`."""
+    return torch.cat([log_predictive(value.double()).flatten() for value in by_site.values()])
 
 
 def rmse(prediction: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.metrics import log_predictive
+from pyro_hypernet.evaluation.metrics import log_predictive_of_all
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.model.vectorize import Model
@@ -63,7 +63,7 @@ def stack(model: Model, mixture: GuideMixture, *args: Any, num_samples: int = 10
     parts = []
     for own, guide in zip(mixture.models_for(model), mixture.components, strict=True):
         by_site = log_likelihood(own, guide, *args, num_samples=num_samples, **kwargs)
-        parts.append(torch.cat([log_predictive(value.double()).flatten() for value in by_site.values()]))
+        parts.append(log_predictive_of_all(by_site))
     log_p = torch.stack(parts)
     weights = _stacking_weights(log_p)
     mixture.set_log_weights(weights.log())

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.evaluation.metrics import log_predictive
+from pyro_hypernet.evaluation.metrics import log_predictive_of_all
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
@@ -108,7 +108,7 @@ def choose_temperature(
 def _predictive(model: Model, guide: AutoHypernet, data: tuple, kwargs: dict[str, Any], num_samples: int) -> Tensor:
     """Log predictive density of every datum, shape `(N,)`, in float64."""
     by_site = log_likelihood(partial(model, **kwargs), guide, *data, num_samples=num_samples)
-    return torch.cat([log_predictive(part.double()).flatten() for part in by_site.values()])
+    return log_predictive_of_all(by_site)
 
 
 def _standard_error(values: Tensor) -> float:
