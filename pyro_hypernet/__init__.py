@@ -36,6 +36,8 @@ from pyro_hypernet.train.fit import Fit, best_start, fit
 from pyro_hypernet.train.optimiser import Optim
 from pyro_hypernet.train.resume import Checkpoint
 
+__version__ = "0.2.0"
+
 __all__ = [
     "AutoHypernet",
     "Check",

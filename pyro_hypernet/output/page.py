@@ -117,7 +117,7 @@ def render(content: Mapping[str, Any], files: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"levels": _LEVELS, "marks": _MARKS, "noise_floor": NOISE_FLOOR}
+    environment.globals.update(levels=_LEVELS, marks=_MARKS, noise_floor=NOISE_FLOOR)
     environment.filters["base64"] = lambda text: b64encode(text.encode()).decode("ascii")
     return environment.get_template("page.html").render(content, files=files)
 
