@@ -67,7 +67,10 @@ def _write_page(result: Result, table: Table, out: Path) -> Path:
         out=out,
         comparison=result.comparison,
         page=Page(
-            f"{table.target}: a Bayesian network and how far to trust it", facts, [guides], figures=[_figure(result, name)]
+            f"{table.target}: a Bayesian network and how far to trust it",
+            facts,
+            [guides],
+            figures=[_figure(result, name)],
         ),
         show=Show(
             name,

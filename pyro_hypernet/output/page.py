@@ -44,11 +44,10 @@ class Page:
 
     Attributes:
         title: Of the page.
-        figures: What a reader in a hurry should know, `(label, value, note)` each; three are shown under the verdict, these
-            first.
         facts: Further lines under "What was fitted".
         tables: Further tables.
         log: What was done, line by line; none for that of `infer`.
+        figures: What a reader in a hurry should know, `(label, value, note)` each: three are shown, these first.
     """
 
     title: str = "A posterior and how far to trust it"

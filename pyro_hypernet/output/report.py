@@ -61,10 +61,10 @@ def report(
 ) -> Path:
     """Writes `report.html`, one self-contained page, and `report.json`, from which `report_from` makes it again.
 
-    The page gives the verdict in words, three figures, and pictures of the function and its calibration. Folded below are
-    every check with its reading and its remedy, what was fitted, the distances from a reference, and more pictures: data
-    sampled anew, the forest of distances, marginals, the bound while training, importance weights, the influence of
-    single data.
+    The page gives the verdict in words, three figures, and pictures of the function and its calibration. Folded below
+    are every check with its reading and its remedy, what was fitted, the distances from a reference, and more pictures:
+    data sampled anew, the forest of distances, marginals, the bound while training, importance weights, the influence
+    of single data.
 
     Args:
         model: The Pyro model.

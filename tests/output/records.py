@@ -67,4 +67,5 @@ CONTENT = {
     "pictures": PICTURES,
     "log": [NASTY, "done"],
 }
-EMPTY = CONTENT | {"verdict": "", "verdict_on_guide": "", "checks": [], "tables": [], "figures": [], "pictures": {}, "log": []}
+_NOTHING = {"checks": [], "tables": [], "figures": [], "pictures": {}, "log": []}
+EMPTY = CONTENT | {"verdict": "", "verdict_on_guide": "", **_NOTHING}
