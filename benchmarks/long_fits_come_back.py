@@ -19,7 +19,7 @@ import pyro
 import torch
 from class_scores import class_scores
 from data_folder import options_with_data
-from real_networks_against_dropout_and_ensembles import Net
+from real_networks_against_dropout_and_ensembles import Net, scaled
 from timing import RESULTS, keep, spread, table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -41,7 +41,7 @@ _has_diverged = Optimiser._has_diverged
 def images(path: Path, size: int) -> tuple[Tensor, ...]:
     """Inputs and labels to train by, and to judge by."""
     file = np.load(path)
-    x, y = torch.tensor(file["x_train"]).float().reshape(-1, 784) / 255, torch.tensor(file["y_train"]).long()
+    x, y = scaled(file["x_train"]), torch.tensor(file["y_train"]).long()
     return x[:size], y[:size], x[-SIZE:], y[-SIZE:]
 
 
