@@ -42,7 +42,7 @@ def describe_shapes(arguments: Any) -> Any:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Structure:
-    """A TreeSpec that can be hashed, which those of torch before 2.6 cannot where they hold lists of keys."""
+    """A TreeSpec that can be hashed, which those of some releases of torch cannot where they hold lists of keys."""
 
     spec: pytree.TreeSpec
 
