@@ -10,13 +10,11 @@ draws after 500 steps of adaptation, whose share says in which mode how many cha
 shared with others; seconds are CPU seconds of the process.
 """
 
-import argparse
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
+from paper_methods import options_of
 from timing import medians, run_cells, table
 
 from models import PROBLEMS
@@ -65,12 +63,7 @@ def report(records: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one seed, 300 steps")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    options = options_of(__doc__, seeds=5, quick="one seed, 300 steps")
     seeds, num_steps = (1, 300) if options.quick else (options.seeds, NUM_STEPS)
     cells = [
         {"method": method, "seed": seed, "num_steps": num_steps} for seed in range(seeds) for method in (*GUIDES, NUTS)
