@@ -1,8 +1,10 @@
 """How Sphinx builds the site: `make docs`."""
 
+import base64
 import re
 from pathlib import Path
 
+import nbformat
 from sphinx.application import Sphinx
 
 project = "pyro_hypernet"
@@ -76,6 +78,18 @@ def _hand_out_results(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
 
 
+def _draw_thumbnails(app: Sphinx) -> None:
+    """The picture on every tutorial's card: one of its own, that of the cell marked as `thumbnail`, or the last."""
+    folder = Path(app.srcdir).parent / "build" / "thumbnails"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in Path(app.srcdir, "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        cells.sort(key=lambda cell: cell.metadata.get("thumbnail", False))  # as they were, but for one put last
+        data = [output.get("data", {}) for cell in cells for output in cell.outputs]
+        picture = [each["image/png"] for each in data if "image/png" in each][-1]
+        (folder / path.name).with_suffix(".png").write_bytes(base64.b64decode(picture))
+
+
 def _write_llms(app: Sphinx, error: Exception | None) -> None:
     """`llms.txt`: every page with its first paragraph, for programs that read."""
     if error is not None or app.builder.name != "html":
@@ -93,6 +107,7 @@ def _write_llms(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
+    app.connect("builder-inited", _draw_thumbnails)
     app.connect("source-read", _hand_out_results)
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=400)
     app.connect("build-finished", _write_llms)
