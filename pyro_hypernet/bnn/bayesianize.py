@@ -69,10 +69,10 @@ def bayesianize(
             is read as `(N, 1)`.
         likelihood: "gaussian", "heteroscedastic", "bernoulli", "categorical", "poisson", or a Likelihood such as
             `Gaussian(sigma=0.1)`.
-        prior: "fan_in", or `fan_in(gain=1.5)`; "ard" or "horseshoe", or `ard(per="output")`, whose scales are sites
-            too; a number s for `Normal(0, s)` (`Normal(1, s)` for normalisation layers' weights); a distribution, expanded to every site; a function from a site's name and the
-            network's value to any of these; or a dict from name patterns ("*.bias") to any of these, of which the
-            first that matches counts.
+        prior: "fan_in", or `fan_in(gain=1.5)`; "ard" or "horseshoe", or `ard(per="output")`, with random scales; a
+            number s for `Normal(0, s)` (`Normal(1, s)` for the weights of normalisation layers); a distribution,
+            expanded to every site; a function from a site's name and the network's value to any of these; or a dict
+            from name patterns ("*.bias") to any of these, of which the first that matches counts.
         sites: The random parameters: "all"; "last_layer", those of the module that acts last, where the network's code
             can be traced for that; or a list of name patterns.
         parametrization: "weights"; or "weight_norm", in the manner of Krueger et al.: a parameter w of two or more
@@ -146,7 +146,7 @@ class BayesianNet(nn.Module):
     Attributes:
         net: The copy, in eval mode.
         likelihood: The distribution of the targets.
-        priors: A dict from site to prior.
+        priors: A dict from random tensor to prior.
         num_data: As above.
         rows_are_independent: That outputs of a datum come of its own inputs, so that predictions may be made in parts.
     """

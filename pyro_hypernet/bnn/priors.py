@@ -44,10 +44,9 @@ class FanIn:
 
 
 fan_in = FanIn
-PRIORS: dict[str, Callable[[], FanIn | Ard | Horseshoe]] = {"fan_in": FanIn, "ard": Ard, "horseshoe": Horseshoe}
-Prior = (
-    str | float | FanIn | Ard | Horseshoe | TorchDistributionMixin | Mapping[str, Any] | Callable[[str, Tensor], Any]
-)
+Rule = FanIn | Ard | Horseshoe
+PRIORS: dict[str, Callable[[], Rule]] = {"fan_in": FanIn, "ard": Ard, "horseshoe": Horseshoe}
+Prior = str | float | Rule | TorchDistributionMixin | Mapping[str, Any] | Callable[[str, Tensor], Any]
 
 
 @dataclass(frozen=True)

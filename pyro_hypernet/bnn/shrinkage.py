@@ -58,9 +58,8 @@ class Scaled:
         if self.axis is not None:
             groups = [self.shape[axis] if axis == self.axis else 1 for axis in range(dim)]
             scale = scale.reshape(*scale.shape[:-1], *groups)
-        whole = {
-            part: parts[part].reshape(*parts[part].shape, *[1] * dim) for part in ("global", "slab") if part in parts
-        }
+        present = [part for part in ("global", "slab") if part in parts]
+        whole = {part: parts[part].reshape(*parts[part].shape, *[1] * dim) for part in present}
         if "global" in whole:
             scale = whole["global"] * scale
         return scale / (1 + scale**2 / whole["slab"]).sqrt() if "slab" in whole else scale

@@ -107,7 +107,8 @@ def sparsify(
         >>> model, x = bayesianize(net), torch.randn(30, 3)
         >>> samples = {site: value.expand(20, *value.shape) for site, value in model.initial_values.items()}
         >>> held_out = (x, net(x).detach()[:, 0])
-        >>> found = sparsify(model, samples | {"sigma": torch.ones(20)}, held_out, parts="units", shares=[0.5], max_loss=9)
+        >>> samples["sigma"] = torch.ones(20)
+        >>> found = sparsify(model, samples, held_out, parts="units", shares=[0.5], max_loss=9)
         >>> found.net
         Sequential(
           (0): Linear(in_features=3, out_features=4, bias=True)
@@ -244,7 +245,7 @@ def _align(net: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _match(units: Tensor, reference: Tensor, flips: bool) -> tuple[Tensor, Tensor]:
-    """For each unit of the reference `(H, k)`, the largest first, the nearest of every draw's `(S, H, k)`, and its sign."""
+    """For each unit of the reference `(H, k)`, the largest first, the nearest of each draw's `(S, H, k)`; signs."""
     products = units @ reference.T
     distance = units.square().sum(-1)[:, :, None] - 2 * (products.abs() if flips else products)
     order = torch.empty(units.shape[:2], dtype=torch.long, device=units.device)
