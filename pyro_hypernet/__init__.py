@@ -2,6 +2,7 @@
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
+from pyro_hypernet.bnn.shrinkage import ard, horseshoe
 from pyro_hypernet.calibration.sbc import sbc
 from pyro_hypernet.correction.distill import Distilled, distill
 from pyro_hypernet.correction.langevin import SghmcKernel
@@ -16,6 +17,7 @@ from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.score import Score, score
+from pyro_hypernet.evaluation.sparsify import Sparse, sparsify, weights_of
 from pyro_hypernet.evaluation.stacking import Stacked, stack
 from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
@@ -57,9 +59,11 @@ __all__ = [
     "Refined",
     "Score",
     "SghmcKernel",
+    "Sparse",
     "Stacked",
     "TemperatureChoice",
     "VectorizedELBO",
+    "ard",
     "bayesianize",
     "best_start",
     "choose_temperature",
@@ -70,6 +74,7 @@ __all__ = [
     "fit",
     "fits_agree",
     "forest",
+    "horseshoe",
     "infer",
     "init_to_map",
     "khat",
@@ -86,6 +91,8 @@ __all__ = [
     "save",
     "sbc",
     "score",
+    "sparsify",
     "stack",
     "to_arviz",
+    "weights_of",
 ]
