@@ -91,7 +91,7 @@ def test_many_skipped_steps_are_backed_off_from():
 
 @pytest.mark.parametrize("worse", [51, 1000], ids=["most of a window", "a window and more"])
 def test_a_run_that_diverges_goes_on_from_its_best(worse):
-    """Where most losses of a window are above the first ones by more than the run had fallen; what rises less goes on."""
+    """Where most losses of a window are above the first ones by more than had been gained; what rises less goes on."""
     vector = torch.zeros(3)
     run = Optimiser([vector], 5000, Optim(0.1, warmup=0, decay=False))
 
