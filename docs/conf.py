@@ -74,7 +74,7 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, thing: object, opti
 
 
 def _mend_links(app: Sphinx, name: str, source: list[str]) -> None:
-    """Links that work where the sources are read: to result files, here downloads, and from notebooks to these pages."""
+    """Links that work where the sources are read: to result files, here downloads, and to these pages."""
     text = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
     source[0] = text.replace("](../docs/", "](../")
 
