@@ -73,10 +73,9 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, thing: object, opti
         in_code ^= len(parts) % 2 == 0  # code may go on in the next line
 
 
-def _mend_links(app: Sphinx, name: str, source: list[str]) -> None:
-    """Links that work where the sources are read: to result files, here downloads, and to these pages."""
-    text = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
-    source[0] = text.replace("](../docs/", "](../")
+def _hand_out_results(app: Sphinx, name: str, source: list[str]) -> None:
+    """Result files are no pages: links to them, which work where the sources are read, become downloads."""
+    source[0] = source[0].replace("](../benchmarks/results/", "](path:../benchmarks/results/")
 
 
 def _draw_thumbnails(app: Sphinx) -> None:
@@ -109,6 +108,6 @@ def _write_llms(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Connects the functions above."""
     app.connect("builder-inited", _draw_thumbnails)
-    app.connect("source-read", _mend_links)
+    app.connect("source-read", _hand_out_results)
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=400)
     app.connect("build-finished", _write_llms)
