@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo-out
 
-.PHONY: demo test test-slow lint docs bench clean
+.PHONY: demo test test-slow test-matrix lint docs bench clean
 
 # torch first and pinned: a bare `torch` pulls gigabytes of CUDA.
 $(READY): pyproject.toml constraints.txt
@@ -23,9 +23,13 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
+test-matrix:
+	.ci/matrix
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --output-format min-text
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"

@@ -2,6 +2,7 @@
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
+from pyro_hypernet.bnn.shrinkage import ard, horseshoe
 from pyro_hypernet.calibration.sbc import sbc
 from pyro_hypernet.correction.distill import Distilled, distill
 from pyro_hypernet.correction.langevin import SghmcKernel
@@ -16,6 +17,7 @@ from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.score import Score, score
+from pyro_hypernet.evaluation.sparsify import Sparse, sparsify, weights_of
 from pyro_hypernet.evaluation.stacking import Stacked, stack
 from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis
@@ -36,6 +38,8 @@ from pyro_hypernet.train.fit import Fit, best_start, fit
 from pyro_hypernet.train.optimiser import Optim
 from pyro_hypernet.train.resume import Checkpoint
 
+__version__ = "0.2.0"
+
 __all__ = [
     "AutoHypernet",
     "Check",
@@ -55,9 +59,11 @@ __all__ = [
     "Refined",
     "Score",
     "SghmcKernel",
+    "Sparse",
     "Stacked",
     "TemperatureChoice",
     "VectorizedELBO",
+    "ard",
     "bayesianize",
     "best_start",
     "choose_temperature",
@@ -68,6 +74,7 @@ __all__ = [
     "fit",
     "fits_agree",
     "forest",
+    "horseshoe",
     "infer",
     "init_to_map",
     "khat",
@@ -84,6 +91,8 @@ __all__ = [
     "save",
     "sbc",
     "score",
+    "sparsify",
     "stack",
     "to_arviz",
+    "weights_of",
 ]

@@ -19,6 +19,7 @@ from pyro_hypernet.bnn.last_layer import find_unused, last_layer
 from pyro_hypernet.bnn.likelihoods import Likelihood, resolve_likelihood
 from pyro_hypernet.bnn.modules import Needs, check_modules, copy_of, kind_of, run_network
 from pyro_hypernet.bnn.priors import Prior, RandomTensor, assign_priors, check_patterns
+from pyro_hypernet.bnn.shrinkage import Scaled
 from pyro_hypernet.bnn.weight_norm import TRANSPOSED, Normed, norms, spell_undone, try_gains
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
@@ -68,10 +69,10 @@ def bayesianize(
             is read as `(N, 1)`.
         likelihood: "gaussian", "heteroscedastic", "bernoulli", "categorical", "poisson", or a Likelihood such as
             `Gaussian(sigma=0.1)`.
-        prior: "fan_in", or `fan_in(gain=1.5)`; a number s for `Normal(0, s)` (`Normal(1, s)` for the weights of
-            normalisation layers); a distribution, expanded to every site; a function from a site's name and the
-            network's value to any of these; or a dict from name patterns ("*.bias") to any of these, of which the
-            first that matches counts.
+        prior: "fan_in", or `fan_in(gain=1.5)`; "ard" or "horseshoe", or `ard(per="output")`, with random scales; a
+            number s for `Normal(0, s)` (`Normal(1, s)` for the weights of normalisation layers); a distribution,
+            expanded to every site; a function from a site's name and the network's value to any of these; or a dict
+            from name patterns ("*.bias") to any of these, of which the first that matches counts.
         sites: The random parameters: "all"; "last_layer", those of the module that acts last, where the network's code
             can be traced for that; or a list of name patterns.
         parametrization: "weights"; or "weight_norm", in the manner of Krueger et al.: a parameter w of two or more
@@ -145,7 +146,7 @@ class BayesianNet(nn.Module):
     Attributes:
         net: The copy, in eval mode.
         likelihood: The distribution of the targets.
-        priors: A dict from site to prior.
+        priors: A dict from random tensor to prior.
         num_data: As above.
         rows_are_independent: That outputs of a datum come of its own inputs, so that predictions may be made in parts.
     """
@@ -157,7 +158,7 @@ class BayesianNet(nn.Module):
         net: nn.Module,
         likelihood: Likelihood,
         random: "Sequence[RandomTensor]",
-        priors: Mapping[str, TorchDistributionMixin],
+        priors: Mapping[str, TorchDistributionMixin | Scaled],
         num_data: int | None = None,
         *,
         leaves_out: bool = False,
@@ -189,7 +190,7 @@ class BayesianNet(nn.Module):
     @property
     def site_names(self) -> tuple[str, ...]:
         """Names of the random tensors' sites, in the order of the network's parameters."""
-        return tuple(site.name for site in self._random)
+        return tuple(self.initial_values)
 
     @property
     def initial_values(self) -> dict[str, Tensor]:
@@ -198,7 +199,11 @@ class BayesianNet(nn.Module):
         Returns:
             A dict from site to value, shape `shape`; without the likelihood's sigma.
         """
-        return {site.name: site.value.clone() for site in self._random}
+        values: dict[str, Tensor] = {}
+        for site in self._random:
+            prior, value = self.priors[site.name], site.value.clone()
+            values |= prior.start(site.name, value) if isinstance(prior, Scaled) else {site.name: value}
+        return values
 
     @property
     def is_large(self) -> bool:
@@ -292,7 +297,8 @@ class BayesianNet(nn.Module):
         learnt = self._announced()
         values: dict[str, Tensor | Normed] = {}
         for site in self._random:
-            value = pyro.sample(site.name, self.priors[site.name])
+            prior = self.priors[site.name]
+            value = prior.sample(site.name) if isinstance(prior, Scaled) else pyro.sample(site.name, prior)
             if value.shape != site.value.shape:
                 raise ValueError(
                     f"A value of site {site.name!r} must have shape {tuple(site.value.shape)}; got "

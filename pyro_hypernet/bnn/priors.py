@@ -1,4 +1,4 @@
-"""Priors over a network's parameters: by fan-in, by number, by name, by function."""
+"""Priors over a network's parameters: by fan-in, by number, by name, by function, with scales that are random too."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+
+from pyro_hypernet.bnn.shrinkage import Ard, Horseshoe, Scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,9 @@ class FanIn:
 
 
 fan_in = FanIn
-PRIORS: dict[str, Callable[[], FanIn]] = {"fan_in": FanIn}
-Prior = str | float | FanIn | TorchDistributionMixin | Mapping[str, Any] | Callable[[str, Tensor], Any]
+Rule = FanIn | Ard | Horseshoe
+PRIORS: dict[str, Callable[[], Rule]] = {"fan_in": FanIn, "ard": Ard, "horseshoe": Horseshoe}
+Prior = str | float | Rule | TorchDistributionMixin | Mapping[str, Any] | Callable[[str, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def check_patterns(option: str, patterns: Sequence[str], names: Sequence[str]) -
             raise ValueError(f"Pattern {pattern!r} in {option} matches no parameter; the names are {', '.join(names)}.")
 
 
-def assign_priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, TorchDistributionMixin]:
-    """The prior of every random tensor, as one event of its shape.
+def assign_priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, TorchDistributionMixin | Scaled]:
+    """The prior of every random tensor, as one event of its shape, or with scales at sites of their own.
 
     Args:
         prior: As in `bayesianize`.
@@ -97,10 +100,11 @@ def assign_priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, Tor
     """
     if isinstance(prior, Mapping):
         check_patterns("prior", list(prior), [site.name for site in random])
-    return {site.name: _expand(_prior(prior, site), site) for site in random}
+    found = {site.name: _prior(prior, site) for site in random}
+    return {site.name: each if isinstance(each := found[site.name], Scaled) else _expand(each, site) for site in random}
 
 
-def _prior(prior: Prior, site: RandomTensor) -> TorchDistributionMixin:
+def _prior(prior: Prior, site: RandomTensor) -> TorchDistributionMixin | Scaled:
     """The prior of one site, not yet expanded to its shape."""
     if isinstance(prior, Mapping):
         for pattern, entry in prior.items():
@@ -114,6 +118,10 @@ def _prior(prior: Prior, site: RandomTensor) -> TorchDistributionMixin:
         if prior not in PRIORS:
             raise ValueError(f"prior must be one of {', '.join(PRIORS)}, or a number, dict or function; got {prior!r}.")
         prior = PRIORS[prior]()
+    if isinstance(prior, (Ard, Horseshoe)):
+        if site.kind in ("weight", "scale"):
+            return prior.scaled(site.name, site.value, site.axis, 1 if site.kind == "scale" else site.fan_in)
+        prior = FanIn()
     if isinstance(prior, FanIn):
         return _normal(site, _scale(prior, site))
     if isinstance(prior, (int, float)) and not isinstance(prior, bool):

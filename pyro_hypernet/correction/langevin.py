@@ -82,7 +82,8 @@ class Langevin:
         self.p = torch.randn_like(w)
         self.num_returned = 0
         self._energy = torch.ones((), dtype=w.dtype, device=w.device)
-        self._before, self._last = self.w.clone(), None
+        self._before: Tensor = self.w.clone()
+        self._last: Tensor | None = None
 
     @property
     def temperature(self) -> float:

@@ -227,8 +227,9 @@ def _functions(
         return None
     ours = {name: value[:num_draws] for name, value in proposals.samples.items()}
     values, reference = (function_values(target, samples) for samples in (ours, found.samples))
-    is_known = values is not None and reference is not None and values.shape[1] == reference.shape[1]
-    return (values, reference) if is_known else None
+    if values is None or reference is None or values.shape[1] != reference.shape[1]:
+        return None
+    return values, reference
 
 
 def _holds_some_copies(target: Target, guide: Any) -> bool:

@@ -189,6 +189,25 @@ def auroc(scores: Tensor, is_positive: Tensor) -> Tensor:
     return (below.double() / 2 / len(negatives)).mean()
 
 
+def average_precision(scores: Tensor, is_positive: Tensor) -> Tensor:
+    """Area under the curve of precision against recall, in steps, equal scores taken together.
+
+    Args: As those of `auroc`.
+
+    Returns:
+        In [0, 1]; scores at random give about the share of positives.
+
+    Raises:
+        ValueError: If there is no positive.
+    """
+    if not bool(is_positive.any()):
+        raise ValueError(f"There must be positives; got none among {len(scores)}.")
+    ordered, order = scores.sort(descending=True)
+    hits = is_positive[order].double().cumsum(0)
+    last = torch.searchsorted(-ordered, -scores[is_positive].contiguous(), right=True) - 1
+    return (hits[last] / (last + 1)).mean()
+
+
 def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
     """Quantiles over the first axis, linear between order statistics, of tensors of any size.
 

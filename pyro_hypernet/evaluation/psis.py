@@ -29,7 +29,7 @@ def arviz_is_split() -> bool:
     return int(import_module_quietly("arviz").__version__.split(".")[0]) >= 1
 
 
-def smoothed(log_weights: Tensor) -> tuple[Tensor, float]:
+def smoothed(log_weights: Tensor) -> tuple[Tensor, Tensor | float]:
     """Pareto-smoothed importance weights.
 
     Args:

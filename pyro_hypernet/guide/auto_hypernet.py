@@ -109,7 +109,7 @@ class AutoHypernet(FlowGuide):
     @property
     def temperature(self) -> float:
         """Of the posterior that the guide stands for, 1 for that of Bayes' rule. RuntimeError before `setup`."""
-        return self.plan.temperature
+        return float(self.plan.temperature)
 
     @property
     def knowledge(self) -> Knowledge | None:

@@ -190,7 +190,8 @@ def _modules(path: str, value: Any, seen: set[int]) -> Iterator[tuple[str, nn.Mo
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, partial):
-        yield from [("func", value.func), *enumerate(value.args), *value.keywords.items()]
+        numbered = ((str(number), part) for number, part in enumerate(value.args))
+        yield from [("func", value.func), *numbered, *value.keywords.items()]
     elif isinstance(value, MethodType):
         yield from [("self", value.__self__), ("func", value.__func__)]
     elif isinstance(value, FunctionType):

@@ -50,6 +50,7 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
 
 def _write_page(result: Result, table: Table, out: Path) -> Path:
     data, source = result.data, result.posterior.source
+    name = HYPERNET if source == "guide" else f"{HYPERNET}, {source}"
     headings, *cells = [tuple(line) for line in result.cells()]
     guides = TableOfText("Guides and NUTS on this table", headings, tuple(cells), _NOTE)
     facts = {
@@ -65,14 +66,27 @@ def _write_page(result: Result, table: Table, out: Path) -> Path:
         data.y_train,
         out=out,
         comparison=result.comparison,
-        page=Page(f"{table.target}: a Bayesian network and how far to trust it", facts, [guides]),
+        page=Page(
+            f"{table.target}: a Bayesian network and how far to trust it",
+            facts,
+            [guides],
+            figures=[_figure(result, name)],
+        ),
         show=Show(
-            HYPERNET if source == "guide" else f"{HYPERNET}, {source}",
+            name,
             beside={NUTS: result.posteriors[NUTS], NORMAL: result.posteriors[NORMAL]},
             held_out=(data.x_test, data.y_test),
             band=_band(result, table),
         ),
     )
+
+
+def _figure(result: Result, name: str) -> tuple[str, str, str]:
+    """How well held-out rows are met, beside the mean field and NUTS."""
+    rows = {row["guide"]: row for row in result.rows}
+    label = next(key for key in ("test accuracy", "test RMSE") if key in rows[name])
+    others = ", ".join(f"{other} {rows[other][label]:.3f}" for other in (NORMAL, NUTS))
+    return label.capitalize().replace("rmse", "RMSE"), f"{rows[name][label]:.3f}", others
 
 
 def _band(result: Result, table: Table) -> Band:
@@ -107,15 +121,15 @@ def _draw_predictions(result: Result, table: Table, path: Path) -> None:
     """Left: the network along its most telling input. Right: whether its uncertainty is right on held-out rows."""
     along, right = new_axes(2, (11, 4.2), is_on_screen=False)
     column, line, grid = _line_through_inputs(result.data)
-    for name, posterior in {HYPERNET: result.posterior, NUTS: result.posteriors[NUTS]}.items():
+    shown = {HYPERNET: result.posterior, **{name: result.posteriors[name] for name in (NORMAL, NUTS)}}
+    for name, posterior in shown.items():
         f = predict(result.model, posterior, grid, num_samples=NUM_DRAWS)["f"]
         output = f[..., 0] if f.shape[-1] == 1 else f.softmax(-1)[..., -1]
         predictive_band(line, output, ax=along, levels=(LEVEL,), label=f"{name}, 90 %")
     label = f"network output for {table.target}" if not table.classes else f"score of {table.classes[-1]!r}"
     along.set_xlabel(f"{table.features[column]} (standardised), the others at their means", parse_math=False)
     along.set_ylabel(label, parse_math=False)
-    for name in (HYPERNET, NORMAL, NUTS):
-        posterior = result.posterior if name == HYPERNET else result.posteriors[name]
+    for name, posterior in shown.items():
         draws = predict(result.model, posterior, result.data.x_test, num_samples=NUM_DRAWS)
         if table.classes:
             reliability(probabilities(draws["f"]).mean(0), result.data.y_test, ax=right, num_bins=8, label=name)

@@ -138,7 +138,7 @@ class Batched:
 
         A density may raise at this draw alone: then another is run.
         """
-        first = None
+        errors = []
         for number in range(min(_MAX_TRIED, len(pytree.tree_leaves(draws)[0]))):
             draw = pytree.tree_map(lambda draw, number=number: draw[number].detach(), draws)
             with torch.random.fork_rng(devices=[]), outside_of_pyro():
@@ -150,8 +150,8 @@ class Batched:
                         return
                     if self.failed is None or not may_be_numerical(error):
                         raise
-                    first = first or error
-        raise first
+                    errors.append(error)
+        raise errors[0]
 
     def _in_parts(self, draws: Any, args: tuple, kwargs: dict, state: list) -> Any:
         """Runs halves of the batch, and halves of these, until the draws at which the model raises are alone."""

@@ -16,6 +16,8 @@ from pyro_hypernet.evaluation.verdict import BAD, DO_NOT_TRUST, DOUBTFUL, GOOD, 
 PAGE_NAME, FILE_NAME = "report.html", "report.json"
 _FORMAT = {"format": "pyro_hypernet.report", "version": 2}
 _LEVELS = {USE: GOOD, REFINE: DOUBTFUL, DO_NOT_TRUST: BAD}
+# The pictures that stand unfolded.
+_LEADING = ("band", "calibration")
 _MARKS = {GOOD: "✓", DOUBTFUL: "!", BAD: "✗"}
 
 
@@ -45,12 +47,14 @@ class Page:
         facts: Further lines under "What was fitted".
         tables: Further tables.
         log: What was done, line by line; none for that of `infer`.
+        figures: What a reader in a hurry should know, `(label, value, note)` each: three are shown, these first.
     """
 
     title: str = "A posterior and how far to trust it"
     facts: Mapping[str, str] = field(default_factory=dict)
     tables: Sequence[Table] = ()
     log: Sequence[str] = ()
+    figures: Sequence[tuple[str, str, str]] = ()
 
 
 def write_report(content: Mapping[str, Any], folder: Path) -> Path:
@@ -117,9 +121,12 @@ def render(content: Mapping[str, Any], files: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"levels": _LEVELS, "marks": _MARKS, "noise_floor": NOISE_FLOOR}
+    environment.globals.update(levels=_LEVELS, marks=_MARKS, noise_floor=NOISE_FLOOR)
     environment.filters["base64"] = lambda text: b64encode(text.encode()).decode("ascii")
-    return environment.get_template("page.html").render(content, files=files)
+    shown = content["pictures"]
+    leading = {kind: shown[kind] for kind in _LEADING if kind in shown}
+    others = {kind: picture for kind, picture in shown.items() if kind not in leading}
+    return environment.get_template("page.html").render(content, files=files, leading=leading, others=others)
 
 
 def _write_page(content: Mapping[str, Any], folder: Path) -> Path:

@@ -117,8 +117,10 @@ def draw_calibration(
     """
     (ax,), data, classes = _axes(3.8), "held-out data" if held_out else "training data", _count_classes(observed)
     draw = draw_intervals if classes is None else _draw_classes
-    readings = [f"{name}: {draw(ax, y, observed, name, colors[name])}" for name, y in replicated.items()]
-    words = {"names": _listed(replicated), "reading": f"{readings[0]}, on {data}"}
+    readings = [draw(ax, y, observed, name, colors[name]) for name, y in replicated.items()]
+    what, value = readings[0].rsplit(" ", 1)
+    reading = f"{next(iter(replicated))}: {readings[0]}, on {data}"
+    words = {"names": _listed(replicated), "reading": reading, "what": what, "value": value}
     if classes is None:
         svg = _svg(ax, "level of the predictive interval", f"share of {data} inside")
         return {"title": "Calibration", "svg": svg, **words}

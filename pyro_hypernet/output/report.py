@@ -32,7 +32,7 @@ from pyro_hypernet.train.fit import Fit
 __all__ = ["Band", "Page", "Show", "Table", "report", "report_from"]
 
 _PACKAGES = ("pyro-hypernet", "torch", "pyro-ppl", "arviz")
-_WEIGHT_DRAWS, _MOST_LEFT_OUT = 4000, 400
+_WEIGHT_DRAWS, _MOST_LEFT_OUT, _NUM_FIGURES = 4000, 400, 3
 _SOURCES = {
     "guide": "as the guide draws them",
     "resampled": "resampled by importance weights",
@@ -61,9 +61,10 @@ def report(
 ) -> Path:
     """Writes `report.html`, one self-contained page, and `report.json`, from which `report_from` makes it again.
 
-    The page tells what was fitted, gives the verdict in words with every check, its reading and its remedy, the
-    distances from a reference, and pictures: calibration, data sampled anew, the forest of distances, marginals, the
-    bound while training, importance weights, the influence of single data.
+    The page gives the verdict in words, three figures, and pictures of the function and its calibration. Folded below
+    are every check with its reading and its remedy, what was fitted, the distances from a reference, and more pictures:
+    data sampled anew, the forest of distances, marginals, the bound while training, importance weights, the influence
+    of single data.
 
     Args:
         model: The Pyro model.
@@ -73,7 +74,7 @@ def report(
         fit: What `fit` returned: steps, seconds and the trace of the bound; None for that of `infer`.
         diagnosis: What `diagnose` returned; None for that of `infer`, or to diagnose a guide now.
         comparison: What `compare` returned, with the reference, or None.
-        page: Title, and further facts, tables and lines of the log, as `Page(title="Rates")`.
+        page: Title, and further figures, facts, tables and lines of the log, as `Page(title="Rates")`.
         show: What the pictures show: other posteriors beside this one, held-out data, a line through input space, as
             `Show(held_out=(x_test, y_test))`.
         kwargs: The model's keyword arguments.
@@ -116,6 +117,10 @@ def report(
             "checks": [{k: getattr(check, k) for k in ("name", "level", "reading", "remedy")} for check in checks],
             "facts": list({**_facts(subject), **(page.facts or {}), "Versions": _versions()}.items()),
             "tables": [asdict(table) for table in (*page.tables, *_comparison_tables(comparison))],
+            "figures": [
+                dict(zip(("label", "value", "note"), figure, strict=True))
+                for figure in [*page.figures, *_figures(subject, comparison, shown)][:_NUM_FIGURES]
+            ],
             "pictures": shown,
             "log": list(page.log or getattr(posterior, "log", ())),
         }
@@ -229,6 +234,26 @@ def _loo(subject: _Subject, weighted: WeightedDraws | None) -> Picture:
     if is_weighted:
         return pictures.draw_loo(*leave_out(likelihood, finite_log_weights(weighted.log_weights)), "guide")
     return pictures.draw_loo(*leave_out(likelihood), "moved" if source in ("guide", "moved") else "posterior")
+
+
+def _figures(
+    subject: _Subject, comparison: Comparison | None, shown: Mapping[str, Picture]
+) -> Iterator[tuple[str, str, str]]:
+    """Label, value and note of what decides, the most telling first."""
+    own, posterior = next(iter(subject.samples)), subject.posterior
+    if comparison is not None and own in comparison.names:
+        distance, floor = (comparison.row(name)["w1_over_sd"] for name in (own, NOISE_FLOOR))
+        yield "Distance from the reference", f"{distance:.2f} sd", f"halves of the reference are {floor:.2f} apart"
+    if "calibration" in shown:
+        words = shown["calibration"]
+        yield words["title"], words["value"], f"{words['what']}, on {words['reading'].rpartition(', on ')[2]}"
+    if subject.diagnosis is not None:
+        yield "k-hat of the guide", f"{subject.diagnosis.khat:.2f}", "below 0.5 good; above 0.7 it misses something"
+    if hasattr(posterior, "max_function_rhat"):
+        yield "R-hat", f"{posterior.max_function_rhat:.2f}", "the worst in function space; at 1 chains agree"
+    if "loo" in shown:
+        mean = float(shown["loo"]["elpd"].split()[0]) / shown["loo"]["count"]
+        yield "Log density of a datum", f"{mean:.2f}", "left out, given the others; in nats"
 
 
 def _comparison_tables(comparison: Comparison | None) -> Iterator[Table]:

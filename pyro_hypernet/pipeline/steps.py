@@ -262,7 +262,7 @@ def move_draws(task: Task, guide: JointGuide, forecast: Forecast, reached: Poste
         task.note("move", "left out: no time is left")
         return reached
     words = [f"every draw {count} times, {moved.num_leapfrogs} leapfrog steps in all"]
-    task.note("move", "; ".join(filter(None, [*words, fewer(number, task.num_samples, "draws")])))
+    task.note("move", "; ".join(filter(bool, [*words, fewer(number, task.num_samples, "draws")])))
     near = f"Its draws were moved {count} times: nearer to the posterior, but nobody says how near."
     return replace(reached, samples=moved.samples, source="moved", because=f"{reached.because} {near}")
 

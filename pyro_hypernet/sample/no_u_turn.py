@@ -4,13 +4,14 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from pyro.ops.dual_averaging import DualAveraging
 from pyro.ops.welford import WelfordCovariance
 
 # A point, and what is to be sent back: log density and gradient there.
-Asking = Generator[np.ndarray, tuple[float, np.ndarray], "Chain"]
+Asking: TypeAlias = "Generator[np.ndarray, tuple[float, np.ndarray], Chain]"
 Evaluate = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # An energy off by more counts as a divergence.
@@ -188,7 +189,7 @@ class _Sampler:
                 change = -math.inf if math.isnan(change) else change
                 accepted += math.exp(min(0.0, change))
                 count += 1
-                self.diverged = change < -_DIVERGED
+                self.diverged = bool(change < -_DIVERGED)
                 if self.diverged:
                     break
                 tree.add(end, value, change, self.rng.random())

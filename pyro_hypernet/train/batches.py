@@ -59,7 +59,7 @@ class Batches:
         sampler = getattr(args, "sampler", None)
         self._epoch = sampler.epoch if isinstance(sampler, DistributedSampler) else None
         self._tuples = self._go_through()
-        self._ahead = next(self._tuples)
+        self._ahead: tuple | None = next(self._tuples)
         self.first = self.processes.share_first(self._ahead)
 
     def __next__(self) -> tuple:

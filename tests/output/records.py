@@ -63,7 +63,9 @@ CONTENT = {
             "note": NASTY,
         }
     ],
+    "figures": [{"label": NASTY, "value": "0.13", "note": NASTY}],
     "pictures": PICTURES,
     "log": [NASTY, "done"],
 }
-EMPTY = CONTENT | {"verdict": "", "verdict_on_guide": "", "checks": [], "tables": [], "pictures": {}, "log": []}
+_NOTHING = {"checks": [], "tables": [], "figures": [], "pictures": {}, "log": []}
+EMPTY = CONTENT | {"verdict": "", "verdict_on_guide": "", **_NOTHING}

@@ -134,7 +134,7 @@ def test_mended_draws_are_told_from_the_guide_that_was_judged():
 
 def test_what_is_not_there_leaves_no_heading():
     text = check_self_contained(render(EMPTY)).text
-    for heading in ("What was looked at", "How good it is", "Pictures", "What was done", "Files beside"):
+    for heading in ("What was looked at", "How good it is", "More pictures", "What was done", "Files beside"):
         assert heading not in text
 
 

@@ -100,7 +100,11 @@ def test_the_folder_alone_makes_the_page_again(folder):
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 def test_the_page_opens_in_chromium(folder, width):
     with Browser(folder / "report.html", width=width) as browser:
-        images = browser.evaluate("Array.from(document.images, i => [i.complete, i.naturalWidth, i.clientWidth])")
+        sizes = "Array.from(document.images, i => [i.complete, i.naturalWidth, i.clientWidth])"
+        unfolded = browser.evaluate("Array.from(document.images).filter(i => i.checkVisibility()).length")
+        assert unfolded == len({"band", "calibration"} & content_of(folder)["pictures"].keys()) >= 1
+        browser.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        images = browser.evaluate(sizes)
         assert len(images) == 8
         assert all(complete and natural > 100 and shown > 100 for complete, natural, shown in images)
         assert browser.evaluate("document.querySelector('#verdict').innerText").endswith("Do not trust it")
