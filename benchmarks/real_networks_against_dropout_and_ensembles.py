@@ -41,15 +41,15 @@ class Images:
     def __init__(self, folder: Path, quick: bool) -> None:
         files = {name: np.load(folder / f"{name}.npz") for name in ("mnist", "fashion_mnist", "notmnist_small")}
         size, test = (1000, 1000) if quick else (5000, 10_000)
-        x, y = _scaled(files["mnist"]["x_train"][:size]), torch.tensor(files["mnist"]["y_train"][:size]).long()
+        x, y = scaled(files["mnist"]["x_train"][:size]), torch.tensor(files["mnist"]["y_train"][:size]).long()
         held = size // 10
         self.all, self.train, self.held_out = (x, y), (x[:-held], y[:-held]), (x[-held:], y[-held:])
-        self.test = _scaled(files["mnist"]["x_test"][:test]), torch.tensor(files["mnist"]["y_test"][:test]).long()
+        self.test = scaled(files["mnist"]["x_test"][:test]), torch.tensor(files["mnist"]["y_test"][:test]).long()
         strange = {"notMNIST": "notmnist_small", "Fashion": "fashion_mnist"}
-        self.strange = {name: _scaled(files[file]["x_test"][:test]) for name, file in strange.items()}
+        self.strange = {name: scaled(files[file]["x_test"][:test]) for name, file in strange.items()}
 
 
-def _scaled(images: np.ndarray) -> Tensor:
+def scaled(images: np.ndarray) -> Tensor:
     return (torch.tensor(images, dtype=torch.float32).flatten(1) / 255 - 0.1307) / 0.3081
 
 

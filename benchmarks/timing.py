@@ -2,11 +2,14 @@
 
 import gc
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyro
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -72,3 +75,46 @@ def keep(name: str, records: Sequence[Mapping[str, Any]], text: str, *, quick: b
     path.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     path.with_suffix(".md").write_text(text + "\n")
     print(text)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started and waited for, such as chains of `nuts`."""
+    return sum(os.times()[:4])
+
+
+def run_cells(
+    name: str,
+    cells: Iterable[Mapping[str, Any]],
+    run: Callable[..., dict[str, Any]],
+    report: Callable[[list[dict]], str],
+    *,
+    quick: bool,
+) -> None:
+    """Runs the cells of a table that `results/NAME.jsonl` lacks, and keeps file and table after each.
+
+    Args:
+        name: Of the files.
+        cells: What is to be run: arguments of `run`, "seed" among them, by which random numbers are set.
+        run: From these to the cell's figures; its CPU seconds are noted as "seconds", unless they are among them.
+        report: From all records to the table's page.
+        quick: Whether the files are those of a quick run.
+    """
+    path = RESULTS / f"{name}{'-quick' if quick else ''}.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for cell in cells:
+        if any(cell.items() <= record.items() for record in records):
+            continue
+        pyro.clear_param_store()
+        pyro.set_rng_seed(cell["seed"])
+        start = cpu_seconds()
+        found = run(**cell)
+        records.append({**cell, "seconds": cpu_seconds() - start, **found})
+        print(records[-1], flush=True)
+        keep(name, records, report(records), quick=quick)
+    keep(name, records, report(records), quick=quick)
+
+
+def medians(records: Sequence[Mapping[str, Any]], keys: Mapping[str, int]) -> list[str]:
+    """`spread` of the records' values of every key, with its digits; a dash where there are none."""
+    values = {key: [record[key] for record in records if key in record] for key in keys}
+    return [spread(values[key], digits) if values[key] else "–" for key, digits in keys.items()]

@@ -1,6 +1,7 @@
 """Captured graphs by all that is fixed in them, and whether another one would pay."""
 
 from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +37,20 @@ def describe_shapes(arguments: Any) -> Any:
             described.append((type(leaf), leaf))
         else:
             return None
-    return (tuple(described), spec)
+    return (tuple(described), _Structure(spec))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Structure:
+    """A TreeSpec that can be hashed, which those of some releases of torch cannot where they hold lists of keys."""
+
+    spec: pytree.TreeSpec
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Structure) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash((self.spec.num_nodes, self.spec.num_leaves))
 
 
 class Cache(OrderedDict[Any, Any]):
@@ -84,10 +98,11 @@ def _what_differs(keys: list[Any], outside: Outside) -> str:
     """Names of the plain arguments, or of what is outside of them, that differ between keys."""
     names = set()
     for one, other in pairwise(keys):
-        (leaves, spec, read), (leaves2, spec2, read2) = one, other
+        (leaves, tree, read), (leaves2, tree2, read2) = one, other
         names.update(repr(name) for name in outside.changed(read, read2))
-        if spec == spec2:
-            paths = [path for path, _ in pytree.tree_leaves_with_path(pytree.tree_unflatten(range(len(leaves)), spec))]
+        if tree == tree2:
+            numbered = pytree.tree_unflatten(range(len(leaves)), tree.spec)
+            paths = [path for path, _ in pytree.tree_leaves_with_path(numbered)]
             names.update(
                 _argument(path) for path, a, b in zip(paths, leaves, leaves2, strict=True) if a != b and path[0].idx > 0
             )

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ _work: Callable[[Any], Any] | None = None
 
 
 def count_processes(num_parts: int, num_processes: int | None) -> int:
-    """How many processes share so many parts of work: one per core at most, and 1 where none can be forked.
+    """How many processes share so many parts of work: one per core at most, and 1 where none that works can be forked.
 
     Args:
         num_parts: The parts.
@@ -23,7 +24,32 @@ def count_processes(num_parts: int, num_processes: int | None) -> int:
     if "fork" not in multiprocessing.get_all_start_methods():
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(num_parts, cores if num_processes is None else num_processes)
+    wanted = min(num_parts, cores if num_processes is None else num_processes)
+    return wanted if wanted > 1 and forks_can_differentiate() else 1
+
+
+@cache
+def forks_can_differentiate() -> bool:
+    """Whether a forked process can take gradients, by trying: builds of torch with CUDA refuse, with or without a GPU.
+
+    Their autograd has threads of its own from the first gradient on, which no fork inherits.
+    """
+    _differentiate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # forks of a process with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            _differentiate()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _differentiate() -> None:
+    with torch.enable_grad():
+        torch.ones(1, requires_grad=True).sum().backward()
 
 
 def share_out(work: Callable[[Any], Any], parts: Sequence[Any], num_processes: int) -> Iterator[Any]:

@@ -321,7 +321,7 @@ def _fit(
                 reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
         finally:
             trainer.parameters.release()
-        after_fit(guide, run.losses, trainer.trouble)
+        after_fit(guide, run.losses, trainer.trouble, run.num_divergences)
         processes.share_tensors(_learnt(guide, elbo))
         if stopped_because != "interrupted" and processes.share(
             lambda: _rejects(asked.plan.rejection, trainer, first, named)

@@ -85,8 +85,8 @@ def keep_going(function: Callable[[], Result], default: Result, what: str) -> Re
         return default
 
 
-def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
-    """Warns where a fit ended while the ELBO was rising, or skipped more than a few steps, whose `trouble` is told."""
+def after_fit(guide: Any, losses: list[float], trouble: str, num_divergences: int = 0) -> None:
+    """Warns where a fit ended while the ELBO was rising, diverged, or skipped many steps, whose `trouble` is told."""
     remember(guide, "")
     values = torch.tensor(losses, dtype=torch.float64)
     num_skipped = int(values.isnan().sum())
@@ -97,6 +97,14 @@ def after_fit(guide: Any, losses: list[float], trouble: str) -> None:
             f"{num_skipped} of {len(losses)} steps were skipped, for loss or gradient were not finite; the trouble is "
             f"in {trouble}. What such draws or data say is left out of the guide: drop, impute or mask bad data, "
             "bound the site's prior or likelihood away from zero, lower learning_rate, or use float64.",
+        )
+    if num_divergences:
+        warn_once(
+            guide,
+            "diverged",
+            f"The loss rose above where it had started, {num_divergences} times in {len(losses)} steps; each time "
+            "training went on from the best parameters with half the step size. A smaller one from the start is "
+            "safer: optim=1e-3.",
         )
     if len(losses) >= _LEAST_STEPS:
         rise, error = rise_at_the_end(values)

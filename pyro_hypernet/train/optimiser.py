@@ -173,6 +173,7 @@ class Optimiser:
         least_loss: Steps with a loss below are skipped.
         clips_outliers: Whether gradients are clipped to ten times their usual norm where that is more than `clip`.
         losses: Minus the bound at every step, in nats; NaN where skipped.
+        num_divergences: How often the loss rose above where it started, and the best parameters came back.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Optimiser:
         self.averaged_from = num_steps - max(1, int(_AVERAGED_SHARE * num_steps))
         self.losses: list[float] = []
         self.num_skipped = self.skipped_in_a_row = self.windows_since_best = self.num_averaged = 0
+        self.num_divergences = 0
         self.best_loss = math.inf
         self.is_annealed = self.was_annealed = False
         self.kept: list[Tensor] | None = None
@@ -286,6 +288,9 @@ class Optimiser:
             self.was_annealed = True
             return mean
         self.windows_since_best += 1
+        if self._has_diverged():
+            self.num_divergences += 1
+            self._back_off()
         if mean < self.best_loss:
             self.best_loss, self.windows_since_best = mean, 0
             if self.optim.keep == "best":
@@ -302,6 +307,13 @@ class Optimiser:
             self.kept = copies(self.parameters)
         else:
             put(self.kept, self.parameters)
+
+    def _has_diverged(self) -> bool:
+        """Whether most of the last losses are above all of the first, in a run that was below all of those."""
+        last, first = self.losses[-max(self.window, _FIRST) :], self.losses[:_FIRST]
+        if self.was_annealed or len(self.losses) < 2 * _FIRST or not all(map(math.isfinite, first)):
+            return False
+        return self.best_loss < min(first) and sum(loss > max(first) for loss in last) > len(last) / 2
 
     def _is_start_beaten(self) -> bool:
         """Whether the last losses are all below the first, by more than they scatter."""

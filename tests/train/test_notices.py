@@ -52,6 +52,8 @@ def test_skipped_steps():
     losses[3] = math.nan
     with pytest.warns(UserWarning, match="4 of 300 steps were skipped, .* the trouble is in site 'y'"):
         after_fit(Subject(), losses.tolist(), "site 'y'")
+    with pytest.warns(UserWarning, match="The loss rose above where it had started, 2 times in 300 steps"):
+        after_fit(Subject(), [1.0] * 300, "", 2)
 
 
 def test_an_elbo_that_still_rises():

@@ -53,7 +53,9 @@ def test_no_structure_diverges(structure, width):
     assert check(structure, width, 24 if width < 100 else 12, None) <= 2
 
 
-@pytest.mark.filterwarnings("ignore:The guide's density by the inverse", "ignore:.*steps were skipped")
+@pytest.mark.filterwarnings(
+    "ignore:The guide's density by the inverse", "ignore:.*steps were skipped", "ignore:The loss rose above"
+)
 @pytest.mark.parametrize("width", [20, pytest.param(290, marks=pytest.mark.slow)], ids=WIDTHS.keys())
 @pytest.mark.parametrize("structure", NAMES)
 def test_no_structure_diverges_at_eight_times_the_step_size(structure, width):
@@ -85,6 +87,38 @@ def test_many_skipped_steps_are_backed_off_from():
     assert torch.equal(vector, best)
     run.step(good)
     torch.testing.assert_close(vector, best - 0.05)
+
+
+@pytest.mark.parametrize("worse", [51, 1000], ids=["most of a window", "a window and more"])
+def test_a_run_that_diverges_goes_on_from_its_best(worse):
+    """Where most losses of a window are above the first ones; what rises less, or from where it started, goes on."""
+    vector = torch.zeros(3)
+    run = Optimiser([vector], 5000, Optim(0.1, warmup=0, decay=False))
+
+    def steps(*losses):
+        for loss in losses:
+            run.step(Step(loss, 0.0, 1.0, [torch.ones(3)], None))
+            if run.window_is_full():
+                run.close_window()
+
+    steps(*[100.0] * 100, *[10.0] * 100)
+    best = vector.clone()
+    steps(*[99.0] * 100, *[1e6] * 50, *[20.0] * 50)
+    assert (run.num_divergences, run.caution) == (0, 1)
+    steps(*[1e6] * min(worse, 100), *[20.0] * max(0, 100 - worse))
+    assert (run.num_divergences, run.caution) == (1, 0.5)
+    assert torch.equal(vector, best)
+    steps(*[1e6] * (worse // 100 * 100))
+    assert run.num_divergences == 1 + worse // 100
+
+
+def test_what_never_came_below_its_start_does_not_diverge():
+    run = Optimiser([torch.zeros(3)], 5000, Optim(0.1))
+    for number in range(300):
+        run.step(Step(100.0 + number, 0.0, 1.0, [torch.ones(3)], None))
+        if run.window_is_full():
+            run.close_window()
+    assert (run.num_divergences, run.caution) == (0, 1)
 
 
 @pytest.mark.parametrize("make", HYPERNETS.values(), ids=HYPERNETS.keys())

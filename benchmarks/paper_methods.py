@@ -1,0 +1,122 @@
+"""What the paper's experiments on images compare: our guides beside dropout, an ensemble, a mean field, one network."""
+
+import argparse
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from data_folder import options_with_data
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_hypernet import AutoHypernet, GuideMixture, bayesianize, fit
+from pyro_hypernet.evaluation.attacks import Logits, logits_of
+
+BATCH = 128
+MakeNet = Callable[[float], nn.Module]  # from a dropout rate to a network
+
+
+class Method(Protocol):
+    """Something that learns classes; trained again it goes on from where it is."""
+
+    def train(self, x: Tensor, y: Tensor, num_steps: int) -> None:
+        """On all of these data, in minibatches."""
+
+    def logits(self, num_samples: int) -> Logits:
+        """From inputs to logits of draws, the same at every call but for dropout."""
+
+
+class Dropout(nn.Module):
+    """Units dropped in training and in predictions."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.rate) if self.rate else x
+
+
+class Nets:
+    """Networks by Adam at 1e-3, each for all of the steps; predictions of each, or of one with units dropped.
+
+    Args:
+        make: From a dropout rate to a network.
+        number: Of networks.
+        rate: Of dropout.
+    """
+
+    def __init__(self, make: MakeNet, *, number: int = 1, rate: float = 0.0) -> None:
+        self.nets, self.rate = [make(rate) for _ in range(number)], rate
+
+    def train(self, x: Tensor, y: Tensor, num_steps: int) -> None:
+        for net in self.nets:
+            optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+            done = 0
+            while done < num_steps:
+                for inputs, labels in _loader(x, y):
+                    optimizer.zero_grad()
+                    cross_entropy(net(inputs), labels).backward()
+                    optimizer.step()
+                    done += 1
+
+    def logits(self, num_samples: int) -> Logits:
+        nets = self.nets * num_samples if self.rate else self.nets
+        return lambda x: torch.stack([net(x) for net in nets])
+
+
+class Guided:
+    """A guide of a network of `bayesianize`, or a mixture of guides, by `fit` as it comes.
+
+    Args:
+        make: From a dropout rate to a network.
+        number: Of guides.
+        choices: Of the guide, where there is one.
+        options: Of `bayesianize`.
+    """
+
+    def __init__(self, make: MakeNet, *, number: int = 1, choices: tuple = (), **options: Any) -> None:
+        self.model = bayesianize(make(0.0), "categorical", **options)
+        is_one = number == 1
+        self.guide = AutoHypernet(self.model, *choices) if is_one else GuideMixture.from_starts(self.model, number)
+
+    def train(self, x: Tensor, y: Tensor, num_steps: int) -> None:
+        fit(self.model, self.guide, _loader(x, y), num_steps=num_steps, progress=False)
+
+    def logits(self, num_samples: int) -> Logits:
+        return logits_of(self.model, self.guide, num_samples=num_samples)
+
+
+def options_of(doc: str, *, seeds: int, quick: str, data: bool = False) -> argparse.Namespace:
+    """The options of an experiment's command line; from here on it has one thread and no warnings.
+
+    Args:
+        doc: The script's docstring.
+        seeds: How many without `--seeds`.
+        quick: What `--quick` does.
+        data: Whether the script needs a folder of images.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    of_images = {"what": "images", "help": "folder that holds mnist.npz and others"}
+    return options_with_data(parser, **of_images) if data else parser.parse_args()
+
+
+def _loader(x: Tensor, y: Tensor) -> DataLoader:
+    return DataLoader(TensorDataset(x, y), batch_size=min(BATCH, len(x)), shuffle=True)
+
+
+METHODS: dict[str, Callable[[MakeNet], Method]] = {
+    "one network (MAP)": Nets,
+    "dropout": partial(Nets, rate=0.5),
+    "ensemble of 3": partial(Nets, number=3),
+    "mean field, all weights": partial(Guided, choices=("identity", "full")),
+    "ours, weight norm": partial(Guided, parametrization="weight_norm"),
+    "ours, mixture of 3": partial(Guided, number=3, parametrization="weight_norm"),
+}
