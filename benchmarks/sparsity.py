@@ -3,7 +3,7 @@
     python benchmarks/sparsity.py --data FOLDER [--quick] [--seeds 1]
 
 Two tasks. *spambase*: 57 frequencies, 57-16-1 tanh, a third to learn from, a third to test; weights one by one, and
-inputs. *text*: 600 made sentences of 10 words out of 100, of which eight speak for a class and all others for none;
+inputs. *text*: 3 000 made sentences of 8 words out of 60, of which twelve speak for a class and all others for none;
 embedding of 4, LSTM of 6 units, one logit; rows of the embedding. The guide: `AutoHypernet` with hypernet "linear", a
 Gaussian, at the network's own values at first. Pruning: the same network learnt by Adam with weight decay 1e-4, the
 smallest weights (rows, columns by their norms) set to zero by torch.nn.utils.prune; "tuned": then learnt on for a third
@@ -40,7 +40,7 @@ from pyro_hypernet.bnn.shrinkage import Scaled
 
 SHARES = (0.0, 0.5, 0.75, 0.9, 0.95)
 PRIORS = ("fan_in", "ard", "horseshoe")
-WORDS, SPEAKING, LENGTH = 100, 8, 10
+WORDS, SPEAKING, LENGTH = 60, 12, 8
 Split = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -68,11 +68,11 @@ def spambase(folder: Path, seed: int) -> Split:
 
 def text(folder: Path, seed: int) -> Split:
     generator = torch.Generator().manual_seed(seed)
-    words = torch.randint(WORDS, (1600, LENGTH), generator=generator)
+    words = torch.randint(WORDS, (4000, LENGTH), generator=generator)
     worth = torch.zeros(WORDS)
     worth[:SPEAKING] = torch.tensor([3.0, -3.0]).repeat(SPEAKING // 2)
     y = torch.bernoulli(worth[words].sum(1).sigmoid(), generator=generator)
-    return (words[:600], y[:600]), (words[-1000:], y[-1000:])
+    return (words[:3000], y[:3000]), (words[-1000:], y[-1000:])
 
 
 # A task: its data, what is cut of its network, and of each the parameters with the axis that counts parts.

@@ -284,7 +284,7 @@ def _smaller(net: nn.Module, values: Mapping[str, Tensor], kept: Mapping[str, Te
         return net
     if parts == "rows":
         for name, mask in kept.items():
-            _replace(net, name.removesuffix(".weight"), FewerRows(net.get_parameter(name), mask))
+            _replace(net, name.removesuffix(".weight"), _FewerRows(net.get_parameter(name), mask))
         return net
     before = {after: before for before, after, _ in _hidden(net)}
     for name, mask in kept.items():
@@ -293,7 +293,7 @@ def _smaller(net: nn.Module, values: Mapping[str, Tensor], kept: Mapping[str, Te
         if parts == "units":
             _cut(net.get_submodule(before[after]), mask, 0)
         else:
-            return nn.Sequential(FewerInputs(mask), *net)
+            return nn.Sequential(_FewerInputs(mask), *net)
     return net
 
 
@@ -311,7 +311,7 @@ def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
     setattr(net.get_submodule(owner), leaf, module)
 
 
-class FewerInputs(nn.Module):
+class _FewerInputs(nn.Module):
     """Columns of its input, those of a mask `(D,)`: `(N, D)` to `(N, d)`."""
 
     def __init__(self, kept: Tensor) -> None:
@@ -323,7 +323,7 @@ class FewerInputs(nn.Module):
         return x.index_select(-1, self.index)
 
 
-class FewerRows(nn.Module):
+class _FewerRows(nn.Module):
     """An embedding with the rows of a mask `(V,)`, and one of zeros for all words without a row.
 
     Args:
