@@ -31,7 +31,7 @@ from pyro_hypernet.evaluation.attacks import fgsm, pgd
 from pyro_hypernet.evaluation.scores import SCORES, told_apart
 
 STEPS = {
-    "one network (MAP)": 1200,
+    "one network, Adam": 1200,
     "dropout": 4000,
     "ensemble of 3": 1200,
     "mean field, all weights": 2000,
