@@ -16,13 +16,8 @@ FOLDER = Path(__file__).parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_LINES, MAX_CELL_LINES, MAX_BYTES = 120, 20, 400_000
 SECONDS_PER_NOTEBOOK = 300
-<<<<<<< HEAD
-OTHERS = {"arviz", "botorch", "copy", "functools", "matplotlib", "math", "numpy", "pathlib", "pyro", "scipy", "sklearn"}
-OTHERS |= {"tempfile", "time", "torch", "warnings"}
-=======
-OTHERS = {"arviz", "botorch", "functools", "gpytorch", "matplotlib", "numpy", "pathlib", "pyro", "scipy", "sklearn"}
-OTHERS |= {"tempfile", "torch", "warnings"}
->>>>>>> tut2
+OTHERS = {"arviz", "botorch", "copy", "functools", "gpytorch", "math", "matplotlib", "numpy", "pathlib", "pyro", "scipy"}
+OTHERS |= {"sklearn", "tempfile", "time", "torch", "warnings"}
 BAD_WORDS = re.compile(r"Traceback|\w*Warning\b|\bwarnings?\.warn")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<:/])/(?:home|root|tmp|usr|work|Users|var|opt|mnt)/|\b[A-Z]:\\")
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d*\.?\d+(?:e[-+]?\d+)?")
