@@ -9,7 +9,7 @@ import torch
 
 from pyro_hypernet import NutsKernel, nuts
 from pyro_hypernet.sample import processes
-from pyro_hypernet.sample.processes import count_processes, _forks_can_differentiate, share_out
+from pyro_hypernet.sample.processes import _forks_can_differentiate, count_processes, share_out
 
 
 @pytest.fixture
