@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_hypernet import AutoHypernet, GuideMixture, bayesianize, fit
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, fit
 from pyro_hypernet.evaluation.attacks import Logits, logits_of
 
 BATCH = 128
@@ -74,14 +74,16 @@ class Guided:
     Args:
         make: From a dropout rate to a network.
         number: Of guides.
-        choices: Of the guide, where there is one.
+        plan: Of the guides.
         options: Of `bayesianize`.
     """
 
-    def __init__(self, make: MakeNet, *, number: int = 1, choices: tuple = (), **options: Any) -> None:
+    def __init__(self, make: MakeNet, *, number: int = 1, plan: Plan | None = None, **options: Any) -> None:
         self.model = bayesianize(make(0.0), "categorical", **options)
-        is_one = number == 1
-        self.guide = AutoHypernet(self.model, *choices) if is_one else GuideMixture.from_starts(self.model, number)
+        if number == 1:
+            self.guide = AutoHypernet(self.model, plan=plan)
+        else:
+            self.guide = GuideMixture.from_starts(self.model, number, plan=plan)
 
     def train(self, x: Tensor, y: Tensor, num_steps: int) -> None:
         fit(self.model, self.guide, _loader(x, y), num_steps=num_steps, progress=False)
@@ -116,7 +118,8 @@ METHODS: dict[str, Callable[[MakeNet], Method]] = {
     "one network, Adam": Nets,
     "dropout": partial(Nets, rate=0.5),
     "ensemble of 3": partial(Nets, number=3),
-    "mean field, all weights": partial(Guided, choices=("identity", "full")),
+    "mean field, all weights": partial(Guided, plan=Plan(structure="full", hypernet="identity")),
     "ours, weight norm": partial(Guided, parametrization="weight_norm"),
+    "ours, temperature .1": partial(Guided, plan=Plan(temperature=0.1), parametrization="weight_norm"),
     "ours, mixture of 3": partial(Guided, number=3, parametrization="weight_norm"),
 }
