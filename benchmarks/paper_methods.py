@@ -113,7 +113,7 @@ def _loader(x: Tensor, y: Tensor) -> DataLoader:
 
 
 METHODS: dict[str, Callable[[MakeNet], Method]] = {
-    "one network (MAP)": Nets,
+    "one network, Adam": Nets,
     "dropout": partial(Nets, rate=0.5),
     "ensemble of 3": partial(Nets, number=3),
     "mean field, all weights": partial(Guided, choices=("identity", "full")),

@@ -16,8 +16,8 @@ FOLDER = Path(__file__).parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MAX_LINES, MAX_CELL_LINES, MAX_BYTES = 120, 20, 400_000
 SECONDS_PER_NOTEBOOK = 300
-OTHERS = {"arviz", "botorch", "functools", "gpytorch", "matplotlib", "numpy", "pathlib", "pyro", "scipy", "sklearn"}
-OTHERS |= {"tempfile", "torch", "warnings"}
+OTHERS = {"arviz", "botorch", "copy", "functools", "gpytorch", "math", "matplotlib", "numpy", "pathlib", "pyro"}
+OTHERS |= {"scipy", "sklearn", "tempfile", "time", "torch", "warnings"}
 BAD_WORDS = re.compile(r"Traceback|\w*Warning\b|\bwarnings?\.warn")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<:/])/(?:home|root|tmp|usr|work|Users|var|opt|mnt)/|\b[A-Z]:\\")
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d*\.?\d+(?:e[-+]?\d+)?")
@@ -136,6 +136,8 @@ def test_uses_the_public_api_only(path):
             assert module.split(".")[0] in OTHERS
             continue
         assert name is not None, f"import names from {module}"
+        if module.endswith("contrib.botorch"):
+            pytest.importorskip("botorch")
         if module == "pyro_hypernet":
             assert name in pyro_hypernet.__all__
             continue
@@ -147,9 +149,9 @@ def test_uses_the_public_api_only(path):
 
 
 @of_jupyter
-def test_the_first_runs_with_a_tenth_of_its_steps(tmp_path):
+def test_the_cheapest_runs_with_a_tenth_of_its_steps(tmp_path):
     """A notebook shows its reader a plain seed; what runs here is shifted as all the tests are."""
-    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    notebook = nbformat.read(FOLDER / "07_more_than_one_mode.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = re.sub(r"set_rng_seed\((\d+)\)", lambda m: f"set_rng_seed({seed(int(m[1]))})", cell.source)
         cell.source = re.sub(r"NUM_STEPS = (\d+)", lambda m: f"NUM_STEPS = {int(m[1]) // 10}", cell.source)

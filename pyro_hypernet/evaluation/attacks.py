@@ -25,8 +25,8 @@ def logits_of(model: Model, posterior: Any, *, num_samples: int = 20, fresh: boo
         model: A Pyro model of one argument that matters, the inputs.
         posterior: A guide, a result of `nuts`, or a dict of samples; see `draws`.
         num_samples: Draws S of the weights.
-        fresh: Whether every call takes draws of its own. By default all calls take the same: who attacks knows the very
-            networks that predict. For fresh ones in the prediction alone, make another of these.
+        fresh: Whether every call takes draws of its own. By default all take those of the first: who attacks knows the
+            very networks that predict. For fresh ones in the prediction alone, make another of these.
         site: The deterministic site of the logits: of a network of `bayesianize`, "f".
 
     Returns:
@@ -35,11 +35,12 @@ def logits_of(model: Model, posterior: Any, *, num_samples: int = 20, fresh: boo
     Raises:
         ValueError: When called, if the model has no such site.
     """
-    fixed = None if fresh else draws(posterior, num_samples=num_samples)
+    kept: dict[str, Tensor] = {}
 
     def logits(x: Tensor) -> Tensor:
-        samples = draws(posterior, x, num_samples=num_samples) if fixed is None else fixed
-        f = map_model(run_by(model, posterior), samples, (x,), collect=partial(_value_of, site))
+        if fresh or not kept:
+            kept.update(draws(posterior, x, num_samples=num_samples))
+        f = map_model(run_by(model, posterior), kept, (x,), collect=partial(_value_of, site))
         return f if f.shape[-1] > 1 else torch.cat([-f / 2, f / 2], -1)
 
     return logits
@@ -51,7 +52,7 @@ def fgsm(
     labels: Tensor,
     sizes: Sequence[float],
     *,
-    clip: tuple[float, float] = (-math.inf, math.inf),
+    clip: tuple[float, float] = _ANY,
 ) -> Tensor:
     """One step along the sign of the gradient of `−log mean_s p(label | x, w_s)`, of several sizes.
 

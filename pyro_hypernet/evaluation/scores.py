@@ -45,13 +45,16 @@ def expected_logit(logits: Tensor) -> Tensor:
 
 
 def logit_disagreement(logits: Tensor) -> Tensor:
-    """The sd of a logit over draws, root mean square over classes, logits centred over classes.
+    """The sd of a logit over draws, root mean square over classes, over the greatest mean: logits centred over classes.
 
-    Unlike the sd of probabilities it goes on growing where all draws are sure. Arguments as of `variation_ratio`.
+    A ratio, for logits that are larger differ by more; it sees draws differ that are all sure. Arguments as of
+    `variation_ratio`.
 
-    Source: In the manner of Raina 2025, arXiv 2502.15648, whose scores are of the greatest logit alone.
+    Source: In the manner of Raina 2025, arXiv 2502.15648, whose scores are of the greatest logit's spread alone.
     """
-    return (logits - logits.mean(-1, keepdim=True)).var(0, correction=0).mean(-1).sqrt()
+    centred = logits - logits.mean(-1, keepdim=True)
+    sd = centred.var(0, correction=0).mean(-1).sqrt()
+    return sd / centred.mean(0).amax(-1).clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -25,11 +25,11 @@ def count_processes(num_parts: int, num_processes: int | None) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(num_parts, cores if num_processes is None else num_processes)
-    return wanted if wanted > 1 and forks_can_differentiate() else 1
+    return wanted if wanted > 1 and _forks_can_differentiate() else 1
 
 
 @cache
-def forks_can_differentiate() -> bool:
+def _forks_can_differentiate() -> bool:
     """Whether a forked process can take gradients, by trying: builds of torch with CUDA refuse, with or without a GPU.
 
     Their autograd has threads of its own from the first gradient on, which no fork inherits.

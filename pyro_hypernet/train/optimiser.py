@@ -32,6 +32,8 @@ _OUTLIER, _FORGET = 10.0, 0.05
 _AVERAGED_SHARE = 0.2
 # Losses of so many steps tell where a run started, and where it is.
 _FIRST = 4
+# A rise of fewer nats is no divergence, whatever the loss had fallen by before.
+_LEAST_RISE = 1.0
 # So many skipped steps in a row are no accident of some draws.
 _BACK_OFF_AFTER = 10
 # A weight of the hypernetwork that looks at more coordinates than this takes shorter steps.
@@ -309,11 +311,13 @@ class Optimiser:
             put(self.kept, self.parameters)
 
     def _has_diverged(self) -> bool:
-        """Whether most of the last losses are above all of the first, in a run that was below all of those."""
+        """Whether most of the last losses are above all of the first by more than the run had come below them."""
         last, first = self.losses[-max(self.window, _FIRST) :], self.losses[:_FIRST]
         if self.was_annealed or len(self.losses) < 2 * _FIRST or not all(map(math.isfinite, first)):
             return False
-        return self.best_loss < min(first) and sum(loss > max(first) for loss in last) > len(last) / 2
+        fallen = min(first) - self.best_loss
+        limit = max(first) + max(fallen, _LEAST_RISE)
+        return fallen > 0 and sum(loss > limit for loss in last) > len(last) / 2
 
     def _is_start_beaten(self) -> bool:
         """Whether the last losses are all below the first, by more than they scatter."""

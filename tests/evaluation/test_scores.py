@@ -47,7 +47,8 @@ def test_sure_draws_that_agree_score_least(name, double):
 def test_disagreement_of_logits_goes_on_where_that_of_probabilities_ends(double):
     logits = torch.tensor([[[30.0, 0.0]], [[60.0, 0.0]]])
     assert SCORES["bald"](logits) < 1e-10
-    torch.testing.assert_close(SCORES["logit_disagreement"](logits), torch.tensor([7.5]))
+    torch.testing.assert_close(SCORES["logit_disagreement"](logits), torch.tensor([7.5 / 22.5]))
+    torch.testing.assert_close(SCORES["logit_disagreement"](10 * logits), torch.tensor([7.5 / 22.5]))
 
 
 def test_average_precision_agrees_with_sklearn():

@@ -9,15 +9,15 @@ import torch
 
 from pyro_hypernet import NutsKernel, nuts
 from pyro_hypernet.sample import processes
-from pyro_hypernet.sample.processes import count_processes, forks_can_differentiate, share_out
+from pyro_hypernet.sample.processes import _forks_can_differentiate, count_processes, share_out
 
 
 @pytest.fixture
 def two_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    forks_can_differentiate.cache_clear()
+    _forks_can_differentiate.cache_clear()
     yield
-    forks_can_differentiate.cache_clear()
+    _forks_can_differentiate.cache_clear()
 
 
 def gradient_of(number):
@@ -35,14 +35,14 @@ def test_what_is_said_of_forks_is_so(two_cores):
     gradient_of(1)
     found = list(share_out(gradient_of, [1, 2], count_processes(2, None)))
     assert sorted(gradient for gradient, _ in found) == [2.0, 4.0]
-    assert ({process for _, process in found} == {os.getpid()}) != forks_can_differentiate()
+    assert ({process for _, process in found} == {os.getpid()}) != _forks_can_differentiate()
 
 
 def test_where_forks_cannot_differentiate_there_are_none(two_cores, monkeypatch):
     parent = os.getpid()
     do = processes._differentiate
     monkeypatch.setattr(processes, "_differentiate", lambda: do() if os.getpid() == parent else refuse())
-    assert not forks_can_differentiate()
+    assert not _forks_can_differentiate()
     assert count_processes(8, None) == count_processes(8, 4) == 1
 
     def model(y):
