@@ -731,7 +731,7 @@ WRONG_CHOICES = {
         "y_weight must hold a positive number for each of 12 data; its shape is \\(12,\\), its least value 0",
     ),
     "num_data": (lambda: bayesianize(network(), num_data=0), ValueError, "num_data must be a positive integer or None"),
-    "prior name": (lambda: bayesianize(network(), prior="horseshoe"), ValueError, "prior must be one of fan_in, or"),
+    "prior name": (lambda: bayesianize(network(), prior="spike"), ValueError, "prior must be one of fan_in, ard"),
     "prior scale": (
         lambda: bayesianize(network(), prior=-1.0),
         ValueError,
