@@ -59,6 +59,9 @@ def problem(case):
     """A model whose draws are its network's values and a little noise, next to zero where `needless` is True."""
     make, inputs, parts, places = case
     net, x, needless = make(), inputs(), {}
+    with torch.no_grad():
+        for value in net.parameters():  # none is next to zero by chance
+            value.copy_(torch.where(value.abs() < 0.1, 0.3, value))
     for name, (axis, number) in places.items():
         value = net.get_parameter(name)
         mask = torch.zeros_like(value, dtype=torch.bool)
@@ -67,7 +70,7 @@ def problem(case):
         else:
             mask.movedim(axis, 0)[:number] = True
         with torch.no_grad():
-            value.copy_(torch.where(value.abs() < 0.1, 0.3, value) * ~mask)
+            value.mul_(~mask)
         needless[name] = mask
     model = bayesianize(net, Gaussian(sigma=0.1))
     samples = {n: v + 1e-4 * torch.randn(50, *v.shape).double() for n, v in model.initial_values.items()}

@@ -38,6 +38,7 @@ def test_what_is_said_of_forks_is_so(two_cores):
     assert ({process for _, process in found} == {os.getpid()}) != _forks_can_differentiate()
 
 
+@pytest.mark.filterwarnings("ignore:NUTS has not mixed")  # in eight steps
 def test_where_forks_cannot_differentiate_there_are_none(two_cores, monkeypatch):
     parent = os.getpid()
     do = processes._differentiate
