@@ -285,7 +285,7 @@ def _facts(subject: _Subject) -> dict[str, str]:
         )
     if hasattr(posterior, "log_evidence"):
         facts["Log evidence"] = f"{posterior.log_evidence:.2f} ± {posterior.log_evidence_error:.2f} nats"
-    if hasattr(posterior, "max_function_rhat"):
+    if hasattr(posterior, "divergences"):  # of chains alone: `refine` has an R-hat of its populations
         facts["Chains"] = (
             f"{len(posterior.divergences)}; worst R-hat in function space {posterior.max_function_rhat:.3f}; "
             f"{sum(posterior.divergences)} divergent transitions"

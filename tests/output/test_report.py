@@ -25,6 +25,7 @@ from pyro_hypernet.evaluation.verdict import Check, Diagnosis
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.output.page import FILE_NAME, render
 from pyro_hypernet.output.report import Band, Page, Show, Table, report, report_from
+from pyro_hypernet.sample.refine import refine
 from pyro_hypernet.train.fit import fit
 from tests.evaluation.conjugate import Y, guide_of_width
 from tests.output.browser import Browser, find_chromium
@@ -184,6 +185,14 @@ def test_stored_draws_have_no_verdict(tmp_path):
     assert dict(content_of(tmp_path)["facts"])["Chains"] == (
         "2; worst R-hat in function space 1.234; 2 divergent transitions"
     )
+
+
+def test_what_refine_returns_has_its_facts(tmp_path):
+    pyro.set_rng_seed(seed(0))
+    report(one_weight, refine(one_weight, Y, num_samples=100, progress=False), Y, out=tmp_path)
+    facts = dict(content_of(tmp_path)["facts"])
+    assert "Log evidence" in facts
+    assert "Chains" not in facts
 
 
 def test_what_infer_returns_brings_its_own_verdict_and_log(tmp_path):
