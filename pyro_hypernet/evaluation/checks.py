@@ -18,6 +18,8 @@ RETRAIN = "Train longer, or use a richer guide; or refine(model, *args)."
 # Thresholds, chosen on the cases of benchmarks/thresholds_of_the_verdict.py.
 HOPELESS_KHAT = 1.0
 LEAST_ACCEPTANCE, EXCUSING_ACCEPTANCE = 0.4, 0.8
+# Below this a chain of the guide's proposals takes too long to be a remedy.
+_CHAIN_ACCEPTANCE = 0.1
 MOST_GAP = 0.5
 MOST_SHIFT, MOST_SPREAD = 0.25, 1.25
 MISSED_NATS = 5.0
@@ -98,7 +100,8 @@ def check_acceptance(facts: Facts) -> Check:
     """How often a Metropolis–Hastings chain would take the guide's proposals."""
     acceptance = facts.acceptance
     reading = f"A Metropolis–Hastings chain{facts.given} would accept {acceptance:.0%} of its draws."
-    remedy = ("" if facts.given else "metropolis(model, guide, *args) corrects it; ") + facts.retrain
+    is_enough = acceptance >= _CHAIN_ACCEPTANCE and not facts.given
+    remedy = ("metropolis(model, guide, *args) corrects it. " if is_enough else "") + facts.retrain
     return _good_if(acceptance >= LEAST_ACCEPTANCE, "acceptance", acceptance, reading, remedy)
 
 
@@ -107,7 +110,8 @@ def check_gap(facts: Facts) -> Check:
     gap = facts.gap
     reading = f"The ELBO lies {gap:.2f} nats below the importance-weighted evidence."
     is_good = not gap - _ERRORS * facts.gap_error > MOST_GAP
-    return _good_if(is_good, "gap", gap, reading, "resample(model, guide, *args) uses the weights; " + RETRAIN)
+    remedy = "resample(model, guide, *args) uses the weights. " if facts.khat <= BELIEVABLE_KHAT else ""
+    return _good_if(is_good, "gap", gap, reading, remedy + RETRAIN)
 
 
 def check_moments(facts: Facts) -> Check:

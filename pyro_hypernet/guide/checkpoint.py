@@ -79,7 +79,10 @@ def save(guide: AutoHypernet | GuideMixture, path: str | os.PathLike[str]) -> No
             parameter of the model cannot be kept.
     """
     if not isinstance(guide, JointGuide):
-        raise TypeError(f"save writes an AutoHypernet or a GuideMixture; got {type(guide).__name__}.")
+        raise TypeError(
+            f"save writes an AutoHypernet or a GuideMixture; got {type(guide).__name__}. Draws are kept by "
+            "torch.save(result.samples, path), or for ArviZ by to_arviz(model, result, *args).to_netcdf(path)."
+        )
     write(Path(path), *pack(guide))
 
 

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, init_to_valu
 
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, diagnose, predict
-from pyro_hypernet.evaluation.checks import Facts, check_functions, check_training
+from pyro_hypernet.evaluation.checks import Facts, check_acceptance, check_functions, check_gap, check_training
 from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
 from pyro_hypernet.target import bind_guide
 from tests.evaluation.conjugate import LOG_EVIDENCE, Y, guide_of_width
@@ -129,6 +129,15 @@ def test_training_that_was_not_done():
     assert check_training(Facts(NOTHING, fit=rising)).level == "doubtful"
     assert check_training(Facts(NOTHING, fit=rising)).value == pytest.approx(20, abs=1)
     assert check_training(Facts(NOTHING, fit=flat)).level == "good"
+
+
+@pytest.mark.parametrize(("khat", "acceptance", "can"), [(0.6, 0.3, True), (1.4, 0.01, False)])
+def test_a_remedy_is_offered_where_it_is_one(khat, acceptance, can):
+    """Weights correct while k-hat is below .7, a chain of proposals while it moves."""
+    facts = Facts(NOTHING, khat=khat, acceptance=acceptance, gap=9.0, gap_error=0.1)
+    assert check_gap(facts).remedy.startswith("resample(") == can
+    assert check_acceptance(facts).remedy.startswith("metropolis(") == can
+    assert all("refine(model, *args)" in check(facts).remedy for check in (check_gap, check_acceptance))
 
 
 def test_functions_of_draws_that_have_not_mixed_prove_nothing():
