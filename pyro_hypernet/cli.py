@@ -3,13 +3,13 @@
 import argparse
 import importlib.util
 import sys
+from importlib.metadata import version
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from pyro_hypernet import __version__
 from pyro_hypernet.infer import ENGINES
 from pyro_hypernet.jobs.job import Options, run
 from pyro_hypernet.jobs.job_report import write
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyro-hypernet", description="A Bayesian network on a table, its posterior by an invertible hypernetwork."
     )
-    parser.add_argument("--version", action="version", version=f"pyro-hypernet {__version__}")
+    parser.add_argument("--version", action="version", version=f"pyro-hypernet {version('pyro-hypernet')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="fit scikit-learn's diabetes data and hold the posterior against NUTS")
     demo.set_defaults(do=_do_job, read=lambda _: read_diabetes())
