@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import sys
-from importlib.metadata import version
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -41,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyro-hypernet", description="A Bayesian network on a table, its posterior by an invertible hypernetwork."
     )
-    parser.add_argument("--version", action="version", version=f"pyro-hypernet {version('pyro-hypernet')}")
+    parser.add_argument("--version", action="version", version=f"pyro-hypernet {sys.modules[__package__].__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="fit scikit-learn's diabetes data and hold the posterior against NUTS")
     demo.set_defaults(do=_do_job, read=lambda _: read_diabetes())
