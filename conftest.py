@@ -12,7 +12,7 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 
 from tests.seeds import SHIFT, seed
-from tests.slow import SLOW, matches, why_slow
+from tests.slow import SLOW, matches
 
 _OF_BOTORCH = ["pyro_hypernet/contrib/botorch.py", "pyro_hypernet/contrib/paths.py", "tests/contrib/test_botorch.py"]
 collect_ignore = [] if find_spec("botorch") else _OF_BOTORCH
@@ -55,12 +55,14 @@ def pytest_fixture_setup(fixturedef):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Marks what the table of slow tests names; of all tests, a line of it that names none is an error."""
+    found = set()
     for item in items:
-        if why_slow(item.nodeid):
+        patterns = [pattern for pattern in SLOW if matches(item.nodeid, pattern)]
+        found.update(patterns)
+        if patterns:
             item.add_marker(pytest.mark.slow)
     if config.args == config.getini("testpaths"):
-        idle = [pattern for pattern in SLOW if not any(matches(item.nodeid, pattern) for item in items)]
-        missing = [pattern for pattern in idle if not any(pattern.startswith(path) for path in collect_ignore)]
+        missing = [each for each in SLOW if each not in found and not each.startswith(tuple(collect_ignore))]
         if missing:
             raise pytest.UsageError(f"tests/slow.py names tests that are not there: {missing}")
 

@@ -9,18 +9,18 @@ changes nothing. Seconds are of one process's CPU. Rows in the file are not run 
 """
 
 import argparse
-import json
 import time
 import warnings
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pyro
 import torch
 from class_scores import class_scores
 from data_folder import options_with_data
 from real_networks_against_dropout_and_ensembles import Net, scaled
-from timing import RESULTS, keep, spread, table
+from timing import medians, run_cells, table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,13 +45,11 @@ def images(path: Path, size: int) -> tuple[Tensor, ...]:
     return x[:size], y[:size], x[-SIZE:], y[-SIZE:]
 
 
-def run(sets: tuple[Tensor, ...], variant: str, seed: int, num_steps: int) -> dict[str, float]:
+def run(data: str, variant: str, seed: int, *, sets: dict[str, tuple[Tensor, ...]], num_steps: int) -> dict[str, float]:
     """One fit and its scores."""
-    x, y, x_new, y_new = sets
+    x, y, x_new, y_new = sets[data]
     rate, comes_back = VARIANTS[variant]
     Optimiser._has_diverged = _has_diverged if comes_back else lambda self: False
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
     model = bayesianize(Net(), "categorical", parametrization="weight_norm", num_data=len(x))
     guide = AutoHypernet(model)
     batches = DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)
@@ -74,31 +72,21 @@ def main() -> None:
     data, size, seeds, steps = DATA, SIZE, options.seeds, STEPS
     if options.quick:
         data, size, seeds, steps = DATA[:1], 500, 1, 400
-    path = RESULTS / f"long_fits{'-quick' if options.quick else ''}.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(record["data"], record["variant"], record["seed"]) for record in records}
-    for name in data:
-        sets = images(Path(options.data) / f"{name}.npz", size)
-        for seed in range(seeds):
-            for variant in VARIANTS:
-                if (name, variant, seed) not in done:
-                    record = {"data": name, "variant": variant, "seed": seed, **run(sets, variant, seed, steps)}
-                    print(record, flush=True)
-                    records.append(record)
-                    report(records, quick=options.quick)
+    sets = {name: images(Path(options.data) / f"{name}.npz", size) for name in data}
+    cells = [{"data": n, "variant": v, "seed": seed} for n in data for seed in range(seeds) for v in VARIANTS]
+    work = partial(run, sets=sets, num_steps=steps)
+    run_cells("long_fits", cells, work, report, quick=options.quick)
 
 
-def report(records: list[dict], *, quick: bool) -> None:
-    """Writes the file and the table."""
+def report(records: list[dict]) -> str:
+    """The table."""
+    digits = {"accuracy": 2, "nll": 3, "ece": 3, "worst": 2, "seconds": 0}
     rows = []
-    for name in dict.fromkeys(record["data"] for record in records):
-        for variant in VARIANTS:
-            mine = [record for record in records if (record["data"], record["variant"]) == (name, variant)]
-            digits = {"accuracy": 2, "nll": 3, "ece": 3, "worst": 2, "seconds": 0}
-            cells = [spread([record[key] for record in mine], places) for key, places in digits.items()] if mine else []
-            rows.append([name, variant, len(mine), *cells])
+    for name, variant in product(dict.fromkeys(record["data"] for record in records), VARIANTS):
+        mine = [record for record in records if (record["data"], record["variant"]) == (name, variant)]
+        rows.append([name, variant, len(mine), *medians(mine, digits)])
     headings = ["images", "step size", "seeds", "accuracy %", "NLL", "ECE", "worst window over the first", "seconds"]
-    keep("long_fits", records, f"{__doc__}\nMedian [least, greatest].\n\n{table(headings, rows)}", quick=quick)
+    return f"{__doc__}\nMedian [least, greatest].\n\n{table(headings, rows)}"
 
 
 if __name__ == "__main__":

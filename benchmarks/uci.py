@@ -18,7 +18,6 @@ for a row, and are judged by it. Hidden layer of 50 (protein 100), as published.
 """
 
 import argparse
-import json
 import math
 import time
 import warnings
@@ -29,12 +28,11 @@ from pathlib import Path
 time.perf_counter = time.process_time  # before the package reads it
 
 import numpy as np  # noqa: E402
-import pyro  # noqa: E402
 import torch  # noqa: E402
 from data_folder import options_with_data  # noqa: E402
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal  # noqa: E402
 from sklearn.linear_model import BayesianRidge  # noqa: E402
-from timing import RESULTS, keep, table  # noqa: E402
+from timing import run_cells, table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from pyro_hypernet import AutoHypernet, Optim, VectorizedELBO, bayesianize, fan_in, fit, predict, refine  # noqa: E402
@@ -224,7 +222,7 @@ def scores(mixture: Mixture, y: Tensor) -> dict[str, float]:
     }
 
 
-def look(file, method: str, train_rows: np.ndarray, test_rows: np.ndarray, seed: int) -> dict[str, float]:
+def look(file, method: str, train_rows: np.ndarray, test_rows: np.ndarray) -> dict[str, float]:
     """One method on one split, in the target's units."""
     X, y = torch.tensor(file["X"]).float(), torch.tensor(file["y"]).float()
     x, x_new, y, y_new = X[train_rows], X[test_rows], y[train_rows], y[test_rows]
@@ -232,8 +230,6 @@ def look(file, method: str, train_rows: np.ndarray, test_rows: np.ndarray, seed:
     scale[scale == 0] = 1.0
     x, x_new = (x - center) / scale, (x_new - center) / scale
     y_center, y_scale = y.mean(), y.std()
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
     start = time.process_time()
     means, sds = METHODS[method](x, (y - y_center) / y_scale, x_new, int(file["n_hidden"]))
     seconds = time.process_time() - start
@@ -252,8 +248,8 @@ def spelt(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {error:.3f}"
 
 
-def report(lines: list[dict], folder: Path, *, quick: bool) -> None:
-    """Writes the lines and the table of all."""
+def report(lines: list[dict], folder: Path) -> str:
+    """The table of all lines."""
     rows = []
     for kind in ("standard", "gap"):
         for name in SETS:
@@ -285,7 +281,7 @@ def report(lines: list[dict], folder: Path, *, quick: bool) -> None:
         "ahead of published",
     ]
     note = "Means over splits with standard errors; ahead: on how many splits a method's log density is the greater."
-    keep("uci", lines, f"{__doc__}\n{note}\n\n{table([*headings, 'CPU seconds'], rows)}", quick=quick)
+    return f"{__doc__}\n{note}\n\n{table([*headings, 'CPU seconds'], rows)}"
 
 
 def cells(found: dict[int, dict], published: dict[int, dict]) -> list[str]:
@@ -306,28 +302,28 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--gap", action="store_true", help="the gap splits instead of the standard ones")
-    parser.add_argument("--quick", action="store_true", help="yacht, one split, ten seconds a method, nothing kept")
+    parser.add_argument("--quick", action="store_true", help="yacht, one split, ten seconds a method")
     options = options_with_data(parser, what="UCI sets", help="folder that holds uci/")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if options.quick:
         global SECONDS, NUM_DRAWS
         SECONDS, NUM_DRAWS, options.sets, options.splits = 10.0, 40, ["yacht"], 1
-    folder, kind, path = Path(options.data) / "uci", "gap" if options.gap else "standard", RESULTS / "uci.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and not options.quick else []
-    for number in range(options.splits):
-        for name in options.sets:
-            file = np.load(folder / f"{name}.npz")
-            if number >= len(file["gap_test_mask" if options.gap else "train_idx"]):
-                continue
-            for method in options.methods:
-                done = {(line["kind"], line["set"], line["split"], line["method"]) for line in lines}
-                if (kind, name, number, method) in done or (method.startswith("refine") and len(file["y"]) > SMALL):
-                    continue
-                figures = look(file, method, *splits_of(file, number, gap=options.gap), seed=number)
-                lines.append({"kind": kind, "set": name, "split": number, "method": method, **figures})
-                print(lines[-1], flush=True)
-                report(lines, folder, quick=options.quick)
+    folder, kind = Path(options.data) / "uci", "gap" if options.gap else "standard"
+    files = {name: np.load(folder / f"{name}.npz") for name in options.sets}
+    cells = [
+        {"kind": kind, "set": name, "split": number, "method": method, "seed": number}
+        for number in range(options.splits)
+        for name, file in files.items()
+        if number < len(file["gap_test_mask" if options.gap else "train_idx"])
+        for method in options.methods
+        if len(file["y"]) <= SMALL or not method.startswith("refine")
+    ]
+
+    def run(kind: str, set: str, split: int, method: str, seed: int) -> dict[str, float]:
+        return look(files[set], method, *splits_of(files[set], split, gap=kind == "gap"))
+
+    run_cells("uci", cells, run, partial(report, folder=folder), quick=options.quick)
 
 
 if __name__ == "__main__":

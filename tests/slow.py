@@ -42,11 +42,6 @@ SLOW = {
 }
 
 
-def why_slow(test: str) -> str:
-    """Why a test, by its id, does not run by default; empty where it does."""
-    return next((why for pattern, why in SLOW.items() if matches(test, pattern)), "")
-
-
 def matches(test: str, pattern: str) -> bool:
     """Whether a test's id is of a pattern."""
     return fnmatchcase(test, pattern.replace("[", "[[]"))

@@ -100,8 +100,7 @@ def assign_priors(prior: Prior, random: Sequence[RandomTensor]) -> dict[str, Tor
     """
     if isinstance(prior, Mapping):
         check_patterns("prior", list(prior), [site.name for site in random])
-    found = {site.name: _prior(prior, site) for site in random}
-    return {site.name: each if isinstance(each := found[site.name], Scaled) else _expand(each, site) for site in random}
+    return {site.name: _expand(_prior(prior, site), site) for site in random}
 
 
 def _prior(prior: Prior, site: RandomTensor) -> TorchDistributionMixin | Scaled:
@@ -145,8 +144,10 @@ def _normal(site: RandomTensor, scale: float) -> TorchDistributionMixin:
     return dist.Normal(site.value.new_tensor(centre), site.value.new_tensor(scale))
 
 
-def _expand(prior: TorchDistributionMixin, site: RandomTensor) -> TorchDistributionMixin:
-    """The prior as one event of the site's shape."""
+def _expand(prior: TorchDistributionMixin | Scaled, site: RandomTensor) -> TorchDistributionMixin | Scaled:
+    """The prior as one event of the site's shape, which one with random scales has."""
+    if isinstance(prior, Scaled):
+        return prior
     shape, batch_dim = site.value.shape, site.value.dim() - prior.event_dim
     try:
         expanded = prior.expand(shape[:batch_dim]).to_event(batch_dim)

@@ -38,6 +38,10 @@ def acquire(logits: Tensor, number: int, score: str = "bald") -> Tensor:
         raise ValueError(f"score must be one of {', '.join(known)}; got {score!r}.")
     if logits.dim() != 3:
         raise ValueError(f"logits must have shape (S, N, C): draws, data, classes; got {tuple(logits.shape)}.")
+    if logits.isnan().any():
+        raise ValueError(
+            f"logits must be numbers; {int(logits.isnan().any(-1).any(0).sum())} data have NaN among theirs."
+        )
     if not 0 < number <= logits.shape[1]:
         raise ValueError(f"number must be from 1 to the pool's {logits.shape[1]} data; got {number}.")
     if score == "batchbald":

@@ -124,9 +124,9 @@ def _gradient(logits: Logits, x: Tensor, labels: Tensor) -> Tensor:
 
 
 def _check(x: Tensor, sizes: Sequence[float], clip: tuple[float, float]) -> None:
-    if min(sizes) < 0:
-        raise ValueError(f"sizes must not be negative; got {list(sizes)}.")
-    if x.min() < clip[0] or x.max() > clip[1]:
+    if not all(size >= 0 for size in sizes) or not len(sizes):
+        raise ValueError(f"sizes must not be negative, and there must be one; got {list(sizes)}.")
+    if not bool(((x >= clip[0]) & (x <= clip[1])).all()):  # NaN does not either
         raise ValueError(f"Inputs must lie within clip, {clip}; theirs are {x.min():.3g} to {x.max():.3g}.")
 
 

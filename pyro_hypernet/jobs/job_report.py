@@ -86,7 +86,7 @@ def _figure(result: Result, name: str) -> tuple[str, str, str]:
     rows = {row["guide"]: row for row in result.rows}
     label = next(key for key in ("test accuracy", "test RMSE") if key in rows[name])
     others = ", ".join(f"{other} {rows[other][label]:.3f}" for other in (NORMAL, NUTS))
-    return label.capitalize().replace("rmse", "RMSE"), f"{rows[name][label]:.3f}", others
+    return label, f"{rows[name][label]:.3f}", others
 
 
 def _band(result: Result, table: Table) -> Band:

@@ -120,7 +120,7 @@ def draw_calibration(
     readings = [draw(ax, y, observed, name, colors[name]) for name, y in replicated.items()]
     what, value = readings[0].rsplit(" ", 1)
     reading = f"{next(iter(replicated))}: {readings[0]}, on {data}"
-    words = {"names": _listed(replicated), "reading": reading, "what": what, "value": value}
+    words = {"names": _listed(replicated), "reading": reading, "what": f"{what}, on {data}", "value": value}
     if classes is None:
         svg = _svg(ax, "level of the predictive interval", f"share of {data} inside")
         return {"title": "Calibration", "svg": svg, **words}
@@ -225,6 +225,7 @@ def draw_loo(pointwise: Tensor, khat: Tensor, source: str) -> Picture:
         "bad": int((khat > BELIEVABLE_KHAT).sum()),
         "largest": f"{float(khat.max()):.2f}",
         "elpd": f"{float(pointwise.sum()):.1f} ± {error:.1f}",
+        "mean": f"{float(pointwise.mean()):.2f}",
     }
 
 

@@ -245,15 +245,13 @@ def _figures(
         distance, floor = (comparison.row(name)["w1_over_sd"] for name in (own, NOISE_FLOOR))
         yield "Distance from the reference", f"{distance:.2f} sd", f"halves of the reference are {floor:.2f} apart"
     if "calibration" in shown:
-        words = shown["calibration"]
-        yield words["title"], words["value"], f"{words['what']}, on {words['reading'].rpartition(', on ')[2]}"
+        yield tuple(shown["calibration"][key] for key in ("title", "value", "what"))
     if subject.diagnosis is not None:
         yield "k-hat of the guide", f"{subject.diagnosis.khat:.2f}", "below 0.5 good; above 0.7 it misses something"
     if hasattr(posterior, "max_function_rhat"):
         yield "R-hat", f"{posterior.max_function_rhat:.2f}", "the worst in function space; at 1 chains agree"
     if "loo" in shown:
-        mean = float(shown["loo"]["elpd"].split()[0]) / shown["loo"]["count"]
-        yield "Log density of a datum", f"{mean:.2f}", "left out, given the others; in nats"
+        yield "Log density of a datum", shown["loo"]["mean"], "left out, given the others; in nats"
 
 
 def _comparison_tables(comparison: Comparison | None) -> Iterator[Table]:

@@ -103,8 +103,8 @@ def after_fit(guide: Any, losses: list[float], trouble: str, num_divergences: in
             guide,
             "diverged",
             f"The loss rose above where it had started, {num_divergences} times in {len(losses)} steps; each time "
-            "training went on from the best parameters with half the step size. A smaller one from the start is "
-            "safer: optim=1e-3.",
+            "training went on with half the step size, from the best parameters where these are kept. A smaller one "
+            "from the start is safer: optim=1e-3.",
         )
     if len(losses) >= _LEAST_STEPS:
         rise, error = rise_at_the_end(values)

@@ -85,6 +85,7 @@ def test_copies_of_a_datum_are_not_taken_together(double):
     [
         ((torch.zeros(3, 4, 2), 1, "bold"), "score must be one of variation_ratio, .*; got 'bold'"),
         ((torch.zeros(4, 2), 1), r"logits must have shape \(S, N, C\)"),
+        ((torch.full((4, 5, 2), torch.nan), 1), "5 data have NaN"),
         ((torch.zeros(3, 4, 2), 5), "number must be from 1 to the pool's 4 data; got 5"),
     ],
 )

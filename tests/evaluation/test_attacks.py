@@ -1,5 +1,7 @@
 """Adversarial inputs: inside the cube and the box, downhill for the mean prediction over draws."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -104,6 +106,11 @@ def test_log_odds_are_logits_of_two_classes(double):
 def test_what_does_not_fit_is_said(logits):
     with pytest.raises(ValueError, match="Inputs must lie within clip"):
         fgsm(logits, torch.full((2, 6), 3.0), torch.zeros(2).long(), [0.1], clip=(0, 1))
+    for sizes in ([], [math.nan]):
+        with pytest.raises(ValueError, match="sizes must not be negative, and there must be one"):
+            fgsm(lambda x: x[None], torch.zeros(2, 3), torch.zeros(2).long(), sizes)
+    with pytest.raises(ValueError, match="Inputs must lie within clip"):
+        fgsm(lambda x: x[None], torch.full((2, 3), math.nan), torch.zeros(2).long(), [0.1])
     with pytest.raises(ValueError, match="sizes must not be negative"):
         pgd(logits, torch.rand(2, 6), torch.zeros(2).long(), [-0.1])
     model = bayesianize(nn.Linear(3, 2), "categorical")

@@ -88,6 +88,8 @@ NETWORKS = {
         lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 4, batch_first=True), nn.Flatten(), nn.Linear(8, 1)),
         x=normal(ROWS, 2, 4),
     ),
+    "net ard": of_net(mlp, prior="ard"),
+    "net horseshoe": of_net(mlp, prior="horseshoe"),
     "net prior dict": of_net(mlp, prior={"*.bias": 0.1, "*": dist.Laplace(0.0, 1.0)}),
     "net num_data": of_net(mlp, num_data=100),
 }
