@@ -10,7 +10,7 @@ smallest weights (rows, columns by their norms) set to zero by torch.nn.utils.pr
 as many steps. All figures are log predictive densities of test data, in nats per datum; every share is shown, none is
 chosen. *single*: the smaller network of `sparsify`, with the mean weights. The *funnel*: ELBO and test score of the
 default guide on an 8-6-1 tanh network of which two inputs count, weights apart from their scales (as the package has
-it) and as normals of random scales. The task *text* has not been run to its end: there is no table of it. Seconds of the
+it) and as normals of random scales. The task *text* has not been run to its end: it has no table. Seconds of the
 process on one thread. Cells in the file are not run again.
 """
 
