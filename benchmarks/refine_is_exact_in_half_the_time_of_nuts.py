@@ -28,7 +28,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="*", help="default: all references and the held-out problems")
     parser.add_argument("--samplers", nargs="*", choices=SAMPLERS, default=list(SAMPLERS))
     parser.add_argument("--seeds", type=int, default=3, help="of refine; NUTS runs once per task")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and of XLA")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, of XLA and of refine")
     parser.add_argument("--only-table", action="store_true", help="write the table of what was run before")
     return parser.parse_args()
 
@@ -45,7 +45,7 @@ from held_out import HELD_OUT, read_held_out  # noqa: E402
 from peers_numpyro import run_nuts  # noqa: E402
 
 from models.references import NAMES, Reference, read_reference  # noqa: E402
-from pyro_hypernet import predict, refine  # noqa: E402
+from pyro_hypernet import HmcKernel, predict, refine  # noqa: E402
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd  # noqa: E402
 
 TASKS = (*NAMES, *HELD_OUT)
@@ -58,7 +58,8 @@ def run_cell(reference: Reference, sampler: str, seed: int) -> dict[str, Any]:
     busy = time.process_time()
     if sampler == "refine":
         torch.manual_seed(seed)
-        refined = refine(reference.model, *reference.args, progress=False)
+        kernel = HmcKernel(num_threads=OPTIONS.threads)
+        refined = refine(reference.model, *reference.args, kernel=kernel, progress=False)
         row = {
             "cpu_seconds": time.process_time() - busy,
             "seconds": refined.seconds,

@@ -14,7 +14,7 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.pipeline import steps
-from pyro_hypernet.pipeline.budget import Clock, Cost, read_budget
+from pyro_hypernet.pipeline.budget import Clock, read_budget
 from pyro_hypernet.pipeline.forecast import LEAST_STEPS, Forecast, forecast_by_runs, forecast_by_steps
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 
@@ -181,7 +181,7 @@ def _stages(
 
 
 def _mend(
-    task: Task, guide: JointGuide, forecast: Forecast, exact: Cost | None, found: Examination, reached: Posterior
+    task: Task, guide: JointGuide, forecast: Forecast, exact: steps.Exact | None, found: Examination, reached: Posterior
 ) -> Posterior:
     """Corrects the draws, if the verdict asks for it and something can be done."""
     if reached.verdict == USE:

@@ -39,6 +39,8 @@ from pyro_hypernet.model.vectorize import Model, Vectorized, grad_and_value, out
 # Rows are evaluated in chunks, so that intermediate results stay in the processor's caches and fit into memory:
 # at most so many rows, and about so many numbers of the largest argument for all rows together.
 _MAX_ROWS, _LEAST_ROWS = 256, 8
+# A thread takes at least so many of them.
+_ROWS_OF_A_THREAD = 16
 _MAX_NUMBERS = 2**23
 # Draws in one pass of `log_density`.
 _CHUNK = 2048
@@ -137,6 +139,7 @@ class Target(Bound, ABC):
     Attributes:
         layout: The latent sites.
         num_rows: Gradients evaluated so far, of one draw each.
+        num_threads: Threads that evaluate parts of the rows at once.
     """
 
     def __init__(
@@ -152,15 +155,22 @@ class Target(Bound, ABC):
         self.log_joint, self.layout = log_joint, log_joint.layout
         self.max_rows = max_rows or _rows_for((args, self.kwargs))
         self.point = point
-        self.num_rows = 0
+        self.num_rows, self.num_threads = 0, 1
         self._run = Vectorized(self._of_one, differentiable=False, failed=_no_density)
 
     def __call__(self, x: Tensor, beta: float = 1.0) -> State:
         """Densities and gradient at coordinates of shape `(S, m)`, all rows at one power of the likelihood."""
         self.num_rows += len(x)
-        rows = math.ceil(len(x) / math.ceil(len(x) / self.max_rows))
-        parts = [self._evaluate(part, x.new_full((len(part),), beta)) for part in x.split(rows)]
-        return State(x, *(torch.cat(values) for values in zip(*parts, strict=True)))
+        parts = [(part, x.new_full((len(part),), beta)) for part in x.split(self._rows_of_a_part(len(x)))]
+        with torch.no_grad():
+            found = self._run.map(parts, self.args, self.kwargs, num_threads=self.num_threads)
+        gradient, (_, densities) = torch.utils._pytree.tree_map(lambda *values: torch.cat(values), *found)
+        return State(x, *densities, gradient)
+
+    def _rows_of_a_part(self, number: int) -> int:
+        """Equal shares of so many rows, of at most as many as suit the caches, a few for every thread if there are."""
+        threads = max(1, min(self.num_threads, number // _ROWS_OF_A_THREAD))
+        return math.ceil(number / (threads * math.ceil(number / threads / self.max_rows)))
 
     @property
     @abstractmethod
@@ -234,11 +244,6 @@ class Target(Bound, ABC):
     def refuse_random(self, w: Tensor, what: str) -> None:
         """Raises a ValueError where the density at the same weights, shape `(S, D)`, is another at every call."""
         refuse_random_density(self.log_joint, w, what, self.args, self.kwargs)
-
-    def _evaluate(self, x: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            gradient, (_, (log_prior, log_likelihood)) = self._run((x, beta), self.args, self.kwargs)
-        return log_prior, log_likelihood, gradient
 
     def _of_one(self, draw: tuple[Tensor, Tensor], args: tuple, kwargs: dict) -> tuple:
         return grad_and_value(self._tempered_of_one, has_aux=True)(*draw, args, kwargs)

@@ -75,11 +75,12 @@ def test_an_exact_engine_needs_no_guide(engine):
     assert "No guide was needed" in posterior.because or "It was sampled by NUTS" in posterior.because
 
 
+@pytest.mark.filterwarnings("ignore:The verdict on this posterior")  # 100 steps may be too few
 @pytest.mark.parametrize(("step", "engine"), [(1e-4, "guide"), (0.2, "refine")])
 def test_the_cheaper_engine_is_chosen_and_said(monkeypatch, step, engine):
     """The clock stands still; the pilot is made to say that 1 000 draws take ten seconds."""
     monkeypatch.setattr(FORECAST, "_price_of_a_step", lambda *_: Cost(0.0, step))
-    monkeypatch.setattr(STEPS, "_fly_a_pilot", lambda _: Cost(2.0, 0.008))
+    monkeypatch.setattr(STEPS, "_fly_a_pilot", lambda task: STEPS.Exact(STEPS._bind(task), Cost(2.0, 0.008)))
     posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=100, budget=1000)
     assert any(f"plan: {engine}: exact draws by refine would take" in line for line in posterior.log), str(posterior)
     assert (posterior.guide is None) == (engine == "refine")
@@ -99,9 +100,9 @@ def test_what_refine_refuses_or_cannot_end_gets_a_guide(monkeypatch):
     def refuse(*_, **__):
         raise ValueError("The model's prior cannot be sampled.")
 
-    ways = ((refuse, "The model's prior cannot be sampled"), (STEPS.refine, "came to beta 0 of 1"))
+    ways = ((refuse, "The model's prior cannot be sampled"), (STEPS.carry, "came to beta 0 of 1"))
     for pilot, reason in ways:
-        monkeypatch.setattr(STEPS, "refine", pilot)
+        monkeypatch.setattr(STEPS, "carry", pilot)
         monkeypatch.setattr(STEPS, "_PILOT_SHARE", 1e-9)
         posterior = quick(TWO.model, *TWO.args, engine="auto", num_steps=10)
         assert posterior.guide is not None
@@ -168,7 +169,7 @@ def test_draws_are_moved_where_there_is_no_time_to_refine(monkeypatch):
     assert abs(float(draws.std()) / POSTERIOR_SD - 1) < 0.1
 
 
-@pytest.mark.parametrize("step", ["examine", "refine"])
+@pytest.mark.parametrize("step", ["examine", "carry"])
 def test_ctrl_c_keeps_what_was_reached(monkeypatch, step):
     monkeypatch.setattr(STEPS, step, interrupt)
     verdict = "do not trust it" if step == "examine" else "(do not trust|refine) it"
@@ -243,7 +244,7 @@ def fail(*_, **__):
 NARROW = 0.02  # so that every way of mending is tried
 
 
-@pytest.mark.parametrize("broken", [["examine"], ["refine"], ["move"], ["resample"], ["to_arviz"]])
+@pytest.mark.parametrize("broken", [["examine"], ["carry"], ["move"], ["resample"], ["to_arviz"]])
 @pytest.mark.filterwarnings("ignore:The verdict on this posterior")
 def test_no_step_that_fails_takes_away_what_was_reached(monkeypatch, broken):
     """The law for every step after training: draws come back, and the log has the reason and a remedy."""
@@ -259,8 +260,8 @@ def test_no_step_that_fails_takes_away_what_was_reached(monkeypatch, broken):
     posterior = quick(one_weight, Y, guide=guide, num_steps=1)
     assert posterior.samples["mean"].shape == (1000,)
     assert posterior.fit.num_steps == 1
-    step = {"examine": "diagnose", "to_arviz": "arviz", "refine": "refine"}.get(broken[0], broken[0])
-    if broken != ["move"] and broken != ["refine", "move"]:
+    step = {"examine": "diagnose", "to_arviz": "arviz", "carry": "refine"}.get(broken[0], broken[0])
+    if broken != ["move"] and broken != ["carry", "move"]:
         assert any(
             f"{step}: failed and was left out (RuntimeError: Something broke.)" in line for line in posterior.log
         )

@@ -1,9 +1,7 @@
 """Whether the posterior has mass where a guide never looks: draws carried from the prior, not from the guide."""
 
-import functools
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,8 +11,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.convergence import function_rhat
 from pyro_hypernet.evaluation.draws import log_density_of
 from pyro_hypernet.model.modes import find_modes
-from pyro_hypernet.model.vectorize import Model
-from pyro_hypernet.sample.refine import HmcKernel, refine
+from pyro_hypernet.sample.refine import HmcKernel, bind_to_refine, carry
 from pyro_hypernet.target import Target
 
 _NUM_POPULATIONS = 4
@@ -142,15 +139,8 @@ def _short_run(target: Target, max_seconds: float) -> IndependentDraws:
     sizes = {"num_samples": NUM_DRAWS, "num_populations": _NUM_POPULATIONS}
     # A guess of the cost may be wrong by some, and a run that is stopped is lost.
     options = {"num_moves": NUM_MOVES, "kernel": HmcKernel(NUM_LEAPFROGS), "max_seconds": 2 * max_seconds}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*refine", UserWarning)  # what it did not reach shows in R-hat
-        run = refine(_with_keywords(target), *target.args, **sizes, **options, progress=False)
+    run = carry(bind_to_refine(target.model, target.args, target.kwargs), **sizes, **options)
     if run.betas[-1] < 1 and run.seconds > 2 * max_seconds:
         return IndependentDraws("nothing", note=f"a short run of refine had not ended after {run.seconds:.0f} s")
     evidence = run.log_evidence, run.log_evidence_error
     return IndependentDraws("refine", run.samples, None, *evidence, num_populations=_NUM_POPULATIONS)
-
-
-def _with_keywords(target: Target) -> Model:
-    """The model as a function of its positional arguments."""
-    return functools.partial(target.model, **target.kwargs) if target.kwargs else target.model

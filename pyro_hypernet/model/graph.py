@@ -49,7 +49,11 @@ class Graph:
     @property
     def is_due(self) -> bool:
         """Whether it is time to hold it against an uncaptured run: at the 8th call, the 64th and so on."""
-        return self.calls in _CHECKS
+        return self.is_due_within(1)
+
+    def is_due_within(self, number: int) -> bool:
+        """Whether it will be within so many calls."""
+        return not _CHECKS.isdisjoint(range(self.calls, self.calls + number))
 
     def is_current(self) -> bool:
         """Whether the parameter store still holds the very tensors that were captured."""

@@ -1,6 +1,6 @@
 """A Pyro model, written for one draw, run for a batch of draws: vmapped, captured as a graph, or in a loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyro_hypernet.graphs.culprits import first_line, warn_caller
 from pyro_hypernet.graphs.outside import Outside
 from pyro_hypernet.graphs.record import excess, rounded_away
 from pyro_hypernet.graphs.run import random_state, same_random_numbers, set_random_state, tensors_in
+from pyro_hypernet.graphs.threads import in_threads
 from pyro_hypernet.model.batched import Batched, grad_and_value
 from pyro_hypernet.model.graph import Graph, capture
 from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro, trace_one
@@ -105,6 +106,30 @@ class Vectorized:
             return result
 
         return run
+
+    def map(self, batches: Sequence[Any], args: tuple, kwargs: dict, *, num_threads: int = 1) -> list[Any]:
+        """The results at several batches of draws, without gradients; captured, by several threads at once."""
+        graph = self._shared_graph(batches, args, kwargs) if num_threads > 1 else None
+        if graph is not None:
+            rest = tensors_in((args, kwargs))
+            graph.calls += len(batches)
+            try:
+                results = in_threads(lambda draws: graph.of_draws(rest, draws), batches, num_threads)
+                return [self._counted(result, graph) for result in results]
+            except RuntimeError:  # at some draw: see which
+                pass
+        return [self(draws, args, kwargs) for draws in batches]
+
+    def _shared_graph(self, batches: Sequence[Any], args: tuple, kwargs: dict) -> Graph | None:
+        """The graph for all of these, if they are of one shape and it can be trusted for so many calls."""
+        if self.mode != "graph" or _PYRO_STACK:
+            return None
+        if len({describe_shapes(draws) for draws in batches}) != 1:
+            return None
+        graph = self._graphs.get(self._key(batches[0], args, kwargs))
+        if graph is None or graph.params or graph.is_due_within(len(batches)):
+            return None
+        return graph
 
     def _key(self, draws: Any, args: tuple, kwargs: dict) -> Any:
         """All that must be the same for a graph to serve again; None where that cannot be told."""

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -39,13 +39,15 @@ from pyro_hypernet.pipeline.forecast import (
 )
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.sample.nuts import nuts
-from pyro_hypernet.sample.refine import refine
+from pyro_hypernet.sample.refine import NUM_MOVES, bind_to_refine, carry
+from pyro_hypernet.target import Target
 from pyro_hypernet.train.fit import Fit, fit
 from pyro_hypernet.train.optimiser import Optim
 
 _POPULATIONS = _CHAINS = 4
-# Of the budget: for a pilot of the exact engine at most; and how far it has to come to foretell the rest.
-_PILOT_SHARE, _PILOT_DRAWS, _PILOT_MOVES, _LEAST_SHARE = 0.08, 128, 2, 0.5
+# Of the budget: for a pilot of the exact engine at most; and how far it has to come to foretell the rest. At every
+# power it moves as many draws as the run itself, one graph serving both, but not more than so many.
+_PILOT_SHARE, _PILOT_MOVES, _MOST_MOVED, _LEAST_SHARE = 0.08, 2, 128, 0.5
 # A long run takes about as many powers as the short one of the diagnosis; one of its draws costs so much more.
 _LONG_OVER_SHORT = 4.0
 # Of every chain of NUTS; and the R-hat above which chains are not to be trusted.
@@ -64,19 +66,33 @@ def silenced(message: str) -> Iterator[None]:
         yield
 
 
-def _fly_a_pilot(task: Task) -> Cost:
+@dataclass(frozen=True)
+class Exact:
+    """What exact draws are carried through, and what they cost."""
+
+    target: Target
+    cost: Cost
+
+
+def _bind(task: Task) -> Target:
+    return bind_to_refine(task.model, task.args, task.kwargs)
+
+
+def _fly_a_pilot(task: Task) -> Exact:
     """What exact draws cost, by a few of them, carried from the prior in a small part of the budget."""
-    seconds = _PILOT_SHARE * task.clock.budget
-    sizes = {"num_samples": _PILOT_DRAWS, "num_moves": _PILOT_MOVES}
+    start, seconds = task.clock.now(), _PILOT_SHARE * task.clock.budget
+    number = _PILOT_MOVES * min(_MOST_MOVED, _POPULATIONS * math.ceil(task.num_samples / _POPULATIONS / NUM_MOVES))
     with unnoticed():  # so few draws are to say nothing but their cost
-        pilot = task.call(refine, **sizes, max_seconds=seconds, progress=False)
+        target = _bind(task)
+        sizes = {"num_samples": number, "num_populations": _POPULATIONS, "num_moves": _PILOT_MOVES}
+        pilot = carry(target, **sizes, max_seconds=seconds - (task.clock.now() - start))
     share = _share_of_the_way(pilot.betas)
     if share < _LEAST_SHARE:
         raise RuntimeError(
-            f"a pilot of {_PILOT_DRAWS} draws came to beta {pilot.betas[-1]:.2g} of 1 in {pilot.seconds:.1f} s"
+            f"a pilot of {number} draws came to beta {pilot.betas[-1]:.2g} of 1 in {pilot.seconds:.1f} s"
         )
     moving = pilot.num_gradients * pilot.seconds_per_gradient
-    return Cost(max(0.0, pilot.seconds - moving), moving / share / _PILOT_DRAWS)
+    return Exact(target, Cost(max(0.0, pilot.seconds - moving), moving / share / number))
 
 
 def _share_of_the_way(betas: Sequence[float]) -> float:
@@ -89,7 +105,7 @@ def _share_of_the_way(betas: Sequence[float]) -> float:
     return done / (done + math.log(1 / betas[-1]) / math.log(growth))
 
 
-def choose_engine(task: Task, guide: JointGuide, forecast: Forecast, num_steps: int | None) -> tuple[str, Cost | None]:
+def choose_engine(task: Task, guide: JointGuide, forecast: Forecast, num_steps: int | None) -> tuple[str, Exact | None]:
     """The engine that is likely to end first, and what a pilot said that exact draws cost."""
     if guide.knowledge is not None and guide.knowledge.is_whole:
         task.note("plan", "a guide, for what is known of the model makes it exact")
@@ -100,14 +116,14 @@ def choose_engine(task: Task, guide: JointGuide, forecast: Forecast, num_steps: 
     except Exception as error:  # whatever refine refuses, and what it could not end
         task.note("plan", f"a guide, for exact draws are out of reach: {str(error).rstrip('.')}")
         return "guide", None
-    refining = exact.of(task.num_samples)
+    refining = exact.cost.of(task.num_samples)
     engine = "refine" if refining < min(training, CAUTION * forecast.left) else "guide"
     words = f"exact draws by refine would take about {spell_seconds(refining)}, training and judging a guide "
     task.note("plan", f"{engine}: {words}{spell_seconds(training)}")
     return engine, exact
 
 
-def draw_exactly(task: Task, forecast: Forecast, engine: str, exact: Cost | None) -> Posterior:
+def draw_exactly(task: Task, forecast: Forecast, engine: str, exact: Exact | None) -> Posterior:
     """Draws by "nuts", or by "refine", whose cost a pilot tells if it is not known; none where they are left out."""
     if engine == "nuts":
         return _draw_by_nuts(task, forecast)
@@ -127,16 +143,15 @@ def _draw_by_nuts(task: Task, forecast: Forecast) -> Posterior:
     return Posterior(samples=result.samples, source="nuts", **verdict)
 
 
-def _draw_by_refine(task: Task, forecast: Forecast, exact: Cost, reached: Posterior) -> Posterior:
+def _draw_by_refine(task: Task, forecast: Forecast, exact: Exact, reached: Posterior) -> Posterior:
     """Draws carried from the prior in four populations, as many as there is time for; none if few or not arrived."""
-    num_samples = forecast.refined(task.num_samples, exact) // _POPULATIONS * _POPULATIONS
+    num_samples = forecast.refined(task.num_samples, exact.cost) // _POPULATIONS * _POPULATIONS
     if num_samples < LEAST_REFINED:
         enough = f"{forecast.left:.0f} s are left, enough for {num_samples} draws; {LEAST_REFINED} are the least"
         task.note("refine", f"left out: {enough}")
         return reached
     sizes = {"num_samples": num_samples, "num_populations": _POPULATIONS}
-    with silenced(".*refine"):  # part of the verdict
-        refined = task.call(refine, **sizes, max_seconds=forecast.left, progress=task.progress)
+    refined = carry(exact.target, **sizes, max_seconds=forecast.left, progress=task.progress)
     if refined.betas[-1] < 1:
         stopped = f"it had come to beta {refined.betas[-1]:.2g} of 1 after {refined.seconds:.0f} s"
         task.note("refine", f"left out: {stopped}")
@@ -238,7 +253,7 @@ def resample_draws(task: Task, guide: JointGuide, forecast: Forecast, reached: P
 
 
 def refine_instead(
-    task: Task, forecast: Forecast, exact: Cost | None, examination: Examination, reached: Posterior
+    task: Task, forecast: Forecast, exact: Exact | None, examination: Examination, reached: Posterior
 ) -> Posterior:
     """Draws carried from the prior instead of the guide's; their cost is a pilot's or by the run of the diagnosis."""
     found = examination.independent
@@ -246,7 +261,8 @@ def refine_instead(
     if exact is None and not seconds > 0:
         task.note("refine", f"left out: {found.note}")
         return reached
-    return _draw_by_refine(task, forecast, exact or Cost(0.0, _LONG_OVER_SHORT * seconds / NUM_DRAWS), reached)
+    exact = exact or Exact(_bind(task), Cost(0.0, _LONG_OVER_SHORT * seconds / NUM_DRAWS))
+    return _draw_by_refine(task, forecast, exact, reached)
 
 
 def move_draws(task: Task, guide: JointGuide, forecast: Forecast, reached: Posterior) -> Posterior:

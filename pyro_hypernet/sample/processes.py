@@ -1,4 +1,4 @@
-"""Work shared among forked processes, which inherit all there is: neither models nor graphs need be pickled."""
+"""Work shared among forked processes, which inherit all there is: neither models nor graphs need be pickled; cores."""
 
 import multiprocessing
 import os
@@ -23,9 +23,24 @@ def count_processes(num_parts: int, num_processes: int | None) -> int:
     """
     if "fork" not in multiprocessing.get_all_start_methods():
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = min(num_parts, cores if num_processes is None else num_processes)
+    wanted = min(num_parts, _count_cores() if num_processes is None else num_processes)
     return wanted if wanted > 1 and _forks_can_differentiate() else 1
+
+
+def count_threads(num_threads: int | None, device: torch.device) -> int:
+    """How many threads to run graphs by: one per core if none are asked for; 1 on a GPU and in a forked process.
+
+    Args:
+        num_threads: How many are asked for; None for one per core.
+        device: Where the graphs run.
+    """
+    if device.type != "cpu" or _work is not None:
+        return 1
+    return _count_cores() if num_threads is None else num_threads
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -12,12 +12,14 @@ from pyro.ops.stats import gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.graphs.threads import one_thread_each
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.coverage import Coverage, cover
 from pyro_hypernet.sample.moves import Trajectories
+from pyro_hypernet.sample.processes import count_threads
 from pyro_hypernet.sample.rhat import Mixing, effective_draws, pooled_rhat, side_by_side
 from pyro_hypernet.sample.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order, zero_if_bad
 from pyro_hypernet.target import State, Target, Whole, bind, looks
@@ -27,6 +29,8 @@ _ESS_SHARE = 0.5
 _MAX_BETAS = 500
 # Moves are repeated while fewer of them are accepted, for the step size is then still being found.
 _LEAST_ACCEPTANCE, _MAX_ROUNDS = 0.5, 10
+# Trajectories at every beta.
+NUM_MOVES = 8
 _MIXED_RHAT = 1.05
 _LARGE_ERROR = 1.0
 
@@ -39,10 +43,20 @@ class HmcKernel:
         num_leapfrogs: Most leapfrog steps of one trajectory; its length is adapted.
         collapse: Whether to integrate out what can be. One gradient then costs about the square of the block's size
             times the number of observations.
+        num_threads: Threads that share the draws of a move; None for one per core, 1 for none but the caller's.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
     num_leapfrogs: int = 64
     collapse: bool = True
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_leapfrogs < 1 or (self.num_threads is not None and self.num_threads < 1):
+            numbers = f"{self.num_leapfrogs} and {self.num_threads}"
+            raise ValueError(f"num_leapfrogs and num_threads must be positive, or num_threads None; got {numbers}.")
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ def refine(
     guide: JointGuide | None = None,
     num_samples: int = 2000,
     num_populations: int = 4,
-    num_moves: int = 8,
+    num_moves: int = NUM_MOVES,
     kernel: HmcKernel = HmcKernel(),
     max_seconds: float = math.inf,
     progress: bool = True,
@@ -143,12 +157,51 @@ def refine(
         ('mean',)
     """
     kernel = take_moved("refine", "kernel", kernel, kwargs)
-    _check_numbers(num_samples, num_populations, num_moves, kernel.num_leapfrogs)
+    _check_numbers(num_samples, num_populations, num_moves)
     start = time.perf_counter()
+    target = bind_to_refine(model, args, kwargs, kernel)
+    sizes = {"num_samples": num_samples, "num_populations": num_populations, "num_moves": num_moves}
+    result = carry(target, **sizes, kernel=kernel, max_seconds=max_seconds, progress=progress)
+    if guide is not None:
+        result = replace(result, coverage=cover(target, guide, result.samples, num_samples=num_samples))
+    _warn(result)
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def bind_to_refine(model: Model, args: tuple, kwargs: dict[str, Any], kernel: HmcKernel = HmcKernel()) -> Target:
+    """What draws are carried through: the model bound to its arguments, what can be integrated out being so.
+
+    Raises:
+        RuntimeError: If the model has no latent site.
+        ValueError: If the prior cannot be sampled, or the model draws minibatches or other random numbers of its own.
+    """
     whole = _bind(model, args, kwargs)
     with validation_enabled(False):
         target = collapse(whole) if kernel.collapse else whole
-        cloud = _Cloud(target, num_samples, num_populations, num_moves, kernel.num_leapfrogs)
+    return target
+
+
+def carry(
+    target: Target,
+    *,
+    num_samples: int,
+    num_populations: int,
+    num_moves: int = NUM_MOVES,
+    kernel: HmcKernel = HmcKernel(),
+    max_seconds: float = math.inf,
+    progress: bool = False,
+) -> Refined:
+    """`refine`, without a word of warning, of a target that its caller has bound and may carry other draws through.
+
+    Raises:
+        ValueError: If no draw of the prior has a finite likelihood.
+    """
+    start = time.perf_counter()
+    num_moved = num_populations * math.ceil(num_samples / num_populations / num_moves)
+    x = target.sample_prior(num_moved * num_moves)
+    target.num_threads = count_threads(kernel.num_threads, x.device)
+    with validation_enabled(False), one_thread_each(target.num_threads):
+        cloud = _Cloud(target, x, num_populations, num_moves, kernel.num_leapfrogs)
         if not cloud.is_alive():
             target.raise_for_nan()
             raise ValueError(
@@ -157,30 +210,30 @@ def refine(
             )
         _heat_up(cloud, progress, until=start + max_seconds)
         samples = target.samples(cloud.draws(num_samples))
-    result = _sum_up(cloud, samples, start)
-    if guide is not None:
-        coverage = cover(target, guide, samples, num_samples=num_samples)
-        result = replace(result, coverage=coverage, seconds=time.perf_counter() - start)
-    _warn(result)
-    return result
+        return _sum_up(cloud, samples, start)
 
 
 class _Cloud:
     """All draws with their likelihoods, in populations that never mix, one after the other."""
 
-    def __init__(
-        self, target: Target, num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int
-    ) -> None:
-        self.target = target
+    def __init__(self, target: Target, x: Tensor, num_populations: int, num_moves: int, num_leapfrogs: int) -> None:
+        self.target, self.x = target, x
         self.num_populations = num_populations
         self.num_moves = num_moves
-        self.num_chosen = math.ceil(num_samples / num_populations / num_moves)
+        self.num_chosen = len(x) // num_populations // num_moves
         self.trajectories = Trajectories(target.dim, max_leapfrogs=num_leapfrogs)
-        self.x = target.sample_prior(num_samples)
-        self.log_likelihood = zero_if_bad(target(self.x, 0.0).log_likelihood)
+        self._before = target.num_rows
+        # As many at a time as are moved later, so that the same graph serves.
+        parts = x.split(len(x) // num_moves)
+        self.log_likelihood = zero_if_bad(torch.cat([target(part, 0.0).log_likelihood for part in parts]))
         self.log_evidence = self.log_likelihood.new_zeros(num_populations).double()
         self.betas, self.acceptance, self.leapfrogs = [0.0], [], []
         self.seconds_per_gradient = math.inf
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients evaluated for these draws, of one draw each."""
+        return self.target.num_rows - self._before
 
     def is_alive(self) -> bool:
         """Whether every population has a draw with a finite likelihood."""
@@ -196,9 +249,9 @@ class _Cloud:
         centre, spread = mean_and_spread(self.x, log_weights)
         chosen = self.x[resample_in_order(self.x, of_populations, self.num_chosen)]
         self.betas.append(beta)
-        start, before = time.perf_counter(), self.target.num_rows
+        start, before = time.perf_counter(), self.num_gradients
         self._move(self.target(chosen, beta), beta, centre, spread)
-        pace = (time.perf_counter() - start) / (self.target.num_rows - before)
+        pace = (time.perf_counter() - start) / (self.num_gradients - before)
         self.seconds_per_gradient = min(self.seconds_per_gradient, pace)
 
     def draws(self, num_samples: int) -> Tensor:
@@ -259,7 +312,7 @@ def _sum_up(cloud: _Cloud, samples: dict[str, Tensor], start: float) -> Refined:
         pooled_rhat=pooled_rhat(flat) if several and flat is not None else math.nan,
         ess=_effective(flat, cloud.num_chosen) if flat is not None else math.nan,
         collapsed=cloud.target.collapsed,
-        num_gradients=cloud.target.num_rows,
+        num_gradients=cloud.num_gradients,
         seconds_per_gradient=cloud.seconds_per_gradient,
         seconds=time.perf_counter() - start,
     )
@@ -301,9 +354,9 @@ def _warn(result: Refined) -> None:
         )
 
 
-def _check_numbers(num_samples: int, num_populations: int, num_moves: int, num_leapfrogs: int) -> None:
-    if min(num_samples, num_populations, num_moves, num_leapfrogs) < 1 or num_samples % num_populations:
+def _check_numbers(num_samples: int, num_populations: int, num_moves: int) -> None:
+    if min(num_samples, num_populations, num_moves) < 1 or num_samples % num_populations:
         raise ValueError(
-            "num_samples, num_populations, num_moves and num_leapfrogs must be positive and num_samples a multiple of "
-            f"num_populations; got {num_samples}, {num_populations}, {num_moves} and {num_leapfrogs}."
+            "num_samples, num_populations and num_moves must be positive and num_samples a multiple of "
+            f"num_populations; got {num_samples}, {num_populations} and {num_moves}."
         )

@@ -144,13 +144,18 @@ def test_constrained_sites_and_seeds():
         {"num_samples": 0},
         {"num_samples": 10, "num_populations": 4},
         {"num_moves": 0},
-        {"kernel": HmcKernel(num_leapfrogs=0)},
     ],
 )
 def test_numbers_out_of_range(options):
     problem = PROBLEMS["conjugate-regression"]()
-    with pytest.raises(ValueError, match="num_samples, num_populations, num_moves and num_leapfrogs must be positive"):
+    with pytest.raises(ValueError, match="num_samples, num_populations and num_moves must be positive"):
         quick(problem.model, *problem.args, **options)
+
+
+@pytest.mark.parametrize("options", [{"num_leapfrogs": 0}, {"num_threads": 0}])
+def test_numbers_of_a_kernel_out_of_range(options):
+    with pytest.raises(ValueError, match="num_leapfrogs and num_threads must be positive"):
+        HmcKernel(**options)
 
 
 @pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # so few draws may
