@@ -167,10 +167,11 @@ def test_some_cell_says_how_near_a_new_run_comes(path):
 @pytest.mark.slow  # a minute each
 @every_notebook
 def test_a_new_run_gives_the_stored_numbers(path, tmp_path):
-    """Of cells with `"tolerance"` in their metadata, within that share of each number."""
+    """Of cells with `"tolerance"` in their metadata, within that share of each number, or within the cell's "noise"."""
     notebook = nbformat.read(path, as_version=4)
     execute(notebook, tmp_path)
     for stored, anew in zip(nbformat.read(path, as_version=4).cells, notebook.cells, strict=True):
         if "tolerance" in stored.metadata:
             expected = list(map(value, numbers([stored])))
-            assert list(map(value, numbers([anew]))) == pytest.approx(expected, rel=stored.metadata["tolerance"])
+            margins = {"rel": stored.metadata["tolerance"], "abs": stored.metadata.get("noise")}
+            assert list(map(value, numbers([anew]))) == pytest.approx(expected, **margins)
