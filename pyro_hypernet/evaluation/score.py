@@ -22,11 +22,12 @@ from pyro_hypernet.evaluation.metrics import (
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked
 from pyro_hypernet.model.traces import class_probabilities, observed_nodes, pointwise_log_prob
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.batches import one_pass
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Shown):
     """How a posterior predicts data; see `score`. What only classes have is None of other data.
 
     Attributes:
