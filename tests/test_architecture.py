@@ -33,6 +33,7 @@ ORDER = [
     "pipeline",
     "infer",
     "contrib",
+    "columns",
     "tabular",
     "sklearn",
     "jobs",
