@@ -20,10 +20,11 @@ from pyro_hypernet.guide.plan import Plan, spelt
 from pyro_hypernet.informed.detect import Knowledge
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
+from pyro_hypernet.model.called import blaming_arguments, name_arguments
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
-from pyro_hypernet.model.validate import name_arguments, raise_for_nan, refuse_what_cannot_fit, spell_bytes
+from pyro_hypernet.model.validate import raise_for_nan, refuse_what_cannot_fit, spell_bytes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,8 @@ class AutoHypernet(FlowGuide):
     def _run_model(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """As every AutoContinuous does."""
         try:
-            super()._setup_prototype(*args, **kwargs)
+            with blaming_arguments(self._its_model(), args, kwargs):
+                super()._setup_prototype(*args, **kwargs)
         except ValueError:
             raise_for_nan(name_arguments(self._its_model(), args, kwargs))
             raise
