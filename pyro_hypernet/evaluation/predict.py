@@ -43,8 +43,8 @@ def predict(
         kwargs: The model's keyword arguments.
 
     Returns:
-        A dict from site (sampled, observed or deterministic) to values of shape `(S, *shape)`, and "_RETURN" where the
-        model returns tensors.
+        A dict from site (sampled, observed or deterministic) to values of shape `(S, *shape)`. Where the model returns
+        tensors, "_RETURN" holds these too, as in Pyro's Predictive: of a network of `bayesianize` "f" once more.
 
     Raises:
         ValueError: If the samples do not fit the model, or a name in `return_sites` is not one of its sites.
