@@ -165,8 +165,8 @@ def _shortage(task: Task) -> str:
     return (
         f"The budget of {task.clock.budget:.3g} s is too short: the density of {len(task.args[1])} rows takes about "
         f"{spell_seconds(each)} a draw, so that three guides, NUTS, their comparison and the report take about "
-        f"{needed:.2g} s here. Give --budget {round_up(needed)} or more, or fewer rows; or train one guide alone "
-        "on minibatches, from Python, by fit(model, guide, loader)."
+        f"{spell_seconds(needed)} here. Give --budget {round_up(needed)} or more, or fewer rows; or train one guide "
+        "alone on minibatches, from Python, by fit(model, guide, loader)."
     )
 
 
