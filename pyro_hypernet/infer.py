@@ -123,7 +123,7 @@ def prepare(task: Task, guide: JointGuide, num_steps: int | None) -> tuple[Forec
     if shortage := forecast.shortage(least_steps):
         return forecast, shortage
     guide.setup(*task.args, **task.kwargs)
-    task.note("setup", guide.describe())
+    task.note("setup", guide.describe().splitlines()[0])
     forecast = forecast_by_steps(task, guide)
     return forecast, forecast.shortage(least_steps)
 

@@ -96,12 +96,12 @@ class _Estimator(BaseEstimator, ABC):
         if self.budget is None and self.engine == "auto":
             raise ValueError("engine='auto' compares what engines cost: give it a budget, or name another engine.")
         with _seeded(self.random_state):
-            self._data = self.prepare(X, y, sample_weight)
-            self.posterior_ = self._find(*self._data)
+            args, kwargs = self.prepare(X, y, sample_weight)
+            self.posterior_ = self._find(args, kwargs)
         return self
 
     def prepare(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """Reads and standardises data, and makes `model_` for them, of which no posterior is known yet.
+        """Reads and standardises data, and makes `model_` for them, which predicts once `posterior_` is set.
 
         Args: As those of `fit`.
 
@@ -121,7 +121,8 @@ class _Estimator(BaseEstimator, ABC):
         target, likelihood, width = self._learn(y[rows], x.dtype, *kwargs.values())
         net = self._network(x.shape[1], width).to(x.dtype)
         self.model_ = bayesianize(net, likelihood, prior=fan_in(gain=self.prior_scale))
-        return (self._x_scaler(x), target), kwargs
+        self._data = (self._x_scaler(x), target), kwargs
+        return self._data
 
     def uncertainty(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """What more data would remove, and what they would not.

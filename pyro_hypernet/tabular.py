@@ -2,8 +2,7 @@
 
 import csv
 import io
-import math
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_hypernet.columns import (
+    Encoder,
+    in_one,
+    is_gap,
+    is_header,
+    is_number,
+    numbers_of,
+    spell_some,
+    with_decimal_points,
+)
+
 TASKS = ("regression", "classification")
 SEPARATORS = (",", ";", "\t", "|")
 MIN_ROWS = 20
-# Stand for a missing value; the last two only among numbers, for among words they may name a class.
-_MISSING, _MISSING_NUMBER = {"", "na", "n/a", "nan", "<na>", "#n/a", "?"}, {"null", "none", "-"}
 # A numeric target with at most this many values counts as classes, unless told otherwise.
 _MAX_CLASSES = 2
 # Rows in which a number to predict must differ from its most frequent value: with fewer there is nothing to learn.
 _LEAST_DIFFERING = 5
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-_COMMA_NUMBER = re.compile(r"^([+-]?\d*),(\d+(?:e[+-]?\d+)?)$", re.ASCII | re.IGNORECASE)
-_TRUTH = {"true": "1", "false": "0"}
-_UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)*")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Table:
         features: Names of the inputs.
         target: Name of the target.
         classes: Names of the classes, empty for a regression.
-        notes: What was read otherwise than it stands there, or looks odd, a sentence each.
+        notes: What was read otherwise than it stands there, a sentence each.
+        encoder: How the inputs were made of the columns of a file; None where they are no file's.
     """
 
     x: Tensor
@@ -46,6 +51,7 @@ class Table:
     target: str
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    encoder: Encoder | None = None
 
     @property
     def task(self) -> str:
@@ -62,12 +68,16 @@ class Split:
         y_train: Shape `(N,)`; zero mean and unit sd for a regression.
         x_test: Shape `(M, d)`, on the scale of the training part.
         y_test: Shape `(M,)`.
+        rows: Numbers of the rows of the training part, shape `(N,)`.
+        scaler: By which the inputs were standardised.
     """
 
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    rows: Tensor
+    scaler: "Scaler"
 
 
 @dataclass(frozen=True)
@@ -107,46 +117,56 @@ class Scaler:
         return values * self.scale + self.loc
 
 
-def read_csv(path: str | Path, target: str, task: str | None = None) -> Table:
-    """Reads a CSV file with a header and columns of numbers, or of True and False.
+def read_csv(path: str | Path, target: str | None = None, task: str | None = None, drop: Sequence[str] = ()) -> Table:
+    """Reads a CSV file with a header: numbers as they stand, words one-hot encoded, missing inputs filled in.
 
     Commas, semicolons, tabs or bars may stand between the cells; beside semicolons and tabs, commas within numbers are
-    decimal. A row number without a heading, as pandas writes it, is left out. Classes that differ in case only, or
-    are the same number, are one. What was done of that stands in the table's notes. Nothing depends on how `split`
-    will cut the table.
+    decimal. Rows without a target are left out, and so are columns of which nothing can be learnt: row numbers without
+    a heading, dates, one value in all rows, ids. Classes that differ in case only, or are the same number, are one.
+    What was done of that stands in the table's notes and its encoder's fates. Nothing depends on how `split` will cut
+    the table: medians and words are those of all rows.
 
     Args:
         path: The file.
-        target: Name of the column to predict.
+        target: Name of the column to predict; None for the last.
         task: "regression", "classification", or None to judge by the target: text or two distinct values are classes.
+        drop: Names of columns to leave out.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If pandas is not installed.
-        ValueError: Naming the column and the line, if the header is missing, values are missing, a column is constant,
-            has no name or holds text, a target has one class or next to one value, or there are too few rows.
+        ImportError: If pandas or scikit-learn are not installed.
+        ValueError: Naming all that is wrong, with columns and lines: no header, rows of other lengths, columns without
+            a name, text among numbers, no column that can be used, a target of one class or next to one value, too
+            few rows.
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}.")
-    frame, notes = _read_text(Path(path)), []
+    frame, notes = read_cells(path)
     header = list(frame.columns)
-    if all(_NUMBER.fullmatch(name) or _UNNAMED.fullmatch(name) for name in header):
-        raise ValueError(
-            f"The first line of {path} holds only numbers ({', '.join(header[:3])}, …); a header is needed."
-        )
-    if target not in header:
-        raise ValueError(f"No column is named {target!r}; the columns are {', '.join(header)}.")
+    if target is None:
+        target = ([name for name in header if name not in drop] or header)[-1]
+        notes.append(f"No target was named: it is the last column, {target!r}.")
+    if target in drop:
+        raise ValueError(f"The target, {target!r}, must be another column than those to leave out, {', '.join(drop)}.")
+    unknown = [name for name in (target, *drop) if name not in header]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"No column is named {names}; the columns are {', '.join(header)}.")
+    frame = _with_target(frame.drop(columns=list(drop)), target, notes)
     if len(frame) < MIN_ROWS:
         raise ValueError(f"The file has {len(frame)} rows; at least {MIN_ROWS} are needed to fit and to test.")
-    frame = _with_decimal_points(frame, notes)
-    frame = frame[[name for name in header if name == target or not _is_left_out(frame[name], notes)]]
     if len(frame.columns) < 2:
         raise ValueError(f"The file has the column {target!r} alone; at least one input column is needed.")
-    frame.apply(_refuse_missing)
-    inputs = frame.drop(columns=target).apply(_numbers)
-    notes += [_ROW_NUMBER.format(name) for name in inputs if (inputs[name].diff()[1:] == 1).all()]
-    y, classes = _target(frame[target], task, notes)
-    return Table(torch.from_numpy(np.array(inputs)), y, tuple(inputs), target, classes, tuple(notes))
+    faults: list[str] = []
+    encoder = Encoder.of(frame.drop(columns=target), faults)
+    try:
+        y, classes = _target(frame[target], task, notes)
+    except ValueError as fault:
+        faults.append(str(fault))
+    if faults:
+        raise ValueError(in_one(faults))
+    inputs, _ = encoder(frame)
+    return Table(torch.from_numpy(inputs), y, encoder.features, target, classes, tuple(notes), encoder)
 
 
 def read_diabetes() -> Table:
@@ -167,21 +187,49 @@ def read_diabetes() -> Table:
 def split(table: Table, *, test_share: float = 0.25, seed: int = 0) -> Split:
     """Cuts a table at random and standardises both parts by the training part.
 
-    A column that varies in the held-out part alone is divided by its spread over the whole table.
+    A column that varies in the held-out part alone is divided by its spread over the whole table. Of every class at
+    least one row is among those of training.
 
     Args:
         table: The table.
         test_share: Share of the rows held out, in (0, 1).
         seed: Of the cut.
     """
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(table.y)))
+    order = np.random.default_rng(seed).permutation(len(table.y))
     num_test = max(1, round(test_share * len(order)))
     train, test = order[num_test:], order[:num_test]
-    x, y = (Scaler.of(values[train], otherwise=values.std(0))(values) for values in (table.x, table.y.double()))
-    y = table.y if table.classes else y
+    if table.classes:
+        held_out, firsts = np.unique(table.y[test], return_index=True)
+        lonely = firsts[~np.isin(held_out, table.y[train])]
+        train, test = np.append(train, test[lonely]), np.delete(test, lonely)
+    scaler, of_target = (Scaler.of(v[train], otherwise=v.std(0)) for v in (table.x, table.y.double()))
     dtype = torch.get_default_dtype()
-    x, y = x.to(dtype), y if table.classes else y.to(dtype)
-    return Split(x[train], y[train], x[test], y[test])
+    x, y = scaler(table.x).to(dtype), table.y if table.classes else of_target(table.y.double()).to(dtype)
+    return Split(x[train], y[train], x[test], y[test], torch.from_numpy(train), scaler)
+
+
+def read_cells(path: str | Path) -> tuple[Any, list[str]]:
+    """A CSV file as text.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A DataFrame of trimmed text, by the line of the file in which a row begins, and what was read otherwise than it
+        stands there, a sentence each.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If pandas is not installed.
+        ValueError: If it is no CSV file with a header and rows of equal lengths.
+    """
+    frame = _read_text(Path(path))
+    if not is_header(frame.columns):
+        raise ValueError(
+            f"The first line of {path} holds only numbers ({', '.join(frame.columns[:3])}, …); a header is needed."
+        )
+    changed = with_decimal_points(frame)
+    return changed, [] if changed.equals(frame) else ["Commas in numbers were read as decimal commas."]
 
 
 def _read_text(path: Path) -> Any:
@@ -207,15 +255,27 @@ def _read_text(path: Path) -> Any:
             f"{path} cannot be read as CSV ({error}): look for a quotation mark that is not closed."
         ) from None
     header = [name or f"Unnamed: {i}" for i, name in enumerate(rows.pop(min(rows)))]
-    for line, cells in rows.items():
-        if len(cells) != len(header):
-            raise ValueError(f"Line {line} has {len(cells)} cells; the header has {len(header)} columns.")
+    faults = _wrong_lengths({line: len(cells) for line, cells in rows.items()}, len(header))
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:
-        raise ValueError(f"Column names must differ; {', '.join(map(repr, doubled))} stands more than once.")
+        faults.append(f"Column names must differ; {', '.join(map(repr, doubled))} stands more than once.")
+    if faults:
+        raise ValueError(in_one(faults))
     frame = pandas.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=object)
+    # Spreadsheets end lines by empty cells.
+    frame = frame.drop(columns=[name for name in frame if name.startswith("Unnamed: ") and (frame[name] == "").all()])
     frame.attrs["separator"] = separator
     return frame
+
+
+def _wrong_lengths(lengths: dict[int, int], right: int) -> list[str]:
+    """A sentence for all lines that have one wrong number of cells."""
+    faults = []
+    for wrong in sorted(set(lengths.values()) - {right}):
+        lines = [str(line) for line, length in lengths.items() if length == wrong]
+        which = f"Line {lines[0]} has" if len(lines) == 1 else f"Lines {spell_some(lines)} have"
+        faults.append(f"{which} {wrong} cells; the header has {right} columns.")
+    return faults
 
 
 def _read_rows(text: str, separator: str) -> dict[int, list[str]]:
@@ -228,66 +288,23 @@ def _read_rows(text: str, separator: str) -> dict[int, list[str]]:
     return rows
 
 
-def _with_decimal_points(frame: Any, notes: list[str]) -> Any:
-    """The same; decimal commas become points where commas do not part the cells and no number has a point."""
-    has_points = any("." in cell and _NUMBER.fullmatch(cell) for cell in frame.to_numpy().flat)
-    changed = frame.replace(_COMMA_NUMBER, r"\1.\2", regex=True)
-    if frame.attrs["separator"] == "," or has_points or changed.equals(frame):
-        return frame
-    notes.append("Commas in numbers were read as decimal commas.")
-    return changed
-
-
-def _is_left_out(column: Any, notes: list[str]) -> bool:
-    """Whether a column without a name is empty or numbers the rows; if it is neither, it is refused."""
-    if not _UNNAMED.fullmatch(column.name):
-        return False
-    if (column == "").all():
-        return True
-    if column.str.fullmatch(r"[0-9]+(\.0)?").all() and column.is_unique:
-        notes.append(f"The column without a name ({column.name!r}) numbers the rows and was left out.")
-        return True
-    raise ValueError(
-        f"A column has no name ({column.name!r}, first cell {column.iloc[0]!r}): name it in the header, or remove it."
-    )
-
-
-_ROW_NUMBER = "Column {!r} counts the rows from first to last: remove it, if it is no more than a row number."
-
-
-def _refuse_missing(column: Any) -> None:
-    among_numbers = column.map(_is_number).mean() > 0.5
-    missing = column[column.str.lower().isin(_MISSING | _MISSING_NUMBER if among_numbers else _MISSING)]
-    if len(missing):
-        raise ValueError(
-            f"Column {column.name!r} has {len(missing)} missing values, the first in line {missing.index[0]}: drop "
-            "those rows or fill them in."
-        )
-
-
-def _numbers(column: Any) -> Any:
-    if column.str.lower().isin(_TRUTH).all():
-        column = column.str.lower().map(_TRUTH)
-    text = column[~column.map(_is_number)]
-    if len(text):
-        hint = " (decimal commas are read in files that part their cells by semicolons or tabs)"
-        raise ValueError(
-            f"Column {column.name!r} holds text, {text.iloc[0]!r} in line {text.index[0]}, where a number is expected: "
-            f"encode it as numbers or remove it{hint if _COMMA_NUMBER.fullmatch(text.iloc[0]) else ''}."
-        )
-    values = column.astype(float)
-    if values.nunique() == 1:
-        raise ValueError(f"Column {column.name!r} has the same value, {column.iloc[0]}, in all rows: remove it.")
-    return values
+def _with_target(frame: Any, target: str, notes: list[str]) -> Any:
+    """The rows that have a target."""
+    missing = is_gap(frame[target])
+    if missing.any():
+        have, were = ("row has", "was") if missing.sum() == 1 else ("rows have", "were")
+        line = frame.index[missing][0]
+        notes.append(f"{missing.sum()} {have} no {target!r}, the first in line {line}, and {were} left out.")
+    return frame[~missing]
 
 
 def _target(column: Any, task: str | None, notes: list[str]) -> tuple[Tensor, tuple[str, ...]]:
     """The target and its classes, none for a regression."""
     keys = column.map(_key)
-    is_regression = column.map(_is_number).all() and keys.nunique() > _MAX_CLASSES if task is None else task == TASKS[0]
+    is_regression = column.map(is_number).all() and keys.nunique() > _MAX_CLASSES if task is None else task == TASKS[0]
     if not is_regression:
         return _classes(column, keys, notes)
-    values = _numbers(column)
+    values = numbers_of(column)
     most = values.value_counts().max()
     if len(values) - most < _LEAST_DIFFERING:
         raise ValueError(
@@ -311,6 +328,9 @@ def _classes(column: Any, keys: Any, notes: list[str]) -> tuple[Tensor, tuple[st
             f"Target {column.name!r} has the one class {column.iloc[0]!r}; a classification needs at least two."
         )
     if len(order) > len(column) // 4:
+        text = column[~column.map(is_number)]
+        if len(text) <= len(column) / 2:
+            numbers_of(column)  # says where the text is
         raise ValueError(
             f"Target {column.name!r} has {len(order)} classes in {len(column)} rows, too many to learn: for a number "
             "to predict use --task regression."
@@ -321,8 +341,4 @@ def _classes(column: Any, keys: Any, notes: list[str]) -> tuple[Tensor, tuple[st
 
 def _key(cell: str) -> float | str:
     """The same for cells that mean the same: numbers by value, words without regard to case."""
-    return float(cell) if _is_number(cell) else cell.casefold()
-
-
-def _is_number(cell: str) -> bool:
-    return _NUMBER.fullmatch(cell) is not None and math.isfinite(float(cell))
+    return float(cell) if is_number(cell) else cell.casefold()

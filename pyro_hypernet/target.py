@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_hypernet.graphs.run import tensors_in
 from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.guide.own_models import refuse_own_models
+from pyro_hypernet.model.called import name_arguments
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
@@ -28,7 +29,6 @@ from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.validate import (
-    name_arguments,
     raise_for_nan,
     refuse_local_latents,
     refuse_minibatches,

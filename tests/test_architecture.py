@@ -16,6 +16,7 @@ PACKAGE = ROOT / "pyro_hypernet"
 
 # Imports point up this list only.
 ORDER = [
+    "shown",
     "graphs",
     "model",
     "maps",
@@ -32,6 +33,7 @@ ORDER = [
     "pipeline",
     "infer",
     "contrib",
+    "columns",
     "tabular",
     "sklearn",
     "jobs",

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pyro_hypernet.cli import main
+from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.psis import import_module_quietly
 from pyro_hypernet.pipeline.budget import Clock, Cost
 from pyro_hypernet.pipeline.forecast import Forecast
 from pyro_hypernet.pipeline.posterior import Task
-from pyro_hypernet.tabular import Table, read_diabetes
+from pyro_hypernet.tabular import Table, read_cells, read_diabetes
 from tests.seeds import seed
 from tests.test_tabular import CSV
 
@@ -48,8 +49,8 @@ BAD_CLASSES, BAD_HEADER = ["$no_{", "<b>yes</b>"], "$cost_{ & <i>,b,<script>"
 
 @pytest.mark.parametrize(
     ("classes", "header"),
-    [(None, "a,b,y"), (BAD_CLASSES, BAD_HEADER), (["low", "mid", "high"], "a,b,y")],
-    ids=["regression", "two", "three"],
+    [(BAD_CLASSES, BAD_HEADER), (["low", "mid", "high"], "a,b,y")],
+    ids=["two", "three"],
 )
 def test_fit_writes_its_files(tmp_path, classes, header, capsys):
     path = write_csv(tmp_path / "data.csv", classes, header)
@@ -67,7 +68,7 @@ def test_fit_writes_its_files(tmp_path, classes, header, capsys):
         "Verdict",
     ):
         assert name in printed
-    assert ("test RMSE" in printed) == (classes is None)
+    assert "test accuracy" in printed
     files = {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
     assert set(files) == {
         "posterior.nc",
@@ -76,15 +77,59 @@ def test_fit_writes_its_files(tmp_path, classes, header, capsys):
         "log.txt",
         "predictive.png",
         "posterior.png",
+        "predictor.joblib",
         "report.html",
         "report.json",
     }
     assert all(files.values())
     _check_report(tmp_path / "out", classes)
+    predicted = tmp_path / "predicted.csv"
+    assert main(["predict", str(tmp_path / "out"), str(path), "--out", str(predicted)]) == 0
+    _check_predictions(read_cells(predicted)[0], target, classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         groups = set(import_module_quietly("arviz").from_netcdf(str(tmp_path / "out" / "posterior.nc")).groups())
     assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data"} <= groups
+
+
+def test_a_real_table_is_fitted_and_another_predicted(tmp_path, monkeypatch, capsys):
+    """Without a target or a folder named; words, missing values, ids; then the same columns with what is new."""
+    monkeypatch.chdir(tmp_path)
+    lines = write_csv(tmp_path / "homes.csv", None).read_text().splitlines()
+    towns = ["town", *(["Oslo", "Moss", ""][i % 3] for i in range(60))]
+    ids = ["id", *(f"A{i}" for i in range(60))]
+    table = [",".join(cells) for cells in zip(ids, towns, lines, strict=True)]
+    table[4] = f"A3,Oslo,,{lines[4].split(',', 1)[1]}"
+    (tmp_path / "homes.csv").write_text("\n".join(table))
+    (tmp_path / "homes-results").mkdir()  # not to be written over
+    assert main(["fit", "homes.csv", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    for note in (
+        "the last column, 'y'",
+        "'id': left out",
+        "1 missing value filled in",
+        "20 missing values taken as a word",
+    ):
+        assert note in printed
+    assert "open homes-results-2/report.html" in printed
+    assert "test RMSE" in printed
+    _check_report(tmp_path / "homes-results-2", None)
+    page = (tmp_path / "homes-results-2" / "report.html").read_text()
+    for text in ("What became of the columns", "1 missing value filled in", "a, b, a = missing, town = Moss"):
+        assert text in page
+    (tmp_path / "new.csv").write_text("town,b,a\nOslo,1,\nParis,0.5,2\n")
+    assert main(["predict", "homes-results-2", "new.csv"]) == 0
+    assert "'town' has words that were not learnt from, 'Paris'" in capsys.readouterr().out
+    predicted = (tmp_path / "new-predicted.csv").read_text().splitlines()
+    assert predicted[0] == "town,b,a,predicted y,predicted y sd,predicted y 5%,predicted y 95%"
+    mean, sd, low, high = map(float, predicted[1].split(",")[3:])
+    assert low < mean < high
+    assert sd > 0
+    (tmp_path / "new.csv").write_text("b,a\n1,2\n")
+    assert main(["predict", "homes-results-2", "new.csv"]) == 2
+    assert "it lacks 'town'" in capsys.readouterr().err
+    assert main(["predict", ".", "new.csv"]) == 2
+    assert "holds no predictor.joblib" in capsys.readouterr().err
 
 
 def test_an_exact_engine_has_the_guide_beside_it(tmp_path, capsys):
@@ -120,6 +165,12 @@ def _check_report(out, classes):
     assert (out / "report.html").read_text() == page
 
 
+def _check_predictions(predicted, target, classes):
+    assert set(predicted[f"predicted {target}"]) <= set(classes)
+    probability = predicted[[f"P({target} = {name})" for name in classes]].astype(float)
+    np.testing.assert_allclose(probability.sum(axis=1), 1.0, atol=1e-5)
+
+
 def test_report_of_a_bad_folder_ends_with_code_2(tmp_path, capsys):
     for folder, message in ((tmp_path, "holds no report.json"), (tmp_path / "nowhere", "There is no folder")):
         assert main(["report", str(folder)]) == 2
@@ -140,8 +191,7 @@ def test_the_demo_has_its_data():
         (lambda text: "", "is empty"),
         (lambda text: text.replace("a,b,y\n", "1,2,3\n"), "holds only numbers"),
         (lambda text: "\n".join(text.splitlines()[:8]), "The file has 7 rows"),
-        (lambda text: text.replace("\n", "\nred,1,1\n", 1), "holds text, 'red' in line 2"),
-        (lambda text: text.replace("\n", "\n,1,1\n", 1), "missing values, the first in line 2"),
+        (lambda text: text.replace("\n", "\nred,1,1\n1,red,1\n", 1), "Column 'b' holds text, 'red' in line 3"),
     ],
 )
 def test_bad_files_end_with_code_2(tmp_path, change, message, capsys):
@@ -219,14 +269,23 @@ def test_little_time_gives_fewer_steps_and_draws_and_says_so(monkeypatch):
     small = Table(table.x[:60, :2], table.y[:60], ("a", "b"), "y", ())
     options = job.Options(num_steps=20, budget="20 minutes", hidden=2, nuts_draws=50)
     result = job.run(small, options, say=lines.append, progress=False)
+    _check_estimator(result, small)
     assert result.posteriors["NUTS"].diverging.shape == (2, 4)
     for name in ("AutoNormal", "AutoMultivariateNormal"):
         assert any(line.startswith(f"{name}: 4 steps of 20, for want of time") for line in lines)
     assert any("2 chains of 50 + 50, 4 of them kept for want of time" in line for line in lines)
 
 
+def _check_estimator(result, table):
+    """What is kept of a job predicts as its draws do, in the units of the table."""
+    mean = predict(result.model, result.posterior, result.data.x_test)["f"][..., 0].mean(0)
+    y = table.y[result.data.rows]
+    predicted = torch.from_numpy(result.estimator.predict(result.data.x_test.numpy()))
+    torch.testing.assert_close(predicted.double(), mean.double() * y.std() + y.mean(), rtol=1e-4, atol=1e-3)
+
+
 def test_notes_on_the_table_are_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pyro_hypernet.jobs.job.price_of_a_run", lambda *_: Cost(0.0, 0.05))
     (tmp_path / "t.csv").write_text(CSV["a row number without a name"][0])
     main(["fit", str(tmp_path / "t.csv"), "--target", "y", "--out", str(tmp_path / "out"), "--budget", "1 s"])
-    assert "note: The column without a name ('Unnamed: 0') numbers the rows" in capsys.readouterr().out
+    assert "note: column 'Unnamed: 0': left out, for it has no name and numbers the rows" in capsys.readouterr().out

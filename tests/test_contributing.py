@@ -61,7 +61,7 @@ def test_a_structure(monkeypatch):
     monkeypatch.setitem(structures_module.STRUCTURES, "first_site", shown("A structure"))
     guide = AutoHypernet(m.linear, structure="first_site").setup(*m.linear_data())
     assert guide.plan.structure == "first_site"
-    assert "structure first_site, " in guide.describe()
+    assert "structure first_site." in guide.describe()
     draws = guide.sample_posterior(5)
     assert bool(guide.log_prob(draws).isfinite().all())
 

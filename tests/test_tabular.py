@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hypernet.tabular import Table, read_csv, split
+from pyro_hypernet.tabular import Table, read_cells, read_csv, split
 from tests.seeds import seed
 
 
@@ -65,15 +65,22 @@ def test_split_standardises_by_the_training_part(tmp_path, rows):
     [
         (["1", "2", "3"], lambda r: r, "No column is named 'y'|The first line"),
         (["a", "a", "y"], lambda r: r, "Column names must differ; 'a' stands more than once"),
-        (HEADER, lambda r: [["", *r[0][1:]], *r[1:]], "Column 'a' has 1 missing values, the first in line 2"),
-        (HEADER, lambda r: [*r[:3], [1.0, "NA", 2.0], *r[4:]], "Column 'b' has 1 missing values, the first in line 5"),
-        (HEADER, lambda r: [[7, *row[1:]] for row in r], "Column 'a' has the same value, 7, in all rows"),
-        (HEADER, lambda r: [["red", *row[1:]] for row in r], "Column 'a' holds text, 'red' in line 2"),
+        (HEADER, lambda r: [["red", *r[0][1:]], *r[1:]], "Column 'a' holds text, 'red' in line 2, where"),
+        (
+            HEADER,
+            lambda r: [[7, "x", row[2]] for row in r],
+            "No column is left to predict from: 'a' is left out, for it",
+        ),
         (HEADER, lambda r: [*r[:-1], ["inf", 1.0, 2.0]], "Column 'a' holds text, 'inf' in line 41"),
         (HEADER, lambda r: [[*row[:2], "yes"] for row in r], "Target 'y' has the one class 'yes'"),
         (HEADER, lambda r: [[*row[:2], f"c{i}"] for i, row in enumerate(r)], "Target 'y' has 40 classes in 40 rows"),
         (HEADER, lambda r: r[:7], "The file has 7 rows; at least 20 are needed"),
         (HEADER, lambda r: [*r[:5], [1.0, 2.0], *r[5:]], "Line 7 has 2 cells; the header has 3 columns"),
+        (
+            HEADER,
+            lambda r: [row[:2] for row in r],
+            "Lines 2, 3, 4, 5, 6, 7, 8, 9 and 32 more have 2 cells; the header has 3",
+        ),
         (["a", "b", "z"], lambda r: r, "No column is named 'y'; the columns are a, b, z"),
     ],
 )
@@ -126,7 +133,71 @@ def blank_lines(text):
 CSV = {
     "ids with underscores are text": (
         lines_of("id,b,y", lambda i, *_: f"{i // 10}_{i % 10}", b, a),
-        "Column 'id' holds text, '0_0' in line 2",
+        (),
+        ("b",),
+        "'id': left out, for it has 60 different words and none in 5 rows or more, such as '0_0'",
+    ),
+    "words": (
+        lines_of("a,city,y", a, lambda i, *_: ("Oslo", "Moss", "Bergen")[i % 3] if i > 1 else f"rare {i}", b),
+        (),
+        ("a", "city = Bergen", "city = Moss", "city = Oslo", "city = rarer ones"),
+        "'city': words; an input of 0 and 1 for each of 3, one for the 2 rarer ones",
+    ),
+    "more words than inputs": (
+        lines_of("a,city,y", a, lambda i, *_: "abcdefghijkl"[i % 12], b).replace("\n", "\n1,a,1\n" * 21, 1),
+        (),
+        ("a", *(f"city = {word}" for word in "abcdefghijkl")),
+        "an input of 0 and 1 for each of 12",
+    ),
+    "missing words": (
+        lines_of("a,city,y", a, lambda i, *_: ("Oslo", "", "NA", "Moss")[i % 4], b),
+        (),
+        ("a", "city = Moss", "city = Oslo", "city = missing"),
+        "'city': words; an input of 0 and 1 for each of 3; 30 missing values taken as a word",
+    ),
+    "missing numbers": (
+        lines_of("a,b,y", lambda i, a, _: ("", "-", "none", "?")[i] if i < 4 else a, b, a),
+        (),
+        ("a", "b", "a = missing"),
+        "'a': numbers; 4 missing values filled in by the median, ",
+    ),
+    "one value, or none": (
+        lines_of("a,flag,y", a, lambda i, *_: "1" if i % 2 else "", b),
+        (),
+        ("a", "flag = missing"),
+        "'flag': numbers; 30 missing values filled in by the median, 1, and marked",
+    ),
+    "missing truth": (
+        lines_of("a,flag,y", a, lambda i, *_: ("True", "False", "")[i % 3], b),
+        (),
+        ("a", "flag", "flag = missing"),
+        "'flag': numbers; 20 missing values filled in",
+    ),
+    "one value in all rows": (lines_of("a,k,y", a, lambda *_: "x", b), (), ("a",), "the same value, x, in all rows"),
+    "a named column that is empty": (
+        lines_of("a,k,y", a, lambda *_: "NA", b),
+        (),
+        ("a",),
+        "'k': left out, for it is empty",
+    ),
+    "dates": (lines_of("a,t,y", a, lambda i, *_: f"2024-01-{i % 28 + 1:02d}", b), (), ("a",), "days since the first"),
+    "dates with points": (lines_of("a,t,y", a, lambda i, *_: f"{i % 28 + 1}.1.24", b), (), ("a",), "'t': left out"),
+    "times": (lines_of("a,t,y", a, lambda i, *_: f"{i % 12 + 1}:30", b), (), ("a",), "dates or times, such as '1:30'"),
+    "a missing target": (
+        lines_of("a,b,y", a, b, lambda i, a, _: "" if i in (3, 9) else a),
+        (),
+        ("a", "b"),
+        "2 rows have no 'y', the first in line 5, and were left out.",
+    ),
+    "one missing target": (
+        lines_of("a,b,y", a, b, lambda i, a, _: "NA" if i == 3 else a),
+        (),
+        ("a", "b"),
+        "1 row has no 'y', the first in line 5, and was left out.",
+    ),
+    "text in a target of numbers": (
+        lines_of("a,b,y", a, b, lambda i, a, _: "bad" if i == 9 else a),
+        "Column 'y' holds text, 'bad' in line 11",
     ),
     "lines after blank ones": (
         blank_lines(lines_of("a,b,y", lambda i, a, _: "oops" if i == 20 else a, b, a)),
@@ -135,10 +206,6 @@ CSV = {
     "lines after breaks in quotes": (
         lines_of("a,b,y", lambda i, a, _: "oops" if i == 20 else a, b, lambda i, *_: f'"x\n{i % 2}"'),
         "Column 'a' holds text, 'oops' in line 42",
-    ),
-    "a missing value after breaks in quotes": (
-        lines_of("a,b,y", lambda i, a, _: "" if i == 20 else a, b, lambda i, *_: f'"x\n{i % 2}"'),
-        "Column 'a' has 1 missing values, the first in line 42",
     ),
     "a row that is too long": (
         lines_of("a,b,y", a, b, lambda i, *_: "1,2,3" if i == 9 else i % 7),
@@ -158,13 +225,13 @@ CSV = {
         lines_of(",a,b,y", lambda i, *_: i, a, b, lambda i, *_: "pos" if i >= 30 else "neg"),
         ("neg", "pos"),
         ("a", "b"),
-        "without a name ('Unnamed: 0') numbers the rows",
+        "'Unnamed: 0': left out, for it has no name and numbers the rows",
     ),
     "the row numbers of a subset, shuffled": (
         lines_of("Unnamed: 0,a,b,y", lambda i, *_: 7 * i % 61, a, b, b),
         (),
         ("a", "b"),
-        "('Unnamed: 0') numbers the rows",
+        "'Unnamed: 0': left out, for it has no name",
     ),
     "a column without a name that is none": (lines_of(",b,y", a, b, a), "A column has no name"),
     "an empty last column, as spreadsheets write it": (
@@ -179,10 +246,6 @@ CSV = {
         ("mild", "none", "severe"),
         ("a", "b"),
         "",
-    ),
-    "none among numbers": (
-        lines_of("a,b,y", lambda i, a, _: "none" if i == 0 else a, b, a),
-        "Column 'a' has 1 missing values, the first in line 2",
     ),
     "classes that differ in case": (
         lines_of("a,b,y", a, b, lambda i, *_: ("Yes", "yes", "NO", "no", "no", "yes")[i % 6]),
@@ -209,7 +272,7 @@ CSV = {
         "Column 'a' holds text, '1,5' in line 5",
     ),
     "decimal commas in quotes": (
-        lines_of("a,b,y", lambda i, a, _: f'"{i},5"', b, b),
+        lines_of("a,b,y", lambda i, a, _: f'"{i},5"' if i < 3 else i, b, b),
         "decimal commas are read in files",
     ),
     "inputs of True and False": (
@@ -236,8 +299,9 @@ def test_every_file_is_read_or_gets_a_word(tmp_path, case):
     classes, features, note = expected
     table = read_csv(tmp_path / "t.csv", "y")
     assert (table.classes, table.features) == (classes, features)
-    assert note in " ".join(table.notes)
-    assert bool(table.notes) == bool(note)
+    told = [*table.notes, *(f"{name!r}: {fate}" for name, fate in table.encoder.fates.items() if fate)]
+    assert note in " ".join(told)
+    assert bool(told) == bool(note)
     for cut in range(200):  # no cut makes numbers of what cannot be divided
         parts = split(table, seed=seed(cut))
         assert all(bool(part.isfinite().all()) for part in (parts.x_train, parts.y_train, parts.x_test, parts.y_test))
@@ -256,3 +320,56 @@ def test_a_target_that_varies_in_the_held_out_rows_alone_is_no_number_to_divide_
     data = split(Table(torch.from_numpy(NUMBERS), y, ("a", "b"), "y", ()), seed=seed())
     assert data.y_train.tolist() == [0.0] * 45
     assert bool(data.y_test.isfinite().all())
+
+
+def test_the_last_column_is_the_target_unless_one_is_named(tmp_path, rows):
+    path = write(tmp_path / "t.csv", HEADER, rows)
+    table = read_csv(path)
+    assert (table.target, table.features) == ("y", ("a", "b"))
+    assert table.notes == ("No target was named: it is the last column, 'y'.",)
+    assert read_csv(path, drop=["y"]).target == "b"
+    assert read_csv(path, "y", drop=["a"]).features == ("b",)
+    for target, drop, message in (
+        ("y", ["y"], "must be another column"),
+        ("y", ["c", "d"], "No column is named 'c', 'd'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_csv(path, target, drop=drop)
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    lines = lines_of(
+        "a,,b,y", lambda i, a, _: "oops" if i == 3 else a, lambda i, *_: f"q{i}", lambda i, a, b: b, lambda *_: 1
+    )
+    (tmp_path / "t.csv").write_text(lines.replace("\n1", "\n?", 1))
+    with pytest.raises(ValueError) as caught:
+        read_csv(tmp_path / "t.csv", "y")
+    first, *faults = str(caught.value).splitlines()
+    assert first == "The table has 3 faults:"
+    for fault, part in zip(faults, ("'oops' in line 5", "A column has no name", "has the one class"), strict=True):
+        assert part in fault
+
+
+def test_another_table_becomes_the_same_inputs(tmp_path):
+    """The law of an encoder: columns in any order and among others; what is new is filled in, or told."""
+    (tmp_path / "t.csv").write_text(CSV["words"][0])
+    encoder = read_csv(tmp_path / "t.csv", "y").encoder
+    (tmp_path / "new.csv").write_text("more,city,a\nx,Oslo,1\nx,Paris,\nx,,2\n")
+    inputs, notes = encoder(read_cells(tmp_path / "new.csv")[0])
+    median = float(np.median(NUMBERS[:, 0]))
+    assert inputs.tolist() == [[1, 0, 0, 1, 0], [median, 0, 0, 0, 1], [2, 0, 0, 0, 1]]
+    assert notes == ["Column 'city' has words that were not learnt from, 'Paris', 'missing': taken as rare words."]
+    for text, message in {"city,b\nOslo,1\n": "it lacks 'a' and has", "city,a\nOslo,x\n": "'x' in line 2"}.items():
+        (tmp_path / "new.csv").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            encoder(read_cells(tmp_path / "new.csv")[0])
+
+
+def test_every_class_is_learnt_from(tmp_path):
+    """Of three classes two have one row each, which some cuts would hold out."""
+    y = torch.tensor([0] * 58 + [1, 2])
+    table = Table(torch.from_numpy(NUMBERS), y, ("a", "b"), "y", ("a", "b", "c"))
+    for cut in range(20):
+        data = split(table, seed=seed(cut))
+        assert set(data.y_train.tolist()) == {0, 1, 2}
+        assert len(data.y_train) + len(data.y_test) == 60

@@ -12,6 +12,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.model.called import tensor_for
+
 Output = str | int | Callable[[Any], Tensor]
 # What a model takes that its network does not.
 _OF_TARGETS = ("y", "y_mask", "y_weight")
@@ -128,7 +130,9 @@ class Interface:
         try:
             taken.bind(*call.args, **call.kwargs)
         except TypeError as error:
-            raise TypeError(f"The network takes {taken}, and the model y besides: {error}.") from None
+            raise TypeError(
+                f"The network takes {taken}, and the model y besides: {error}. Pass these, and no others."
+            ) from None
         first = call.tensors[0]
         for name, value in self._named(call).items():
             if not isinstance(value, Tensor):
@@ -240,7 +244,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def _ask_for_tensor(name: str, value: Any) -> None:
-    raise TypeError(f"{name} must be a tensor; got {type(value).__name__}: torch.as_tensor({name}).")
+    raise TypeError(f"{name} must be a tensor; got {type(value).__name__}. {tensor_for(name, value)}")
 
 
 def _check_mask(mask: Tensor, shapes: tuple) -> None:

@@ -22,6 +22,7 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.sample.processes import count_processes, share_out
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Bound, Target, Whole, bind_guide
 from pyro_hypernet.train.fit import fit
 
@@ -29,8 +30,8 @@ LIKELIHOOD = "log likelihood"
 Train = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Shown):
     """Ranks of true values among the draws of their fits.
 
     Attributes:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyro_hypernet.evaluation.draws import draws as draws_of
 from pyro_hypernet.evaluation.draws import is_guide, temperature_of
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.optimiser import LEARNING_RATE, Optim, Optimiser, copies, put, step_shares
 from pyro_hypernet.train.step import FlatParameters, Step
 
@@ -21,8 +22,8 @@ _LOOKS, _PATIENCE = 50, 10
 _LEAST_DRAWS = 10
 
 
-@dataclass(frozen=True)
-class Distilled:
+@dataclass(frozen=True, repr=False)
+class Distilled(Shown):
     """How well a guide has learnt draws.
 
     Attributes:

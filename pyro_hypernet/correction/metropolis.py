@@ -10,10 +10,11 @@ from torch import Tensor
 from pyro_hypernet.evaluation.importance import finite_log_weights, weighted_draws
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.rhat import check_chains, rhat_and_ess, worst
+from pyro_hypernet.shown import Shown
 
 
-@dataclass(frozen=True)
-class Metropolis:
+@dataclass(frozen=True, repr=False)
+class Metropolis(Shown):
     """Draws of chains that a guide proposes to.
 
     Attributes:

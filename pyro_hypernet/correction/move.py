@@ -24,14 +24,15 @@ from pyro_hypernet.sample.collapsed import collapse as collapsed
 from pyro_hypernet.sample.moves import Trajectories
 from pyro_hypernet.sample.rhat import side_by_side
 from pyro_hypernet.sample.tempering import mean_and_spread
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Bound, State, Target, Whole, bind_guide
 
 # The step size is found on other draws, so that the draws that are given out stay independent of each other.
 _NUM_PILOTS, _PILOT_MOVES = 64, 20
 
 
-@dataclass(frozen=True)
-class Moved:
+@dataclass(frozen=True, repr=False)
+class Moved(Shown):
     """Draws of a guide after some moves.
 
     Attributes:

@@ -20,6 +20,7 @@ from pyro_hypernet.graphs.culprits import first_line, warn_caller
 from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import Model
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.asked import told_num_data
 from pyro_hypernet.train.batches import Batches
@@ -33,8 +34,8 @@ _MOST_HEATED = 1.5
 _LONG = 300
 
 
-@dataclass(frozen=True)
-class MovedByMinibatch:
+@dataclass(frozen=True, repr=False)
+class MovedByMinibatch(Shown):
     """Draws of chains that started at draws of a guide.
 
     Attributes:

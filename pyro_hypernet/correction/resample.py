@@ -13,10 +13,11 @@ from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, finite_log_weig
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.tempering import effective_sample_size, resample_systematically
+from pyro_hypernet.shown import Shown
 
 
-@dataclass(frozen=True)
-class Resampled:
+@dataclass(frozen=True, repr=False)
+class Resampled(Shown):
     """Draws of a guide, resampled.
 
     Attributes:

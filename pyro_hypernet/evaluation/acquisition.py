@@ -26,6 +26,7 @@ def acquire(logits: Tensor, number: int, score: str = "bald") -> Tensor:
         owner takes them out.
 
     Raises:
+        TypeError: If the logits are no tensor.
         ValueError: If the score is unknown, the shape another, or the pool has no k data.
 
     Example:
@@ -36,6 +37,8 @@ def acquire(logits: Tensor, number: int, score: str = "bald") -> Tensor:
     known = [*SCORES, "batchbald", "random"]
     if score not in known:
         raise ValueError(f"score must be one of {', '.join(known)}; got {score!r}.")
+    if not isinstance(logits, Tensor):
+        raise TypeError(f'logits must be a tensor; got {type(logits).__name__}: of what predict gives pass ["f"].')
     if logits.dim() != 3:
         raise ValueError(f"logits must have shape (S, N, C): draws, data, classes; got {tuple(logits.shape)}.")
     if logits.isnan().any():

@@ -182,6 +182,9 @@ def check_training(facts: Facts) -> Check | None:
     if fit is None:
         return None
     rise, error = rise_at_the_end(fit.losses)
+    if math.isnan(rise):
+        few = f"{fit.num_steps} steps are too few to say whether the ELBO was still rising."
+        return Check("training", rise, DOUBTFUL, few, "Train longer: num_steps=1000, or a larger budget.")
     reading = f"The ELBO rose by {rise:.2f} nats over the last fifth of the {fit.num_steps} steps."
     is_good = not rise - _ERRORS * error > MOST_RISE
     return _good_if(is_good, "training", rise, reading, f"Train longer: num_steps={4 * fit.num_steps}.")

@@ -33,6 +33,7 @@ from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.moved_options import warn_of_moved
 from pyro_hypernet.model.traces import class_probabilities, deterministic_nodes, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Bound, bind_guide
 
 NOISE_FLOOR = "noise floor"
@@ -58,8 +59,8 @@ _FUNCTIONS = (FUNCTION_SPACE, FUNCTION)
 _Distances = dict[tuple[str, str], dict[str, float]]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Distances of posteriors from a reference, and the reference's distance from itself.
 
     Attributes:

@@ -14,6 +14,7 @@ from pyro_hypernet.evaluation.verdict import BAD, DOUBTFUL, GOOD, Check
 from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.rhat import side_by_side, worst
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Bound
 
 AGREED, DISAGREED = 1.05, 1.2
@@ -21,8 +22,8 @@ AGREED, DISAGREED = 1.05, 1.2
 _MOST_FUNCTIONS = 500
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, repr=False)
+class Agreement(Shown):
     """How far the fits of one model are from being one.
 
     Attributes:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from pyro_hypernet.sample.tempering import log_mean_exp
+from pyro_hypernet.shown import Shown
 
 
-@dataclass(frozen=True)
-class Bracket:
+@dataclass(frozen=True, repr=False)
+class Bracket(Shown):
     """Two figures around the log evidence.
 
     Attributes:

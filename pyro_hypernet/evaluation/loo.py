@@ -18,10 +18,11 @@ from pyro_hypernet.evaluation.predict import log_likelihood_at
 from pyro_hypernet.evaluation.psis import smoothed
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 
 
-@dataclass(frozen=True)
-class Loo:
+@dataclass(frozen=True, repr=False)
+class Loo(Shown):
     """Expected log predictive density of new data, by leaving out each datum.
 
     Attributes:

@@ -12,6 +12,7 @@ from pyro_hypernet.evaluation.draws import draws, run_by
 from pyro_hypernet.evaluation.verdict import DOUBTFUL, GOOD, Check
 from pyro_hypernet.model.traces import predictive_nodes
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Bound
 
 Statistic = Callable[[Tensor], Tensor]
@@ -23,8 +24,8 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
-@dataclass(frozen=True)
-class Replicates:
+@dataclass(frozen=True, repr=False)
+class Replicates(Shown):
     """A statistic of the data among the same of data that the fitted model makes.
 
     Attributes:

@@ -43,8 +43,8 @@ def predict(
         kwargs: The model's keyword arguments.
 
     Returns:
-        A dict from site (sampled, observed or deterministic) to values of shape `(S, *shape)`, and "_RETURN" where the
-        model returns tensors.
+        A dict from site (sampled, observed or deterministic) to values of shape `(S, *shape)`. Where the model returns
+        tensors, "_RETURN" holds these too, as in Pyro's Predictive: of a network of `bayesianize` "f" once more.
 
     Raises:
         ValueError: If the samples do not fit the model, or a name in `return_sites` is not one of its sites.
@@ -105,7 +105,7 @@ def log_likelihood(
         scales, zero where masked.
 
     Raises:
-        ValueError: If no site is observed.
+        ValueError: If no site is observed, or NaN among the data makes densities NaN.
     """
     samples = draws(posterior, *args, num_samples=num_samples, **kwargs)
     bound = Bound(run_by(model, posterior), args, kwargs)
@@ -124,7 +124,10 @@ def log_likelihood_at(
             raise ValueError("The model observes nothing: pass its data to log_likelihood, as to the guide's training.")
         return {name: pointwise_log_prob(node) for name, node in nodes.items()}
 
-    return bound.map(samples, collect, batch_size=batch_size, max_bytes=max_bytes)
+    found = bound.map(samples, collect, batch_size=batch_size, max_bytes=max_bytes)
+    if any(bool(value.isnan().any()) for value in found.values()):
+        bound.raise_for_nan()
+    return found
 
 
 def _predicted(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, Any]:

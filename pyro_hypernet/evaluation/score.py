@@ -22,11 +22,13 @@ from pyro_hypernet.evaluation.metrics import (
 from pyro_hypernet.model.chunks import MAX_BYTES, Chunked
 from pyro_hypernet.model.traces import class_probabilities, observed_nodes, pointwise_log_prob
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
+from pyro_hypernet.target import Bound
 from pyro_hypernet.train.batches import one_pass
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, repr=False)
+class Score(Shown):
     """How a posterior predicts data; see `score`. What only classes have is None of other data.
 
     Attributes:
@@ -96,7 +98,8 @@ def score(
 
     Raises:
         TypeError: If `args` is none of these.
-        ValueError: If there are no batches, the model observes nothing, or samples do not fit the model.
+        ValueError: If there are no batches, the model observes nothing, NaN among the data makes densities NaN, or
+            samples do not fit the model.
 
     Source: Gelman, Hwang and Vehtari 2014, equation 5, for the log predictive density.
 
@@ -115,6 +118,8 @@ def score(
             samples = draws(posterior, *batch, num_samples=num_samples, **named)
             run = Chunked(run_by(model, posterior), samples, partial(_collect, samples), max_bytes=max_bytes)
         found.append(_of_batch(run(batch, named)))
+        if bool(found[-1]["log_predictive"].isnan().any()):
+            Bound(model, batch, named).raise_for_nan()
     if not found:
         raise ValueError("There are no batches to score; an iterator that is used up gives none: pass a DataLoader.")
     values = {name: torch.cat([each[name] for each in found]).double() for name in found[0]}

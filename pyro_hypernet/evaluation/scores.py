@@ -78,11 +78,19 @@ def told_apart(usual: Tensor, strange: Tensor) -> dict[str, float]:
         "auroc", and the average precision of finding the strange, "aupr_out", and the usual, "aupr_in"; in [0, 1],
         higher is better. At random they are a half, and about the shares of the strange and the usual.
 
+    Raises:
+        ValueError: If either is not of one axis.
+
     Example:
         >>> logits, others = torch.randn(20, 50, 10), torch.randn(20, 30, 10)
         >>> list(told_apart(SCORES["bald"](logits), SCORES["bald"](others)))
         ['auroc', 'aupr_out', 'aupr_in']
     """
+    if usual.dim() != 1 or strange.dim() != 1:
+        raise ValueError(
+            "told_apart takes a score of every datum, of shapes (N,) and (M,); got "
+            f'{tuple(usual.shape)} and {tuple(strange.shape)}: of draws of logits, SCORES["entropy"](logits).'
+        )
     scores, is_strange = torch.cat([usual, strange]), torch.arange(len(usual) + len(strange)) >= len(usual)
     is_strange = is_strange.to(scores.device)
     return {

@@ -15,6 +15,7 @@ from pyro_hypernet.bnn.shrinkage import Scaled
 from pyro_hypernet.bnn.weight_norm import Normed
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.evaluation.score import score
+from pyro_hypernet.shown import Shown
 
 PARTS = ("weights", "units", "inputs", "rows")
 BY = ("signal", "scale")
@@ -22,8 +23,8 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 _ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class Sparse:
+@dataclass(frozen=True, repr=False)
+class Sparse(Shown):
     """What `sparsify` found; log densities are means over held-out data, in nats per datum.
 
     Attributes:

@@ -11,12 +11,13 @@ from pyro_hypernet.evaluation.metrics import log_predictive_of_all
 from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 
 _MAX_ROUNDS, _TOLERANCE = 10_000, 1e-10
 
 
-@dataclass(frozen=True)
-class Stacked:
+@dataclass(frozen=True, repr=False)
+class Stacked(Shown):
     """What `stack` found.
 
     Attributes:

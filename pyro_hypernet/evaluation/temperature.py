@@ -16,13 +16,14 @@ from pyro_hypernet.evaluation.predict import log_likelihood
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.optimiser import Optim
 
 
-@dataclass(frozen=True)
-class TemperatureChoice:
+@dataclass(frozen=True, repr=False)
+class TemperatureChoice(Shown):
     """What `choose_temperature` found.
 
     Attributes:

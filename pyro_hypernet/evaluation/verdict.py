@@ -3,14 +3,16 @@
 import math
 from dataclasses import dataclass, replace
 
+from pyro_hypernet.shown import Shown
+
 GOOD, DOUBTFUL, BAD = "good", "doubtful", "bad"
 LEVELS = (GOOD, DOUBTFUL, BAD)
 USE, REFINE, DO_NOT_TRUST = "use it", "refine it", "do not trust it"
 VERDICTS = (USE, REFINE, DO_NOT_TRUST)
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Shown):
     """One thing looked at.
 
     Attributes:
@@ -35,8 +37,8 @@ class Check:
         return f"[{self.level}] {self.name}: {self.reading}" + (f" {self.remedy}" if self.remedy else "")
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """What is known of a guide without a reference.
 
     Attributes:

@@ -15,15 +15,17 @@ from pyro_hypernet.guide.build import FirstRun, make_map, read_layout
 from pyro_hypernet.guide.copies import copied, pickled, unpickled
 from pyro_hypernet.guide.flow import Flow
 from pyro_hypernet.guide.flow_guide import FlowGuide, known
+from pyro_hypernet.guide.in_words import in_words
 from pyro_hypernet.guide.mixture import Mixture
-from pyro_hypernet.guide.plan import Plan, spelt
+from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.informed.detect import Knowledge
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
+from pyro_hypernet.model.called import blaming_arguments, name_arguments
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
-from pyro_hypernet.model.validate import name_arguments, raise_for_nan, refuse_what_cannot_fit, spell_bytes
+from pyro_hypernet.model.validate import raise_for_nan, refuse_what_cannot_fit, spell_bytes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
 logger = logging.getLogger(__name__)
@@ -143,21 +145,15 @@ class AutoHypernet(FlowGuide):
         return self.setup(*args, **kwargs)
 
     def describe(self) -> str:
-        """One line on what was built: sites, structure, hypernetwork, parameters and bytes."""
-        layout = self.layout
+        """What was built, line by line: sites, parameters and bytes, structure, hypernetwork, training."""
+        sites = self.layout.sites
         count = sum(parameter.numel() for parameter in self.parameters())
         size = count * next(self.parameters()).element_size()
-        chosen = (
-            f"{name} {spelt(getattr(self.plan, name))}"
-            + (" (chosen by auto)" if getattr(self._asked, name) == "auto" else "")
-            for name in ("structure", "hypernet")
-        )
+        rate = self.rejection.rate if self.rejection else None
         return (
-            f"AutoHypernet: {self.latent_dim} weights in {len(layout.sites)} sites; {', '.join(chosen)}; {count} "
-            f"parameters, {spell_bytes(size)} ({spell_bytes(4 * size)} while Adam trains them)."
-            + (f" {self._knowledge}" if self._knowledge else "")
-            + f" {self.plan}."
-            + (f" One in {1 / self.rejection.rate:.0f} proposals is kept." if self.rejection else "")
+            f"AutoHypernet: {self.latent_dim} weights in {len(sites)} sites; {count} parameters, "
+            f"{spell_bytes(size)} ({spell_bytes(4 * size)} while Adam trains them).\n"
+            + in_words(self.plan, self._asked, self._knowledge, rate)
         )
 
     def build(
@@ -230,7 +226,8 @@ class AutoHypernet(FlowGuide):
     def _run_model(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """As every AutoContinuous does."""
         try:
-            super()._setup_prototype(*args, **kwargs)
+            with blaming_arguments(self._its_model(), args, kwargs):
+                super()._setup_prototype(*args, **kwargs)
         except ValueError:
             raise_for_nan(name_arguments(self._its_model(), args, kwargs))
             raise

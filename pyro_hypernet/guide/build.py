@@ -16,13 +16,13 @@ from pyro_hypernet.informed.structures import informed, resolve_structure
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.hypernets import resolve_hypernet
 from pyro_hypernet.model.announce import stored_names
+from pyro_hypernet.model.called import name_arguments
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, is_periodic, within_period
 from pyro_hypernet.model.modes import find_modes
 from pyro_hypernet.model.supports import stable
 from pyro_hypernet.model.validate import (
     check_start,
-    name_arguments,
     refuse_dependent_supports,
     refuse_local_latents,
     refuse_vanished_priors,

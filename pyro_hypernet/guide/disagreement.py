@@ -11,10 +11,11 @@ from torch import Tensor
 from pyro_hypernet.model.chunks import Chunked
 from pyro_hypernet.model.traces import class_probabilities, functions_of, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.shown import Shown
 
 
-@dataclass(frozen=True)
-class Disagreement:
+@dataclass(frozen=True, repr=False)
+class Disagreement(Shown):
     """How far two draws are apart in what they predict, on average.
 
     Attributes:

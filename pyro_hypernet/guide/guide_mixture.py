@@ -228,7 +228,7 @@ class GuideMixture(AutoContinuous):
         """What is mixed: the weights, how far draws disagree, and what every component is."""
         weights = ", ".join(f"{weight:.3g}" for weight in self._log_weights.exp().tolist())
         told = [str(self.disagreement or ""), *dict.fromkeys(part.describe() for part in self.components)]
-        return f"GuideMixture of {len(self.components)} guides, weights {weights}. {' '.join(filter(None, told))}"
+        return "\n".join([f"GuideMixture of {len(self.components)} guides, weights {weights}.", *filter(None, told)])
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         for part in self.components:

@@ -152,16 +152,17 @@ class Plan:
 
     def __str__(self) -> str:
         rates = self.rejection
-        parts = [f"{self.num_particles} particles"]
+        number = self.num_particles
+        parts = [f"{number} {'draw' if number == 1 else 'draws'} of the weights in every step"]
         if self.is_tempered:
             parts.append(
                 f"temperature {self.temperature:g}, no Bayesian posterior: the data count {self.weight:g} times"
             )
         if self.anneal != 1:
-            parts.append(f"the data count {self.anneal:g} times at first")
+            parts.append(f"the data count {self.anneal:g} times at first, and less and less as it goes on")
         if isinstance(rates, tuple):
             shares = f"{min(rates):.0%}" if len(rates) == 1 else f"{min(rates):.0%} to {max(rates):.0%}"
-            parts.append(f"draws may be rejected until {shares} are kept")
+            parts.append(f"then the posterior may reject draws, until {shares} are kept")
         return f"fit: {', '.join(parts)}"
 
 

@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_hypernet.guide.base import Base
 from pyro_hypernet.model.arguments import Arguments
+from pyro_hypernet.shown import Shown
 
 # Proposals are made in batches of these sizes, so that few graphs are captured.
 SMALL_BATCH, BATCH = 64, 1024
@@ -146,8 +147,8 @@ class Rejected(dist.TorchDistribution, Base):
         return self.rejection.log_acceptance(self._weigh(padded)[:count])
 
 
-@dataclass(frozen=True)
-class Choice:
+@dataclass(frozen=True, repr=False)
+class Choice(Shown):
     """A rate of rejection, and what it buys.
 
     Attributes:

@@ -48,8 +48,9 @@ class Knowledge:
         return bool(self.symmetries.groups) or self.linear_block is not None
 
     def __str__(self) -> str:
-        linear = f"linear given the others: {', '.join(self.linear_block.block)}" if self.linear_block else ""
-        return "Known: " + "; ".join(part for part in (linear, str(self.symmetries)) if part) + "."
+        block = ", ".join(self.linear_block.block) if self.linear_block else ""
+        linear = f"found: {block}: drawn from a normal distribution given all other weights." if block else ""
+        return "\n".join(part for part in (linear, str(self.symmetries)) if part)
 
     def describe(self) -> dict[str, Any]:
         """Names and plain values for a file; tensors are with the guide's own."""

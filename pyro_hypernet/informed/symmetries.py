@@ -121,9 +121,10 @@ class Symmetries:
         )
 
     def __str__(self) -> str:
-        return "; ".join(
-            f"{len(units.index)} units over {', '.join(name for name, _ in units.axes)}"
-            f"{' with signs' if units.flips else ''}"
+        signs = ", and their signs flipped"
+        return "\n".join(
+            f"found: {', '.join(name for name, _ in units.axes)}: {len(units.index)} hidden units that may be "
+            f"reordered{signs if units.flips else ''}, which the posterior does not notice."
             for units in self.groups
         )
 

@@ -74,7 +74,7 @@ class Result:
     Attributes:
         rows: One dict for every guide and for NUTS, the columns of the table in order.
         comparison: The distances from NUTS, by site too.
-        model: The Pyro model.
+        estimator: The network that `infer` fitted, on standardised inputs.
         posteriors: From the name of a row to the trained guide, the mended draws, or the result of `nuts`.
         data: The standardised data.
         posterior: What `infer` found.
@@ -82,10 +82,15 @@ class Result:
 
     rows: tuple[dict[str, Any], ...]
     comparison: Comparison
-    model: Model
+    estimator: HypernetClassifier | HypernetRegressor
     posteriors: dict[str, Any]
     data: Split
     posterior: Posterior
+
+    @property
+    def model(self) -> Model:
+        """The Pyro model."""
+        return self.estimator.model_
 
     def cells(self) -> list[list[str]]:
         """The table as text, the headings first."""
@@ -114,8 +119,7 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
     data = split(table, seed=options.seed)
     args = (data.x_train, data.y_train)
     estimator = (HypernetClassifier if table.classes else HypernetRegressor)((options.hidden,))
-    # All rows, so that a class counts that is among the held-out ones alone.
-    estimator.prepare(torch.cat([data.x_train, data.x_test]).numpy(), torch.cat([data.y_train, data.y_test]).numpy())
+    estimator.prepare(data.x_train.numpy(), table.y[data.rows].numpy())
     budget = DEFAULT_BUDGET if options.budget is None else read_budget(options.budget)
     task = Task(estimator.model_, args, {}, Clock(budget), NUM_DRAWS, say, progress)
     task, posterior = _begin(task, options)
@@ -134,7 +138,8 @@ def run(table: Table, options: Options, *, say: Callable[[str], None], progress:
             {"guide": name, **_figures(task, name, guide, data, table, comparison), "seconds": seconds}
             for name, (guide, seconds) in found.items()
         ]
-    return Result(tuple(rows), comparison, task.model, {**guides, NUTS: reference}, data, posterior)
+    estimator.posterior_ = posterior
+    return Result(tuple(rows), comparison, estimator, {**guides, NUTS: reference}, data, posterior)
 
 
 def _begin(task: Task, options: Options) -> tuple[Task, Posterior]:
@@ -160,8 +165,8 @@ def _shortage(task: Task) -> str:
     return (
         f"The budget of {task.clock.budget:.3g} s is too short: the density of {len(task.args[1])} rows takes about "
         f"{spell_seconds(each)} a draw, so that three guides, NUTS, their comparison and the report take about "
-        f"{needed:.2g} s here. Give --budget {round_up(needed)} or more, or fewer rows; or train one guide alone "
-        "on minibatches, from Python, by fit(model, guide, loader)."
+        f"{spell_seconds(needed)} here. Give --budget {round_up(needed)} or more, or fewer rows; or train one guide "
+        "alone on minibatches, from Python, by fit(model, guide, loader)."
     )
 
 

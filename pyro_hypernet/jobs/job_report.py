@@ -8,6 +8,7 @@ from torch import Tensor
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide.checkpoint import save
 from pyro_hypernet.jobs.job import HYPERNET, LEVEL, NORMAL, NUM_DRAWS, NUTS, Result
+from pyro_hypernet.jobs.predictor import PREDICTOR_NAME, keep
 from pyro_hypernet.output.axes import new_axes
 from pyro_hypernet.output.pictures import draw_intervals
 from pyro_hypernet.output.plots import marginals, predictive_band, reliability, spell_entry
@@ -18,14 +19,14 @@ from pyro_hypernet.tabular import Split, Table
 
 _NOTE = (
     "ELBO in nats, on the rows of training; k-hat above 0.7 says that a guide misses something; the rest on held-out "
-    "rows. W1/sd: distance of the network's outputs from those of NUTS, in standard deviations; W1 over floor: the "
-    "same as a multiple of the distance of one half of the draws of NUTS from the other."
+    "rows{unit}. W1/sd: distance of the network's outputs from those of NUTS, in standard deviations; W1 over floor: "
+    "the same as a multiple of the distance of one half of the draws of NUTS from the other."
 )
 _DPI = 130
 
 
 def write(result: Result, table: Table, out: Path) -> list[Path]:
-    """Writes draws, guide, table, log and two pictures, and the page, `report.html` with `report.json`.
+    """Writes draws, guide, table, log, two pictures, what predicts new tables, and the page with `report.json`.
 
     Args:
         result: What `run` returned.
@@ -36,11 +37,21 @@ def write(result: Result, table: Table, out: Path) -> list[Path]:
         The files; without `posterior.nc` where there was no time for it, which the log says.
     """
     out.mkdir(parents=True, exist_ok=True)
-    names = ("posterior.nc", "guide.safetensors", "table.txt", "log.txt", "predictive.png", "posterior.png")
+    names = (
+        "posterior.nc",
+        "guide.safetensors",
+        "table.txt",
+        "log.txt",
+        "predictive.png",
+        "posterior.png",
+        PREDICTOR_NAME,
+    )
     paths = [out / name for name in names]
     if result.posterior.idata is not None:
         result.posterior.idata.to_netcdf(str(paths[0]))
     save(result.posteriors[HYPERNET], paths[1])
+    if table.encoder is not None:
+        keep(result, table, paths[6])
     paths[2].write_text(result.to_string() + "\n\n" + result.comparison.to_string() + "\n")
     paths[3].write_text("\n\n".join(map(str, filter(None, [result.posterior, result.posterior.diagnosis]))) + "\n")
     _draw_predictions(result, table, paths[4])
@@ -52,7 +63,12 @@ def _write_page(result: Result, table: Table, out: Path) -> Path:
     data, source = result.data, result.posterior.source
     name = HYPERNET if source == "guide" else f"{HYPERNET}, {source}"
     headings, *cells = [tuple(line) for line in result.cells()]
-    guides = TableOfText("Guides and NUTS on this table", headings, tuple(cells), _NOTE)
+    fates = table.encoder.fates if table.encoder else {}
+    columns = [(column, fate or "numbers, as they are") for column, fate in fates.items()]
+    made = (
+        [TableOfText("What became of the columns", ("column", "what became of it"), tuple(columns))] if columns else []
+    )
+    guides = TableOfText("Guides and NUTS on this table", headings, tuple(cells), _NOTE.format(unit=_unit(table, data)))
     facts = {
         "Table": f"{len(table.y)} rows, {len(data.y_train)} to fit and {len(data.y_test)} held out; "
         f"{table.task} of {table.target}" + (f", classes {', '.join(table.classes)}" if table.classes else ""),
@@ -69,7 +85,7 @@ def _write_page(result: Result, table: Table, out: Path) -> Path:
         page=Page(
             f"{table.target}: a Bayesian network and how far to trust it",
             facts,
-            [guides],
+            [guides, *made],
             figures=[_figure(result, name)],
         ),
         show=Show(
@@ -79,6 +95,11 @@ def _write_page(result: Result, table: Table, out: Path) -> Path:
             band=_band(result, table),
         ),
     )
+
+
+def _unit(table: Table, data: Split) -> str:
+    """In what a number is predicted, empty for classes."""
+    return "" if table.classes else f", in standard deviations of {table.target}, {table.y[data.rows].std():.3g} each"
 
 
 def _figure(result: Result, name: str) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.graphs.run import tensors_in
+from pyro_hypernet.model.called import blaming_arguments
 from pyro_hypernet.model.single_run import Model, trace_one
 from pyro_hypernet.model.traces import deterministic_nodes
 from pyro_hypernet.model.vectorize import Vectorized
@@ -66,6 +67,10 @@ class Chunked:
 
     def __call__(self, args: tuple, kwargs: dict) -> Any:
         """What `collect` returns, every tensor with a leading axis S."""
+        with blaming_arguments(self.model, args, kwargs):
+            return self._in_chunks(args, kwargs)
+
+    def _in_chunks(self, args: tuple, kwargs: dict) -> Any:
         first: list[tuple[Trace, Any]] = []
         needed = max(1, count_bytes(lambda: first.append(self._first(args, kwargs))))
         pieces = self._pieces(*first[0], needed, args, kwargs) if first else [(args, kwargs)]

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.culprits import is_numerical
 from pyro_hypernet.model.batched import grad_and_value
+from pyro_hypernet.model.called import blaming_arguments
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_one, trace_outside
 from pyro_hypernet.model.vectorize import MODES, Vectorized
@@ -112,7 +113,7 @@ class LogJoint:
 
     def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The log density of every sample site, observed ones too, in nats, at one draw `w` of shape `(D,)`."""
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), blaming_arguments(self.model, args, kwargs):
             trace = self._trace(self.layout.constrain(w)[0], args, kwargs)
             trace.compute_log_prob()
         return {name: node["log_prob_sum"] for name, node in trace.nodes.items() if "log_prob_sum" in node}
@@ -163,11 +164,13 @@ class LogJoint:
 
     def _value_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> Tensor:
         values, log_det = self.layout.constrain(w)
-        return self._trace(values, args, kwargs).log_prob_sum() + log_det
+        with blaming_arguments(self.model, args, kwargs):
+            return self._trace(values, args, kwargs).log_prob_sum() + log_det
 
     def _parts_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> Tensor:
         values, log_det = self.layout.constrain(w)
-        return torch.stack(split_density(self._trace(values, args, kwargs), self.layout, log_det))
+        with blaming_arguments(self.model, args, kwargs):
+            return torch.stack(split_density(self._trace(values, args, kwargs), self.layout, log_det))
 
     def _grad_and_value_of_one(self, w: Tensor, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
         return grad_and_value(self._value_of_one)(w, args, kwargs)

@@ -17,6 +17,8 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_hypernet.model.called import blaming_arguments
+
 Model = Callable[..., Any]
 # Handlers that only watch: a graph captured without them means the same under them.
 TRANSPARENT = (TraceMessenger, BlockMessenger)
@@ -29,12 +31,13 @@ def trace_one(model: Model, values: Mapping[str, Tensor], args: tuple, kwargs: d
         The trace, as handlers outside see it; conditioned sites count as observed.
     """
     conditioned = poutine.condition(model, data=dict(values))
-    return poutine.trace(_AsDensity()(conditioned)).get_trace(*args, **kwargs)
+    with blaming_arguments(model, args, kwargs):
+        return poutine.trace(_AsDensity()(conditioned)).get_trace(*args, **kwargs)
 
 
 def trace_outside(model: Model, args: tuple, kwargs: Mapping[str, Any]) -> Trace:
     """Runs a model, or a guide, once as it stands, seen by no handler outside of it."""
-    with outside_of_pyro():
+    with outside_of_pyro(), blaming_arguments(model, args, kwargs):
         return poutine.trace(model).get_trace(*args, **kwargs)
 
 

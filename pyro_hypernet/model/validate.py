@@ -1,6 +1,5 @@
 """What a guide checks before any work: data, sites, supports, density and memory."""
 
-import inspect
 import math
 import os
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout, Site, minibatch_plates, minibatches
 from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_aside, trace_outside
@@ -39,19 +37,6 @@ def spell_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def name_arguments(model: Model, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The model's arguments by the names of its signature, by position where it has none."""
-    if isinstance(model, ByName):
-        model, args, kwargs = model.model, (), args[0]
-    if hasattr(model, "named_arguments"):  # a network of bayesianize, whose forward takes what the network does
-        return model.named_arguments(args, kwargs)
-    function = model.forward if isinstance(model, torch.nn.Module) else model
-    try:
-        return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return {**{f"number {i}": value for i, value in enumerate(args)}, **kwargs}
 
 
 def raise_for_nan(arguments: dict[str, Any]) -> None:

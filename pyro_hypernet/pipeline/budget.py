@@ -118,7 +118,7 @@ class Clock:
 
 def spell_seconds(seconds: float) -> str:
     """Seconds with a unit, such as "1.2 ms"."""
-    return f"{seconds:.2g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
+    return f"{float(f'{seconds:.2g}'):g} s" if seconds >= 1 else f"{1000 * seconds:.2g} ms"
 
 
 def round_up(seconds: float) -> int:

@@ -83,9 +83,9 @@ class Forecast:
         return (
             f"The budget of {self.clock.budget:.3g} s is too short: the density of all data takes about "
             f"{spell_seconds(self.density.each)} a draw and a step of training {spell_seconds(step.each)}, so that "
-            f"setting up, {least_steps} steps and a diagnosis by {LEAST_WEIGHTS} draws take about {needed:.2g} s "
-            f"here. Give budget={round_up(needed)} or more, or part of the data; or train on minibatches, by "
-            "fit(model, guide, loader), and judge the guide by predictions of data held out."
+            f"setting up, {least_steps} steps and a diagnosis by {LEAST_WEIGHTS} draws take about "
+            f"{spell_seconds(needed)} here. Give budget={round_up(needed)} or more, or part of the data; or train "
+            "on minibatches, by fit(model, guide, loader), and judge the guide by predictions of data held out."
         )
 
     def steps(self, wanted: int | None) -> int:

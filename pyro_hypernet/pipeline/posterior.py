@@ -12,11 +12,12 @@ from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.pipeline.budget import Clock
 from pyro_hypernet.sample.refine import Refined
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.fit import Fit
 
 
-@dataclass(frozen=True)
-class Posterior:
+@dataclass(frozen=True, repr=False)
+class Posterior(Shown):
     """What `infer` found.
 
     Attributes:

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.sample.tempering import log_mean_exp
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Target
 
 # Weights above this quantile of the guide's own are such as it practically never draws.
 _QUANTILE = 0.995
 
 
-@dataclass(frozen=True)
-class Coverage:
+@dataclass(frozen=True, repr=False)
+class Coverage(Shown):
     """A guide q held against draws of the posterior p.
 
     Attributes:

@@ -18,6 +18,7 @@ from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.no_u_turn import Chain, Evaluate, run_together
 from pyro_hypernet.sample.processes import count_processes, share_out
 from pyro_hypernet.sample.rhat import Mixing, check_chains, rhat_and_ess
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Target, Whole, bind
 
 # Above this, chains have not found the same distribution (Vehtari et al. 2021 ask for 1.01 over long runs).
@@ -50,8 +51,8 @@ class NutsKernel:
             raise ValueError(f"num_processes must be positive or None; got {self.num_processes}.")
 
 
-@dataclass(frozen=True)
-class Nuts(Mixing):
+@dataclass(frozen=True, repr=False)
+class Nuts(Mixing, Shown):
     """Draws of several chains and what says whether to trust them.
 
     Attributes:

@@ -22,6 +22,7 @@ from pyro_hypernet.sample.moves import Trajectories
 from pyro_hypernet.sample.processes import count_threads
 from pyro_hypernet.sample.rhat import Mixing, effective_draws, pooled_rhat, side_by_side
 from pyro_hypernet.sample.tempering import log_mean_exp, mean_and_spread, next_beta, resample_in_order, zero_if_bad
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import State, Target, Whole, bind, looks
 
 # Every new beta keeps this share of the particles effective.
@@ -59,8 +60,8 @@ class HmcKernel:
             raise ValueError(f"num_leapfrogs and num_threads must be positive, or num_threads None; got {numbers}.")
 
 
-@dataclass(frozen=True)
-class Refined(Mixing):
+@dataclass(frozen=True, repr=False)
+class Refined(Mixing, Shown):
     """Draws of the posterior by tempered sequential Monte Carlo.
 
     Attributes:

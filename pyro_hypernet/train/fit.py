@@ -20,6 +20,7 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.guide.rejection import Choice
 from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.single_run import Model
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.asked import (
     Asked,
@@ -49,8 +50,8 @@ _ANNEALED_SHARE = 0.5
 _RESTART_SHARE = 0.04
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Shown):
     """How a fit went.
 
     Attributes:

@@ -415,8 +415,8 @@ class _Stages:
         if not self.by_clock and self.stage == "graph":
             return self.settle("graph", "captured in every process that goes on with this run")
         if self.by_clock and saved <= cost:
-            return self.settle(self.stage, f"{verb} would take about {cost:.2g} s and save {saved:.2g} s")
-        self.goal, self.reason = stage, f"{verb} was to take about {cost:.2g} s and to save {saved:.2g} s"
+            return self.settle(self.stage, f"{verb} would take about {_spell(cost)} and save {_spell(saved)}")
+        self.goal, self.reason = stage, f"{verb} was to take about {_spell(cost)} and to save {_spell(saved)}"
         return stage
 
 
@@ -440,3 +440,8 @@ def _time(captured: Captured, batch: tuple, run: Callable[..., Any]) -> float:
             run(*inputs)[0].tolist()
             seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def _spell(seconds: float) -> str:
+    """Seconds, of two digits, written out."""
+    return f"{float(f'{seconds:.2g}'):g} s"

@@ -10,9 +10,9 @@ from torch import Tensor
 from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.called import name_arguments
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.tempered import TemperedModel
-from pyro_hypernet.model.validate import name_arguments
 from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.elbo import VectorizedELBO

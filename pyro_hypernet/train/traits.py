@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.model.called import blaming_arguments
 from pyro_hypernet.model.layout import minibatches
 from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one, trace_outside
 from pyro_hypernet.model.traces import observed_nodes
@@ -77,7 +78,13 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
 
 
 def _run(model: Model, values: dict[str, Tensor], batch: tuple) -> Trace:
-    with same_random_numbers(tensors_in(batch)), torch.no_grad(), outside_of_pyro(), pyro.validation_enabled(False):
+    with (
+        same_random_numbers(tensors_in(batch)),
+        torch.no_grad(),
+        outside_of_pyro(),
+        pyro.validation_enabled(False),
+        blaming_arguments(model, batch, {}),
+    ):
         trace = trace_one(model, values, batch, {})
         trace.compute_log_prob()
     return trace

@@ -92,3 +92,8 @@ def test_copies_of_a_datum_are_not_taken_together(double):
 def test_what_cannot_be_taken_is_said(arguments, message):
     with pytest.raises(ValueError, match=message):
         acquire(*arguments)
+
+
+def test_what_predict_gives_is_no_tensor():
+    with pytest.raises(TypeError, match=r'got dict: of what predict gives pass \["f"\]'):
+        acquire({"f": torch.randn(3, 5, 2)}, 2)

@@ -129,6 +129,9 @@ def test_training_that_was_not_done():
     assert check_training(Facts(NOTHING, fit=rising)).level == "doubtful"
     assert check_training(Facts(NOTHING, fit=rising)).value == pytest.approx(20, abs=1)
     assert check_training(Facts(NOTHING, fit=flat)).level == "good"
+    few = check_training(Facts(NOTHING, fit=SimpleNamespace(losses=flat.losses[:3], num_steps=3)))
+    assert few.level == "doubtful"
+    assert few.reading.startswith("3 steps are too few")
 
 
 @pytest.mark.parametrize(("khat", "acceptance", "can"), [(0.6, 0.3, True), (1.4, 0.01, False)])

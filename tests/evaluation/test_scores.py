@@ -65,3 +65,8 @@ def test_two_kinds_are_told_apart():
     assert told_apart(high, low)["auroc"] == 0.0
     same = told_apart(torch.ones(4), torch.ones(6))
     assert same == pytest.approx({"auroc": 0.5, "aupr_out": 0.6, "aupr_in": 0.4})
+
+
+def test_draws_are_no_scores():
+    with pytest.raises(ValueError, match=r"a score of every datum.* got \(3, 5, 2\) and \(3, 4, 2\)"):
+        told_apart(torch.randn(3, 5, 2), torch.randn(3, 4, 2))

@@ -16,10 +16,11 @@ from pyro.infer.reparam import LatentStableReparam
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.guide_mixture import GuideMixture
+from pyro_hypernet.guide.in_words import HYPERNETS_IN_WORDS, STRUCTURES_IN_WORDS
 from pyro_hypernet.guide.plan import Plan
-from pyro_hypernet.informed.structures import low_rank
+from pyro_hypernet.informed.structures import STRUCTURES, low_rank
 from pyro_hypernet.maps.foreign import foreign
-from pyro_hypernet.maps.hypernets import coupling, linear
+from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, linear
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
@@ -129,20 +130,31 @@ def test_log_prob_takes_any_leading_axes():
 def test_describe_names_and_counts():
     guide = AutoHypernet(m.linear, structure="full").setup(*DATA)
     count = sum(parameter.numel() for parameter in guide.parameters())
-    assert guide.describe() == (
-        "AutoHypernet: 3 weights in 2 sites; structure full, hypernet coupling (chosen by auto); "
-        f"{count} parameters, {4 * count / 1000:.3g} kB ({16 * count / 1000:.3g} kB while Adam trains them). "
-        "fit: 32 particles, draws may be rejected until 5% to 50% are kept."
-    )
+    size, in_training = (f"{number * count / 1000:.3g} kB" for number in (4, 16))
+    assert guide.describe().splitlines() == [
+        f"AutoHypernet: 3 weights in 2 sites; {count} parameters, {size} ({in_training} while Adam trains them).",
+        f"  structure full: {STRUCTURES_IN_WORDS['full']}.",
+        f"  hypernet coupling (chosen by auto): {HYPERNETS_IN_WORDS['coupling']}.",
+        "  fit: 32 draws of the weights in every step, then the posterior may reject draws, until 5% to 50% are kept.",
+    ]
+
+
+def test_every_nickname_has_plain_words():
+    """Only what a plan may hold after setup: "auto" stands for another there."""
+    assert set(STRUCTURES_IN_WORDS) == set(STRUCTURES) - {"auto"}
+    assert set(HYPERNETS_IN_WORDS) == set(HYPERNETS) - {"auto"}
 
 
 @pytest.mark.parametrize(
     "options, part",
     [
-        ({"hypernet": "iaf", "structure": "layerwise"}, "structure layerwise, hypernet iaf; "),
-        ({"hypernet": partial(coupling, num_layers=2)}, "hypernet coupling(num_layers=2); "),
-        ({"structure": partial(low_rank, rank=2)}, "structure low_rank(rank=2), "),
-        ({"hypernet": linear}, "hypernet linear; "),
+        (
+            {"hypernet": "iaf", "structure": "layerwise"},
+            "hypernet iaf: layers that shift and scale every",
+        ),
+        ({"hypernet": partial(coupling, num_layers=2)}, "hypernet coupling(num_layers=2): layers that shift"),
+        ({"structure": partial(low_rank, rank=2)}, "structure low_rank(rank=2): a network moves"),
+        ({"hypernet": linear}, "hypernet linear: normal"),
         ({"hypernet": "identity"}, "6 parameters, 24 B (96 B while Adam trains them)"),
     ],
 )

@@ -229,7 +229,7 @@ def test_auto_knows_nothing(name):
     guide = PLAIN[name]()
     assert guide.knowledge is None
     assert "structure full (chosen by auto)" in guide.describe()
-    assert "Known" not in guide.describe()
+    assert "found" not in guide.describe()
 
 
 @pytest.mark.parametrize("name", ["iterator of data", "subsampled", "blocked switch", "own parameter", "no data"])
@@ -249,8 +249,8 @@ def test_auto_is_informed_where_there_is_something_to_find():
     for guide in (AutoHypernet(model), AutoHypernet(model, "spline"), AutoHypernet(model, structure="informed")):
         described = guide.setup(*args).describe()
         assert "structure informed" in described
-        assert "linear given the others: W1, b1" in described
-        assert "3 units over W0, b0, W1 with signs" in described
+        assert "found: W1, b1: drawn from a normal distribution given all other weights." in described
+        assert "found: W0, b0, W1: 3 hidden units that may be reordered, and their signs flipped, which" in described
         assert guide.knowledge.linear_block.block == ("W1", "b1")
     assert "structure informed (chosen by auto)" in AutoHypernet(model).setup(*args).describe()
 
