@@ -20,12 +20,12 @@ from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
     LogJoint,
+    density_of,
     map_model,
     split_density,
     trace_prior,
     zero_density,
 )
-from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.validate import (
@@ -322,13 +322,6 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
     if isinstance(guide, JointGuide) and guide.temperature != 1:
         log_joint = log_joint.of(at_temperature(model, guide.temperature), mode=mode)
     return Whole(log_joint, args, kwargs)
-
-
-def density_of(model: Model, sites: Any, *, mode: str = "graph") -> LogJoint:
-    """The density of a model at the sites that a guide for it has noted, or that a trace of it has."""
-    if isinstance(sites, JointGuide):
-        return sites.density(model, mode=mode)
-    return LogJoint(model, Layout.from_trace(getattr(sites, "prototype_trace", sites)), mode=mode)
 
 
 def looks(target: Target) -> Tensor:

@@ -11,7 +11,7 @@ from pyro import poutine
 from models import PROBLEMS
 from pyro_hypernet import AutoHypernet, VectorizedELBO, best_start, fit, init_to_map
 from pyro_hypernet.evaluation.importance import elbo
-from pyro_hypernet.target import density_of
+from pyro_hypernet.model.density import density_of
 from pyro_hypernet.model.modes import find_modes
 from tests.seeds import seed
 
