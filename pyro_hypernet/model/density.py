@@ -185,7 +185,6 @@ def density_of(model: Model, sites: Any, *, mode: str = "graph") -> LogJoint:
     """The density of a model, made here alone.
 
     Args:
-        model: The Pyro model.
         sites: A guide that has noted the latent sites, a run of the model, or their layout.
         mode: As of `LogJoint`.
     """
