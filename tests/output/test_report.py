@@ -187,6 +187,7 @@ def test_stored_draws_have_no_verdict(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # so few draws may
 def test_what_refine_returns_has_its_facts(tmp_path):
     pyro.set_rng_seed(seed(0))
     report(one_weight, refine(one_weight, Y, num_samples=100, progress=False), Y, out=tmp_path)
