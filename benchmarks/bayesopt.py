@@ -38,7 +38,7 @@ from botorch.test_functions import Ackley, Branin, BraninCurrin, Hartmann
 from botorch.utils.multi_objective.box_decompositions import DominatedPartitioning, FastNondominatedPartitioning
 from botorch.utils.sampling import draw_sobol_samples
 from gpytorch.mlls import ExactMarginalLogLikelihood
-from timing import RESULTS, spread, table
+from timing import RESULTS, kept, spread, table
 from torch import Tensor, nn
 
 from pyro_hypernet import bayesianize, nuts
@@ -195,7 +195,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     path = RESULTS / ("bayesopt-quick.jsonl" if options.quick else "bayesopt.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = kept("bayesopt", quick=options.quick)
     problems, seeds = (QUICK["problems"], QUICK["seeds"]) if options.quick else (options.problems, options.seeds)
     for seed in range(seeds):
         for name in problems:

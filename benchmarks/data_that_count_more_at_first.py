@@ -6,14 +6,13 @@ The default guide, 3 000 steps of 32 particles; rejection at one draw in twenty.
 """
 
 import argparse
-import json
 import warnings
 from typing import Any
 
 import pyro
 import torch
 from data_folder import options_with_data
-from timing import RESULTS, keep, median, table
+from timing import keep, kept, median, table
 
 from models.references import NAMES, read_reference
 from pyro_hypernet import AutoHypernet, Plan, fit, predict
@@ -80,8 +79,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tasks, seeds, num_steps = (["penguins"], 1, 300) if options.quick else (options.tasks, options.seeds, 3000)
-    path = RESULTS / ("anneal-quick.jsonl" if options.quick else "anneal.jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = kept("anneal", quick=options.quick)
     done = {(r["task"], r["seed"], r["anneal"], r["steps"]) for r in records if r["share"] == _ANNEALED_SHARE}
     for seed in range(seeds):
         for task in tasks:

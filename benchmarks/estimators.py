@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 import warnings
-from pathlib import Path
 
 time.perf_counter = time.process_time  # before the package reads it
 
@@ -23,7 +22,7 @@ from sklearn.model_selection import train_test_split  # noqa: E402
 from sklearn.neural_network import MLPClassifier, MLPRegressor  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
-from timing import RESULTS, keep, table  # noqa: E402
+from timing import RESULTS, keep, kept, table  # noqa: E402
 
 from pyro_hypernet.sklearn import HypernetClassifier, HypernetRegressor  # noqa: E402
 
@@ -102,11 +101,6 @@ def spelt(values: list[float]) -> str:
     return f"{np.mean(values):.3g} ± {error:.2g}"
 
 
-def kept(path: Path) -> list[dict]:
-    """The lines that are there, of other runs too."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def main() -> None:
     """Fits what is not there yet, and writes the table of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     path = RESULTS / "estimators.jsonl"
-    lines = [] if options.quick else kept(path)
+    lines = [] if options.quick else kept("estimators")
     done = {(line["data"], line["who"], line["split"]) for line in lines}
     for number in range(1 if options.quick else 3):
         for name in [options.data] if options.data else DATA:
@@ -126,7 +120,7 @@ def main() -> None:
                     if not options.quick:
                         with path.open("a") as file:
                             file.write(json.dumps(lines[-1]) + "\n")
-    lines = lines if options.quick else kept(path)
+    lines = lines if options.quick else kept("estimators")
     rows = []
     for name in DATA:
         for who in REGRESSORS:

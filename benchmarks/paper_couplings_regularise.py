@@ -10,18 +10,18 @@ by Adam for as many epochs. 10 000 test images, 100 draws; seconds on one thread
 """
 
 import argparse
-import json
 import time
 import warnings
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pyro
 import torch
+from adam_passes import adam_passes
 from class_scores import class_scores
 from data_folder import options_with_data
-from timing import RESULTS, keep, spread, table
+from timing import run_cells, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -57,12 +57,8 @@ def of_hypernet(x: Tensor, y: Tensor, x_test: Tensor, couplings: int, epochs: in
 def of_dropout(x: Tensor, y: Tensor, x_test: Tensor, epochs: int) -> Tensor:
     """The same of Monte Carlo dropout."""
     net = network(0.5)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    for _ in range(epochs):
-        for inputs, labels in DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True):
-            optimizer.zero_grad()
-            cross_entropy(net(inputs), labels).backward()
-            optimizer.step()
+    batches = DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)
+    next(islice(adam_passes(net, cross_entropy, lambda: batches), epochs - 1, None))
     with torch.no_grad():
         return torch.stack([net(x_test).softmax(-1) for _ in range(NUM_DRAWS)])
 
@@ -85,29 +81,22 @@ def main() -> None:
         for name, count in (("x_train", size), ("x_test", test))
     )
     y, y_test = (torch.tensor(file[name][:count]).long() for name, count in (("y_train", size), ("y_test", test)))
-    path = RESULTS / f"paper_couplings{'-quick' if options.quick else ''}.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(record["method"], record["seed"], record["epochs"]) for record in records}
-    for seed in range(seeds):
-        for method in (DROPOUT, *map(str, couplings)):
-            if (method, seed, epochs) in done:
-                continue
-            pyro.clear_param_store()
-            pyro.set_rng_seed(seed)
-            start = time.perf_counter()
-            if method == DROPOUT:
-                draws = of_dropout(x, y, x_test, epochs)
-            else:
-                draws = of_hypernet(x, y, x_test, int(method), epochs)
-            seconds, found = time.perf_counter() - start, class_scores(draws.mean(0), y_test)
-            record = {"method": method, "seed": seed, "epochs": epochs, **found, "seconds": seconds}
-            print(record, flush=True)
-            records.append(record)
-            report(records, quick=options.quick)
+
+    def run(method: str, seed: int, epochs: int) -> dict[str, float]:
+        start = time.perf_counter()
+        if method == DROPOUT:
+            draws = of_dropout(x, y, x_test, epochs)
+        else:
+            draws = of_hypernet(x, y, x_test, int(method), epochs)
+        return {"seconds": time.perf_counter() - start, **class_scores(draws.mean(0), y_test)}
+
+    methods = (DROPOUT, *map(str, couplings))
+    cells = [{"method": method, "seed": seed, "epochs": epochs} for seed in range(seeds) for method in methods]
+    run_cells("paper_couplings", cells, run, report, quick=options.quick)
 
 
-def report(records: list[dict], *, quick: bool) -> None:
-    """Writes the file and the table."""
+def report(records: list[dict]) -> str:
+    """The table."""
     rows = []
     for method in (DROPOUT, *map(str, sorted({int(r["method"]) for r in records if r["method"] != DROPOUT}))):
         mine = [record for record in records if record["method"] == method]
@@ -116,7 +105,7 @@ def report(records: list[dict], *, quick: bool) -> None:
             cells.append(spread([record[key] for record in mine], digits))
         rows.append([method, PAPERS.get(method, ""), len(mine), *cells])
     headings = ["couplings", "the paper's accuracy %", "seeds", "accuracy %", "NLL", "ECE", "seconds"]
-    keep("paper_couplings", records, f"{__doc__}\nMedian [least, greatest].\n\n{table(headings, rows)}", quick=quick)
+    return f"{__doc__}\nMedian [least, greatest].\n\n{table(headings, rows)}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from adam_passes import adam_passes
 from data_folder import options_with_data
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
@@ -54,14 +55,7 @@ class Nets:
 
     def train(self, x: Tensor, y: Tensor, num_steps: int) -> None:
         for net in self.nets:
-            optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-            done = 0
-            while done < num_steps:
-                for inputs, labels in _loader(x, y):
-                    optimizer.zero_grad()
-                    cross_entropy(net(inputs), labels).backward()
-                    optimizer.step()
-                    done += 1
+            next(done for done in adam_passes(net, cross_entropy, lambda: _loader(x, y)) if done >= num_steps)
 
     def logits(self, num_samples: int) -> Logits:
         nets = self.nets * num_samples if self.rate else self.nets

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from adam_passes import adam_passes
 from class_scores import class_scores
 from data_folder import options_with_data
 from timing import keep, spread, table
@@ -69,15 +70,9 @@ def loader(images: tuple[Tensor, Tensor]) -> DataLoader:
     return DataLoader(TensorDataset(*images), batch_size=128, shuffle=True)
 
 
-def epochs(net: Net, images: tuple[Tensor, Tensor]) -> Iterator[None]:
+def epochs(net: Net, images: tuple[Tensor, Tensor]) -> Iterator[int]:
     """Epochs of Adam."""
-    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    while True:
-        for x, y in loader(images):
-            optimizer.zero_grad()
-            cross_entropy(net(x), y).backward()
-            optimizer.step()
-        yield
+    return adam_passes(net, cross_entropy, lambda: loader(images))
 
 
 def best_epoch(data: Images, seconds: float, rate: float = 0.0) -> tuple[float, int]:

@@ -12,7 +12,6 @@ figures there show that the script runs, and no more. Cells in the file are not 
 
 import argparse
 import io
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +26,7 @@ import torch
 from class_scores import class_scores
 from data_folder import options_with_data
 from PIL import Image
-from timing import RESULTS, keep, table
+from timing import keep, kept, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, silu
 from torch.utils.data import DataLoader, TensorDataset
@@ -174,8 +173,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     seconds, members = (min(30.0, options.seconds), 2) if options.quick else (options.seconds, options.members)
     task = Task(Path(options.data), options.device, seconds, quick=options.quick)
-    path = RESULTS / f"resnet20{'-quick' if options.quick else ''}.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = kept("resnet20", quick=options.quick)
     key = {"seed": options.seed, "seconds_each": seconds, "device": options.device}
     for name, method in methods(members).items():
         done = any(record["method"] == name and key.items() <= record.items() for record in records)

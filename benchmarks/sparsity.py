@@ -15,11 +15,9 @@ process on one thread. Cells in the file are not run again.
 """
 
 import argparse
-import json
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
@@ -28,9 +26,10 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from adam_passes import adam_passes
 from data_folder import options_with_data
 from pyro.infer.autoguide import init_to_value
-from timing import RESULTS, keep, spread, table
+from timing import run_cells, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils import prune
@@ -81,6 +80,8 @@ TASKS = {
     "spambase": (spambase, {"weights": {"0": None, "2": None}, "inputs": {"0": 1}}),
     "text": (text, {"rows": {"words": 0}}),
 }
+# Whether weights are normals of random scales in the funnel.
+FUNNELS = {"funnel, apart": False, "funnel, centred": True}
 
 
 def network(task: str) -> nn.Module:
@@ -102,13 +103,11 @@ def by_draws(task: str, prior: str, split: Split, steps: int) -> Iterator[dict]:
 
 
 def learn(net: nn.Module, batches: DataLoader, steps: int) -> None:
-    optimizer, done = torch.optim.Adam(net.parameters(), 3e-3, weight_decay=1e-4), 0
-    while done < steps:
-        for inputs, labels in batches:
-            optimizer.zero_grad()
-            binary_cross_entropy_with_logits(net(inputs)[:, 0], labels).backward()
-            optimizer.step()
-            done += 1
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(logits[:, 0], labels)
+
+    passes = adam_passes(net, loss, lambda: batches, 3e-3, weight_decay=1e-4)
+    next(done for done in passes if done >= steps)
 
 
 def by_magnitude(task: str, split: Split, steps: int) -> Iterator[dict]:
@@ -161,35 +160,20 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     seeds, steps = (1, 100) if options.quick else (options.seeds, 1000)
-    path = RESULTS / f"sparsity{'-quick' if options.quick else ''}.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(record["task"], record["prior"], record["seed"]) for record in records}
 
-    def cell(task: str, prior: str, seed: int, run: Callable[[], list[dict]]) -> None:
-        if (task, prior, seed) in done:
-            return
-        pyro.clear_param_store()
-        pyro.set_rng_seed(seed)
-        start = time.process_time()
-        rows = run()
-        seconds = time.process_time() - start
-        records.extend({"task": task, "prior": prior, "seed": seed, **row, "seconds": seconds} for row in rows)
-        report(records, quick=options.quick)
+    def run(task: str, prior: str, seed: int) -> list[dict]:
+        if task in FUNNELS:
+            return [funnel(prior, FUNNELS[task], steps)]
+        split = TASKS[task][0](Path(options.data), seed)
+        return list(by_magnitude(task, split, steps) if prior == "none" else by_draws(task, prior, split, steps))
 
-    for seed in range(seeds):
-        for prior in ("ard", "horseshoe"):
-            for centred in (False, True):
-                name = "funnel, centred" if centred else "funnel, apart"
-                cell(name, prior, seed, lambda p=prior, c=centred: [funnel(p, c, steps)])
-        for task, (data, *_) in TASKS.items():
-            split = data(Path(options.data), seed)
-            cell(task, "none", seed, lambda t=task, s=split: list(by_magnitude(t, s, steps)))
-            for prior in PRIORS:
-                cell(task, prior, seed, lambda t=task, p=prior, s=split: list(by_draws(t, p, s, steps)))
+    kinds = [*product(FUNNELS, PRIORS[1:]), *product(TASKS, ("none", *PRIORS))]
+    cells = [{"task": task, "prior": prior, "seed": seed} for seed in range(seeds) for task, prior in kinds]
+    run_cells("sparsity", cells, run, report, quick=options.quick)
 
 
-def report(records: list[dict], *, quick: bool) -> None:
-    """Writes the file and the tables."""
+def report(records: list[dict]) -> str:
+    """The tables."""
 
     def cells(chosen: list[dict], key: str, digits: int = 3) -> str:
         return spread([record[key] for record in chosen], digits)
@@ -215,7 +199,7 @@ def report(records: list[dict], *, quick: bool) -> None:
         for names, mine in found.items()
     ]
     tables += ["## The funnel", table(["sites", "prior", "ELBO", "test", "seconds"], lines)]
-    keep("sparsity", records, "\n\n".join([f"{__doc__}\nMedian [least, greatest] of the seeds.", *tables]), quick=quick)
+    return "\n\n".join([f"{__doc__}\nMedian [least, greatest] of the seeds.", *tables])
 
 
 if __name__ == "__main__":

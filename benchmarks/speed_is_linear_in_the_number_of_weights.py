@@ -26,7 +26,7 @@ import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from timing import RESULTS, in_turn, keep, median, spell_ratio, table
+from timing import in_turn, keep, kept, median, spell_ratio, table
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
@@ -134,8 +134,7 @@ def main() -> None:
         print(json.dumps(one_cell(options.cell[0], float(options.cell[1]), int(options.cell[2]))))
         return
     dims, repeats = ([1e3, 1e4], 3) if options.quick else (options.dims, 7)
-    path = RESULTS / ("speed_dims-quick.jsonl" if options.quick else "speed_dims.jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = kept("speed_dims", quick=options.quick)
     done = {(record["structure"], record["asked"]) for record in records}
     for dim in dims:
         for structure in options.only:

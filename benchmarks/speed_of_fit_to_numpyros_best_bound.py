@@ -13,7 +13,6 @@ The steady step: NumPyro's AutoIAFNormal (3 layers, hidden units 2 × D, its def
 """
 
 import argparse
-import json
 import math
 import time
 import warnings
@@ -27,7 +26,7 @@ import torch
 from data_folder import options_with_data
 from numpyro.infer import SVI, Trace_ELBO, autoguide
 from peers_numpyro import ClippedByNorm, _arrays, numpyro_model, run_autoguide
-from timing import RESULTS, in_turn, keep, median, spell_ratio, table
+from timing import in_turn, keep, kept, median, spell_ratio, table
 
 from models.references import NAMES, Reference, read_reference
 from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, predict
@@ -149,9 +148,8 @@ def main() -> None:
     torch.set_num_threads(1)
     numpyro.set_platform("cpu")
     warnings.simplefilter("ignore")
-    path = RESULTS / "speed_numpyro.jsonl"
     tasks = ["toy-gap"] if options.quick else options.tasks
-    old = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and not options.quick else []
+    old = [] if options.quick else kept("speed_numpyro")
     kinds = [] if options.only_table else options.kinds
     records = [r for r in old if r["task"] not in tasks or r["kind"] not in kinds]
     for task in tasks:

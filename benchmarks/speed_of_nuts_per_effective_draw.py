@@ -10,7 +10,6 @@ once per call of this script, and the repeats of several calls are gathered in t
 """
 
 import argparse
-import json
 import os
 import time
 import warnings
@@ -22,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size
-from timing import RESULTS, keep, median, table
+from timing import keep, kept, median, table
 from torch import Tensor
 
 from models.references import read_reference
@@ -138,9 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    path = RESULTS / "speed_nuts.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    records = [] if options.quick else [r for r in records if not is_made_again(r, options)]
+    records = [] if options.quick else [r for r in kept("speed_nuts") if not is_made_again(r, options)]
     for task in ["regression"] if options.quick else options.tasks:
         model, args, counted = problem(task, options.data)
         num_samples, warmup, repeats = (40, 40, 1) if options.quick else SETTINGS[task]

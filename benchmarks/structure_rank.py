@@ -9,17 +9,15 @@ biases, and multiplies nothing. Seconds are of this process on one thread. Cells
 """
 
 import argparse
-import json
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
-import pyro
 import torch
 from sklearn.datasets import load_digits
-from timing import RESULTS, keep, spread, table
+from timing import run_cells, spread, table
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -84,32 +82,28 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     seeds, num_steps = (1, 100) if options.quick else (3, 1500)
-    path = RESULTS / "structure_rank.jsonl"
-    records = (
-        [json.loads(line) for line in path.read_text().splitlines()] if path.exists() and not options.quick else []
-    )
-    done = {(record["task"], record["guide"], record["seed"]) for record in records}
-    for task, run in TASKS.items():
-        for seed in range(seeds):
-            for name, (structure, hypernet) in GUIDES.items():
-                if (task, name, seed) in done:
-                    continue
-                pyro.set_rng_seed(seed)
-                pyro.clear_param_store()
-                start = time.process_time()
-                found = run(structure, hypernet, num_steps)
-                records.append({"task": task, "guide": name, "seed": seed, **found})
-                records[-1]["seconds"] = time.process_time() - start
-                print(records[-1], flush=True)
-    text = f"{__doc__}\nMedians, least and greatest of {seeds} seeds, {num_steps} steps.\n"
-    for task in TASKS:
+
+    def run(task: str, guide: str, seed: int) -> dict[str, float]:
+        return TASKS[task](*GUIDES[guide], num_steps)
+
+    kinds = product(TASKS, range(seeds), GUIDES)
+    cells = [{"task": task, "guide": guide, "seed": seed} for task, seed, guide in kinds]
+    head = f"{__doc__}\nMedians, least and greatest of {seeds} seeds, {num_steps} steps.\n"
+    run_cells("structure_rank", cells, run, partial(report, head), quick=options.quick)
+
+
+def report(text: str, records: list[dict[str, Any]]) -> str:
+    """A table of each task that was run, after the text."""
+    for task in dict.fromkeys(record["task"] for record in records):
         rows, of_task = [], [record for record in records if record["task"] == task]
         shown = [key for key in KEYS if key in of_task[0]]
         for name in GUIDES:
             cells = [[r[key] for r in of_task if r["guide"] == name] for key in shown]
+            if not cells[0]:
+                continue
             rows.append((name, *(spread(cell, KEYS[key][1]) for cell, key in zip(cells, shown, strict=True))))
         text += f"\n{task}\n\n{table(('guide', *(KEYS[key][0] for key in shown)), rows)}\n"
-    keep("structure_rank", records, text, quick=options.quick)
+    return text
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ AutoNormal's bounds are those of results/closer.jsonl, the best of Pyro's and Nu
 """
 
 import argparse
-import json
 import math
 import warnings
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from data_folder import options_with_data
-from timing import RESULTS, keep, median, table
+from timing import keep, kept, median, table
 
 from models.references import NAMES, read_reference
 from pyro_hypernet import AutoHypernet, fit
@@ -36,7 +35,7 @@ def one_cell(folder: str, task: str, seed: int, num_steps: int) -> dict[str, Any
 
 def report(records: list[dict[str, Any]]) -> str:
     """One row per task and number of steps."""
-    peers = [json.loads(line) for line in (RESULTS / "closer.jsonl").read_text().splitlines()]
+    peers = kept("closer")
     rows = []
     for task, steps in dict.fromkeys((r["task"], r["steps"]) for r in records):
         cells = [r for r in records if (r["task"], r["steps"]) == (task, steps)]
@@ -73,8 +72,7 @@ def main() -> None:
     tasks, seeds, steps = options.tasks, options.seeds, options.steps
     if options.quick:
         tasks, seeds, steps = ["toy-gap"], 2, 100
-    path = RESULTS / ("robust-quick.jsonl" if options.quick else "robust.jsonl")
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = kept("robust", quick=options.quick)
     done = {(r["task"], r["seed"], r["steps"]) for r in records}
     for task in tasks:
         for seed in range(seeds):

@@ -69,12 +69,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
+def kept(name: str, *, quick: bool = False) -> list[dict[str, Any]]:
+    """The records of `results/NAME.jsonl`, or of a quick run's file; none where there is no such file."""
+    path = _path(name, quick).with_suffix(".jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def keep(name: str, records: Sequence[Mapping[str, Any]], text: str, *, quick: bool) -> None:
     """Writes `results/NAME.jsonl` and `.md`, of a quick run beside them, and prints the text."""
-    path = RESULTS / (f"{name}-quick" if quick else name)
+    path = _path(name, quick)
     path.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     path.with_suffix(".md").write_text(text + "\n")
     print(text)
+
+
+def _path(name: str, quick: bool) -> Path:
+    return RESULTS / (f"{name}-quick" if quick else name)
 
 
 def cpu_seconds() -> float:
@@ -85,7 +95,7 @@ def cpu_seconds() -> float:
 def run_cells(
     name: str,
     cells: Iterable[Mapping[str, Any]],
-    run: Callable[..., dict[str, Any]],
+    run: Callable[..., dict[str, Any] | list[dict[str, Any]]],
     report: Callable[[list[dict]], str],
     *,
     quick: bool,
@@ -95,12 +105,12 @@ def run_cells(
     Args:
         name: Of the files.
         cells: What is to be run: arguments of `run`, "seed" among them, by which random numbers are set.
-        run: From these to the cell's figures; its CPU seconds are noted as "seconds", unless they are among them.
+        run: From these to the cell's figures, or those of several records; its CPU seconds are noted as "seconds",
+            unless they are among them.
         report: From all records to the table's page.
         quick: Whether the files are those of a quick run.
     """
-    path = RESULTS / f"{name}{'-quick' if quick else ''}.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = kept(name, quick=quick)
     for cell in cells:
         if any(cell.items() <= record.items() for record in records):
             continue
@@ -108,7 +118,8 @@ def run_cells(
         pyro.set_rng_seed(cell["seed"])
         start = cpu_seconds()
         found = run(**cell)
-        records.append({**cell, "seconds": cpu_seconds() - start, **found})
+        seconds = cpu_seconds() - start
+        records += [{**cell, "seconds": seconds, **one} for one in (found if isinstance(found, list) else [found])]
         print(records[-1], flush=True)
         keep(name, records, report(records), quick=quick)
     keep(name, records, report(records), quick=quick)

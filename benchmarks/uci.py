@@ -21,7 +21,7 @@ import argparse
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,7 @@ time.perf_counter = time.process_time  # before the package reads it
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from adam_passes import adam_passes  # noqa: E402
 from data_folder import options_with_data  # noqa: E402
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal  # noqa: E402
 from sklearn.linear_model import BayesianRidge  # noqa: E402
@@ -121,14 +122,15 @@ def train(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y
     held = max(5, len(x) // 10)
     order = torch.randperm(len(x))
     x, y, x_held, y_held = x[order[held:]], y[order[held:]], x[order[:held]], y[order[:held]]
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3, **options)
     best, kept, since, start = math.inf, None, 0, time.process_time()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return ((x[rows], y[rows]) for rows in torch.randperm(len(x)).split(32 if len(x) < 3000 else 256))
+
+    passes = adam_passes(net, loss, batches, 3e-3, **options)
     while since < 50 and time.process_time() - start < SECONDS:
         net.train()
-        for rows in torch.randperm(len(x)).split(32 if len(x) < 3000 else 256):
-            optimizer.zero_grad()
-            loss(net(x[rows]), y[rows]).backward()
-            optimizer.step()
+        next(passes)
         net.eval()
         with torch.no_grad():
             value = float(loss(net(x_held), y_held))

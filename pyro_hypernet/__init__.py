@@ -1,6 +1,7 @@
 """Bayesian hypernetworks for Pyro."""
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
+from pyro_hypernet.bnn.parameters import weights_of
 from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.bnn.shrinkage import ard, horseshoe
 from pyro_hypernet.calibration.sbc import sbc
@@ -17,7 +18,7 @@ from pyro_hypernet.evaluation.importance import khat
 from pyro_hypernet.evaluation.loo import loo
 from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.evaluation.score import Score, score
-from pyro_hypernet.evaluation.sparsify import Sparse, sparsify, weights_of
+from pyro_hypernet.evaluation.sparsify import Sparse, sparsify
 from pyro_hypernet.evaluation.stacking import Stacked, stack
 from pyro_hypernet.evaluation.temperature import TemperatureChoice, choose_temperature
 from pyro_hypernet.evaluation.verdict import Check, Diagnosis

@@ -20,12 +20,12 @@ from pyro_hypernet.model.chunks import MAX_BYTES, Chunked, count_bytes
 from pyro_hypernet.model.density import (
     NUM_LOOKS,
     LogJoint,
+    density_of,
     map_model,
     split_density,
     trace_prior,
     zero_density,
 )
-from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.validate import (
@@ -131,13 +131,10 @@ class Target(Bound, ABC):
 
     Args:
         log_joint: The density of all weights, for what needs no power of the likelihood.
-        args: The model's arguments, data included.
-        kwargs: Its keyword arguments.
         max_rows: Rows to evaluate at once; None for as many as suit the size of the data.
         point: Any unconstrained weights, shape `(D,)`; None where none is at hand.
 
     Attributes:
-        layout: The latent sites.
         num_rows: Gradients evaluated so far, of one draw each.
         num_threads: Threads that evaluate parts of the rows at once.
     """
@@ -196,8 +193,6 @@ class Target(Bound, ABC):
 
         Args:
             x: Coordinates, shape `(m,)`.
-            args: The model's arguments.
-            kwargs: Its keyword arguments.
         """
 
     def log_prob(self, w: Tensor) -> Tensor:
@@ -281,9 +276,6 @@ def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str) -> Who
     """The model with its arguments, for a sampler: looked at by one run, and refused where it is no density.
 
     Args:
-        model: The Pyro model.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
         what: Which sampler asks, for the messages.
 
     Raises:
@@ -310,8 +302,6 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
     Args:
         model: The Pyro model, which may have an improper prior.
         guide: A guide for it; of one that has not noted the sites, or of stored samples, the model is run once.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
         mode: How the density runs: "graph", or "eager" where it runs a few times, so that a capture would not pay.
     """
     if isinstance(guide, GuideMixture):
@@ -322,13 +312,6 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
     if isinstance(guide, JointGuide) and guide.temperature != 1:
         log_joint = log_joint.of(at_temperature(model, guide.temperature), mode=mode)
     return Whole(log_joint, args, kwargs)
-
-
-def density_of(model: Model, sites: Any, *, mode: str = "graph") -> LogJoint:
-    """The density of a model at the sites that a guide for it has noted, or that a trace of it has."""
-    if isinstance(sites, JointGuide):
-        return sites.density(model, mode=mode)
-    return LogJoint(model, Layout.from_trace(getattr(sites, "prototype_trace", sites)), mode=mode)
 
 
 def looks(target: Target) -> Tensor:

@@ -11,7 +11,6 @@ SLOW = {
     "tests/test_keywords.py::*[move*-some by name]": "chains of many draws, 8 s; 'by name' runs",
     "tests/test_keywords.py::*[choose_temperature-some by name]": "four fits, 6 s; 'by name' runs",
     "tests/test_keywords.py::*[refine, held against a guide-some by name]": "a fit and chains, 6 s; 'by name' runs",
-    "tests/test_keywords.py::*[fit of restarts-by name]": "four fits, 4 s; 'some by name' runs",
     "tests/test_keywords.py::*[nuts through a guide-by name]": "a fit and chains, 4 s; 'some by name' runs",
     "tests/test_keywords.py::*[infer by refine-by name]": "12 s; `refine` by name runs, and `infer` by name",
     # Size: every structure runs at 10³ weights by default, two of them at 10⁵.

@@ -162,14 +162,8 @@ def test_no_internal_exception_reaches_a_user():
         assert sum(name in re.findall(r"\w+", path.read_text()) for path in MODULES) == 1
 
 
-# Where a density is built of a model and its sites: at doors, which hand it down; at each sites come from elsewhere.
-DENSITIES = {
-    "pyro_hypernet.guide.auto_hypernet._setup_prototype": "a guide's first run of its model",
-    "pyro_hypernet.guide.flow_guide.density": "a guide that knows its sites; that of its own model is kept",
-    "pyro_hypernet.target.density_of": "samplers, guides of Pyro's",
-    "pyro_hypernet.model.modes.init_to_map": "before there is a guide",
-    "pyro_hypernet.model.density.of": "another form of the model at the same sites",
-}
+# Where the density of a model is built.
+DENSITIES = {"pyro_hypernet.model.density.density_of": "at a guide's sites, a run's, or those of a layout"}
 # Where a model, or a guide, is traced.
 TRACES = {
     "pyro_hypernet.model.single_run.trace_one": "as the handlers of its caller see it",

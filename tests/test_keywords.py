@@ -31,14 +31,14 @@ def guide_of():
     state = get_rng_state()
     pyro.set_rng_seed(seed(1))
     guide = ph.AutoHypernet(model, "linear", "full").setup(X, Y)
-    ph.fit(model, guide, (X, Y), num_steps=30, num_particles=8, **QUIET)
+    ph.fit(model, guide, (X, Y), num_steps=30, elbo=ph.VectorizedELBO(8), **QUIET)
     set_rng_state(state)
     return guide
 
 
 def trained(args, kwargs):
     guide = ph.AutoHypernet(model)
-    return ph.fit(model, guide, args, kwargs=kwargs, num_steps=20, num_particles=4, **QUIET).losses
+    return ph.fit(model, guide, args, kwargs=kwargs, num_steps=20, elbo=ph.VectorizedELBO(4), **QUIET).losses
 
 
 def started(args, kwargs):
@@ -59,11 +59,6 @@ def mixture_of():
 # From arguments and keyword arguments to a tensor.
 VERBS = {
     "fit": trained,
-    "fit of restarts": lambda a, k: (
-        ph.fit(
-            model, ph.AutoHypernet(model), a, kwargs=k, num_steps=30, num_particles=4, num_restarts=2, **QUIET
-        ).losses
-    ),
     "fit of a mixture": lambda a, k: (
         ph.fit(
             model,

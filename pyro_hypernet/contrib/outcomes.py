@@ -18,9 +18,6 @@ class Outcomes:
     """The distribution of a Pyro model's one observed site, given each of many draws; differentiable in all arguments.
 
     Points are independent given the draw, and the model takes them as its first argument.
-
-    Args:
-        model: The Pyro model.
     """
 
     def __init__(self, model: Model) -> None:

@@ -30,7 +30,6 @@ from pyro_hypernet.evaluation.metrics import agreement, total_variation
 from pyro_hypernet.evaluation.symmetric import symmetries_of
 from pyro_hypernet.informed.symmetries import Symmetries
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.moved_options import warn_of_moved
 from pyro_hypernet.model.traces import class_probabilities, deterministic_nodes, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.shown import Shown
@@ -103,7 +102,10 @@ class Comparison(Shown):
         Raises:
             ValueError: If a name is unknown.
         """
-        _check_seconds(seconds, [name for name in self.names if name != NOISE_FLOOR])
+        names = [name for name in self.names if name != NOISE_FLOOR]
+        unknown = set(seconds) - set(names)
+        if unknown:
+            raise ValueError(f"seconds names {sorted(unknown)}; the posteriors are {names}.")
         took = {name: {"seconds": float(value)} for name, value in seconds.items()}
         rows = [row | took.get(row["name"], {}) if row["where"] == FUNCTION else row for row in self.rows]
         return replace(self, rows=tuple(rows))
@@ -214,7 +216,6 @@ def compare(
         >>> table.row("narrow")["w1_over_sd"] > 5 * table.row("noise floor")["w1_over_sd"]
         True
     """
-    seconds = _take_seconds(kwargs, posteriors)
     _check(posteriors, canonical, train_args, num_bootstrap)
     with torch.no_grad():
         symmetries = _symmetries(model, train_args) if canonical else None
@@ -239,22 +240,7 @@ def compare(
         for name in (*posteriors, NOISE_FLOOR)
         for (space, where), values in found[name].items()
     ]
-    return Comparison(tuple(rows), _LEVEL if num_bootstrap else 0.0).with_seconds(seconds)
-
-
-def _take_seconds(kwargs: dict[str, Any], posteriors: Mapping[str, Any]) -> Mapping[str, float]:
-    """What fits took, which `compare` was once given itself."""
-    seconds = kwargs.pop("seconds", None)
-    if seconds is not None:
-        warn_of_moved("compare", ["seconds"], ["compare(...).with_seconds(seconds)"])
-    _check_seconds(seconds or {}, list(posteriors))
-    return seconds or {}
-
-
-def _check_seconds(seconds: Mapping[str, float], names: Sequence[str]) -> None:
-    unknown = set(seconds) - set(names)
-    if unknown:
-        raise ValueError(f"seconds names {sorted(unknown)}; the posteriors are {names}.")
+    return Comparison(tuple(rows), _LEVEL if num_bootstrap else 0.0)
 
 
 def _check(posteriors: Mapping[str, Any], canonical: bool, train_args: tuple | None, num: int) -> None:

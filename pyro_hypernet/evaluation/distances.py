@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_hypernet.evaluation.metrics import quantiles
+from pyro_hypernet.model.quantiles import quantiles_of
 
 # Of every marginal, at .005 to .995.
 NUM_QUANTILES = 100
@@ -29,7 +29,7 @@ def wasserstein_over_sd(draws: Tensor, reference: Tensor) -> Tensor:
     """
     draws, reference, sd = _comparable(draws, reference)
     levels = torch.linspace(0.005, 0.995, NUM_QUANTILES, dtype=draws.dtype, device=draws.device)
-    distance = (quantiles(draws, levels) - quantiles(reference, levels)).abs().mean(0)
+    distance = (quantiles_of(draws, levels) - quantiles_of(reference, levels)).abs().mean(0)
     return (distance / sd).mean()
 
 

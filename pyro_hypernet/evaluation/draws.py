@@ -103,8 +103,6 @@ def log_density_of(guide: Any, samples: Mapping[str, Tensor], *args: Any, **kwar
     Args:
         guide: An AutoHypernet, a GuideMixture, an AutoNormal, or another of Pyro's AutoContinuous guides.
         samples: A dict from every latent site to draws of shape `(S, *shape)`.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
 
     Returns:
         Log densities of the constrained values in nats, double precision, shape `(S,)`; None for guides of other

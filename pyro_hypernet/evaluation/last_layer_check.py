@@ -54,10 +54,8 @@ def weigh_last_layer(
     noise of the last layer.
 
     Args:
-        model: The Pyro model.
         guide: An AutoHypernet; or a mixture, whose components are each weighed by themselves.
         loader: Of the model's arguments, data included; every datum comes once.
-        kwargs: The model's keyword arguments.
         num_sections: Draws M of the noise of all other weights, at least one for every component.
         num_samples: Draws S of the last layer for each.
         max_bytes: Memory for the intermediate results of one chunk of draws, in bytes.

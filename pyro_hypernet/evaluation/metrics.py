@@ -1,10 +1,12 @@
 """How good predictions are: pure functions of tensors, each returning a scalar tensor unless it says otherwise."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from pyro_hypernet.model.quantiles import quantiles_of
 
 
 def nll(log_likelihood: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ def coverage(draws: Tensor, target: Tensor, *, level: float = 0.9) -> Tensor:
             f"draws must have shape (S, *{tuple(target.shape)}), one axis more than the target; got "
             f"{tuple(draws.shape)}."
         )
-    lower, upper = quantiles(draws, [(1 - level) / 2, (1 + level) / 2])
+    lower, upper = quantiles_of(draws, [(1 - level) / 2, (1 + level) / 2])
     return ((target >= lower) & (target <= upper)).to(draws).mean()
 
 
@@ -206,26 +208,6 @@ def average_precision(scores: Tensor, is_positive: Tensor) -> Tensor:
     hits = is_positive[order].double().cumsum(0)
     last = torch.searchsorted(-ordered, -scores[is_positive].contiguous(), right=True) - 1
     return (hits[last] / (last + 1)).mean()
-
-
-def quantiles(draws: Tensor, probabilities: Sequence[float] | Tensor) -> Tensor:
-    """Quantiles over the first axis, linear between order statistics, of tensors of any size.
-
-    `torch.quantile` refuses more than 16 million numbers.
-
-    Args:
-        draws: Shape `(S, *shape)`.
-        probabilities: Q numbers in [0, 1].
-
-    Returns:
-        Shape `(Q, *shape)`.
-    """
-    position = torch.as_tensor(probabilities, dtype=draws.dtype, device=draws.device) * (draws.shape[0] - 1)
-    lower = position.floor().long()
-    upper = position.ceil().long()
-    weight = (position - lower).reshape((-1,) + (1,) * (draws.dim() - 1))
-    ordered = draws.sort(0).values
-    return torch.lerp(ordered[lower], ordered[upper], weight)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -288,7 +289,7 @@ class _Groups:
             root.add_module(name, block)
             call = graph.call_module(name, tuple(copied(part) for part in inputs))
             for number, node in enumerate(results):
-                new[node] = graph.call_function(_getitem, (call, number))
+                new[node] = graph.call_function(operator.getitem, (call, number))
                 new[node].meta = dict(node.meta)
         output = next(iter(reversed(self.graph.nodes)))
         graph.output(fx.map_arg(output.args[0], copied))
@@ -341,10 +342,6 @@ class _Groups:
             if of is None or not (of == key or (node in self.free and of.size == size)):
                 return True
         return False
-
-
-def _getitem(results: tuple[Tensor, ...], number: int) -> Tensor:
-    return results[number]
 
 
 def _base(node: Any) -> Any:

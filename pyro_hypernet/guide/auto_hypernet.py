@@ -22,7 +22,7 @@ from pyro_hypernet.informed.detect import Knowledge
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.arguments import Arguments
 from pyro_hypernet.model.called import blaming_arguments, name_arguments
-from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.density import density_of
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.validate import raise_for_nan, refuse_what_cannot_fit, spell_bytes
@@ -212,7 +212,7 @@ class AutoHypernet(FlowGuide):
                 self._layout.check(layout, "this call")
                 return
             model, trace = self._its_model(), self.prototype_trace
-            log_joint = LogJoint(model, layout, mode="eager")
+            log_joint = density_of(model, layout, mode="eager")
             run = FirstRun(log_joint, self.model, trace, self._init_loc(), args, kwargs)
             self._stored_names = run.check()
             has_default_start = self._init_loc_fn is init_to_median and self._asked.init_scale is None

@@ -64,8 +64,6 @@ class FirstRun:
         started: The model, its sites at the start.
         trace: The run.
         loc: The start, shape `(D,)`; fixes dtype and device.
-        args: The model's arguments.
-        kwargs: Its keyword arguments.
     """
 
     log_joint: LogJoint

@@ -110,19 +110,26 @@ def _pack_mixture(mixture: GuideMixture) -> tuple[dict[str, Any], dict[str, Tens
     return header, tensors
 
 
-def _pack(guide: AutoHypernet, state: ModelState) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and tensors of a guide and of its model's own state."""
-    layout, rejection = guide.layout, guide.rejection
-    header = {
+def describe(guide: AutoHypernet) -> dict[str, Any]:
+    """What a file says of the guide itself, in plain values; errors as of `save`."""
+    return {
+        "layout": describe_layout(guide.layout),
         "version": _VERSION,
         "hypernet": describe_choice(guide.plan.hypernet, HYPERNETS, "hypernet"),
         "structure": describe_choice(guide.plan.structure, STRUCTURES, "structure"),
         **{name: getattr(guide.plan, name) for name in _NUMBERS},
         "knowledge": guide.knowledge.describe() if guide.knowledge else None,
-        "rejected": _describe_rejection(rejection) if rejection else None,
+        "rejected": _describe_rejection(guide.rejection) if guide.rejection else None,
         "is_bounded": is_bounded(guide.bijection),
         "slowness": slowness_of(guide.bijection),
-        "layout": describe_layout(layout),
+    }
+
+
+def _pack(guide: AutoHypernet, state: ModelState) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and tensors of a guide and of its model's own state."""
+    rejection = guide.rejection
+    header = {
+        **describe(guide),
         "model": {
             "constraints": {name: describe_constraint(constraint) for name, constraint in state.constraints.items()},
             "statements": state.statements,

@@ -11,6 +11,7 @@ from torch.distributions import biject_to
 from pyro_hypernet.guide.base import Base, Strata
 from pyro_hypernet.maps.bijection import Bijection, in_pieces
 from pyro_hypernet.model.layout import PERIOD, Layout, Site
+from pyro_hypernet.model.quantiles import quantiles_of
 
 # Draws behind medians and quantiles, and the most numbers that they may hold.
 QUANTILE_DRAWS, QUANTILE_NUMBERS = 4096, 2**27
@@ -85,22 +86,6 @@ class Flow:
         generator = torch.Generator("cpu").manual_seed(0)
         half = torch.randn(num_draws // 2, len(self.origin), generator=generator, device="cpu", dtype=torch.float64)
         return torch.cat([half, -half]).to(self.origin)
-
-
-def quantiles_of(w: Tensor, quantiles: Sequence[float] | Tensor) -> Tensor:
-    """Quantiles of every coordinate of draws of shape `(S, D)`, shape `(Q, D)`.
-
-    Raises:
-        ValueError: If they are no list of Q probabilities.
-    """
-    probabilities = torch.as_tensor(quantiles, dtype=w.dtype, device=w.device)
-    if probabilities.dim() != 1 or not bool(((probabilities >= 0) & (probabilities <= 1)).all()):
-        raise ValueError(f"quantiles must be a list of probabilities in [0, 1]; got {quantiles!r}.")
-    w = w.sort(dim=0).values
-    position = probabilities * (len(w) - 1)
-    lower = position.floor().long()
-    upper = (lower + 1).clamp(max=len(w) - 1)
-    return torch.lerp(w[lower], w[upper], (position - lower)[:, None])
 
 
 class OntoPeriods(Bijection):

@@ -17,7 +17,7 @@ from pyro_hypernet.guide.weigher import Weigher
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.model.announce import announce
 from pyro_hypernet.model.arguments import Arguments
-from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.density import LogJoint, density_of
 from pyro_hypernet.model.layout import Layout, is_periodic
 from pyro_hypernet.model.vectorize import Model
 
@@ -52,7 +52,7 @@ class FlowGuide(AutoContinuous):
 
     def density(self, model: Model, *, mode: str = "graph") -> LogJoint:
         """The density of a model at the guide's sites; that of its own is kept, with the graphs that were captured."""
-        log_joint, own = LogJoint(model, self.layout, mode=mode), self._uninitialised_model
+        log_joint, own = density_of(model, self.layout, mode=mode), self._uninitialised_model
         return self._densities.setdefault(mode, log_joint) if own and own[0] is model else log_joint
 
     def get_base_dist(self) -> dist.TorchDistribution:

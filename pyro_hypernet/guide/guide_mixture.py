@@ -14,11 +14,12 @@ from pyro_hypernet.bnn.bayesianize import COMPONENT, BayesianNet
 from pyro_hypernet.bnn.starts import as_one, reinitialised, started_at
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.disagreement import Disagreement, disagreement_of
-from pyro_hypernet.guide.flow import QUANTILE_DRAWS, QUANTILE_NUMBERS, quantiles_of
+from pyro_hypernet.guide.flow import QUANTILE_DRAWS, QUANTILE_NUMBERS
 from pyro_hypernet.guide.own_models import have_own_models, log_prob_of_components, own_models, refuse_own_models
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.quantiles import quantiles_of
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
 # What a Pyro guide notes of its model's first run.

@@ -52,7 +52,6 @@ class LinearBlock:
     """A block of weights in which the locations of a model's observations are affine, and how they depend on it.
 
     Attributes:
-        model: The Pyro model.
         layout: Its latent sites.
         block: Names of the sites in the block.
         is_sharp: Whether the observations have scales of their own, which may be small: sums over them then need

@@ -57,7 +57,7 @@ class LogJoint:
 
     def of(self, model: Model, *, mode: str = "graph") -> "LogJoint":
         """The density of another form of the model, such as a tempered one, at the same sites."""
-        return LogJoint(model, self.layout, mode=mode)
+        return density_of(model, self.layout, mode=mode)
 
     @property
     def mode(self) -> str:
@@ -179,6 +179,19 @@ class LogJoint:
         trace = trace_one(self.model, values, args, kwargs)
         _check_sites(self.layout, trace)
         return trace
+
+
+def density_of(model: Model, sites: Any, *, mode: str = "graph") -> LogJoint:
+    """The density of a model, made here alone.
+
+    Args:
+        sites: A guide that has noted the latent sites, a run of the model, or their layout.
+        mode: As of `LogJoint`.
+    """
+    if hasattr(sites, "density"):  # our guides keep that of their own model
+        return sites.density(model, mode=mode)
+    sites = getattr(sites, "prototype_trace", sites)
+    return LogJoint(model, sites if isinstance(sites, Layout) else Layout.from_trace(sites), mode=mode)
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

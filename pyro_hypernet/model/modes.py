@@ -8,8 +8,7 @@ import torch
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from pyro_hypernet.model.density import LogJoint, trace_prior
-from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.density import LogJoint, density_of, trace_prior
 from pyro_hypernet.model.single_run import Model, outside_of_pyro
 
 # A point further below the best than this many nats, and half a nat per weight, is no mode worth a component.
@@ -79,7 +78,7 @@ def init_to_map(model: Model, *args: Any, **options: Any) -> Callable[..., Any]:
         >>> bool((guide.median()["mean"] - 7).abs() < 0.1)
         True
     """
-    log_joint = LogJoint(model, Layout.from_trace(trace_prior(model, args)))
+    log_joint = density_of(model, trace_prior(model, args))
     with outside_of_pyro(), torch.no_grad():
         values = log_joint.layout.constrain(find_modes(log_joint, args, **options)[0])[0]
     return init_to_value(values=values)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyro_hypernet.evaluation.compare import Comparison
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT
-from pyro_hypernet.evaluation.metrics import coverage, ece, quantiles
+from pyro_hypernet.evaluation.metrics import coverage, ece
+from pyro_hypernet.model.quantiles import quantiles_of
 from pyro_hypernet.output.axes import add_legend, import_matplotlib, new_axes, to_numpy
 from pyro_hypernet.output.forest import UP_TO_SYMMETRY, forest, forest_size, place_of
 from pyro_hypernet.output.plots import (
@@ -148,7 +149,7 @@ def draw_check(replicated: Tensor, observed: Tensor, site: str) -> Picture:
     edges = _bins_of(observed)
     counts = torch.histogram(observed.double().flatten().cpu(), edges).hist
     made = torch.stack([torch.histogram(one, edges).hist for one in replicated.double().flatten(1).cpu()])
-    low, middle, high = quantiles(made, [(1 - _LEVEL) / 2, 0.5, (1 + _LEVEL) / 2])
+    low, middle, high = quantiles_of(made, [(1 - _LEVEL) / 2, 0.5, (1 + _LEVEL) / 2])
     (ax,), middles, is_discrete = (
         _axes(3.4),
         to_numpy(edges[:-1] + edges.diff() / 2),

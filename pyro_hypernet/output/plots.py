@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyro_hypernet.calibration.ecdf import ecdf, ecdf_band
 from pyro_hypernet.calibration.sbc import Calibration
-from pyro_hypernet.evaluation.metrics import calibration_bins, ece, quantiles
+from pyro_hypernet.evaluation.metrics import calibration_bins, ece
+from pyro_hypernet.model.quantiles import quantiles_of
 from pyro_hypernet.output.axes import add_legend, axes_for, new_axes, to_numpy
 
 _MOST_PANELS, _MOST_POINTS = 12, 500
@@ -50,9 +51,9 @@ def predictive_band(
     ax = new_axes(1)[0] if ax is None else ax
     order = x.flatten().argsort()
     at, values = to_numpy(x.flatten()[order]), draws.reshape(-1, size)[:, order]
-    (line,) = ax.plot(at, to_numpy(quantiles(values, [0.5])[0]), color=color, label=label)
+    (line,) = ax.plot(at, to_numpy(quantiles_of(values, [0.5])[0]), color=color, label=label)
     for level in levels:
-        lower, upper = quantiles(values, [(1 - level) / 2, (1 + level) / 2])
+        lower, upper = quantiles_of(values, [(1 - level) / 2, (1 + level) / 2])
         ax.fill_between(at, to_numpy(lower), to_numpy(upper), color=line.get_color(), alpha=0.25, linewidth=0)
     if data is not None:
         ax.plot(*(to_numpy(values.flatten()) for values in data), "k.", markersize=4)
@@ -85,7 +86,9 @@ def marginals(
     axes = axes_for(axes, list(places))
     for ax, (label, (site, place)) in zip(axes, places.items(), strict=True):
         columns = {name: p[site].reshape(len(p[site]), -1)[:, place] for name, p in draws.items() if site in p}
-        bounds = quantiles(torch.cat([column.double().cpu() for column in columns.values()]), [0.001, 0.999]).tolist()
+        bounds = quantiles_of(
+            torch.cat([column.double().cpu() for column in columns.values()]), [0.001, 0.999]
+        ).tolist()
         for name, column in columns.items():
             look = {"histtype": "step", "label": name, "color": (colors or {}).get(name)}
             ax.hist(to_numpy(column), num_bins, range=bounds, density=True, **look)
@@ -112,7 +115,7 @@ def elbo_trace(losses: Mapping[str, Sequence[float]] | Sequence[float], *, ax: A
         ax.plot(to_numpy(steps), to_numpy(elbo), linewidth=1, label=name)
         shown.append(elbo[int(skip * len(elbo)) :])
     pooled = torch.cat(shown)
-    low, high = quantiles(pooled[pooled.isfinite()], [0.02, 1.0]).tolist() if pooled.isfinite().any() else (0.0, 0.0)
+    low, high = quantiles_of(pooled[pooled.isfinite()], [0.02, 1.0]).tolist() if pooled.isfinite().any() else (0.0, 0.0)
     if low < high:
         ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set_xlabel("step")

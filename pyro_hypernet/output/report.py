@@ -20,7 +20,6 @@ from pyro_hypernet.evaluation.importance import WeightedDraws, bind_to_weigh, dr
 from pyro_hypernet.evaluation.loo import leave_out
 from pyro_hypernet.evaluation.predict import predict_at
 from pyro_hypernet.evaluation.verdict import Diagnosis
-from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.traces import observed_nodes, pointwise_log_prob, predictive_nodes
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.output import pictures
@@ -97,8 +96,7 @@ def report(
         >>> report(model, exact, torch.ones(3), out=tempfile.mkdtemp()).name
         'report.html'
     """
-    page = take_moved("report", "page", page or Page(), kwargs)
-    show = take_moved("report", "show", show or Show(), kwargs)
+    page, show = page or Page(), show or Show()
     if Path(out).exists() and not Path(out).is_dir():
         raise ValueError(f"out must be a folder; {out} is a file.")
     style = pictures.style()  # an error without matplotlib, before any work

@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.no_u_turn import Chain, Evaluate, run_together
@@ -146,7 +145,6 @@ def nuts(
             "of mixture.components."
         )
     check_chains(num_samples, num_chains, warmup_steps)
-    kernel = take_moved("nuts", "kernel", kernel, kwargs)
     start = time.perf_counter()
     space = _Space(_bind(model, args, kwargs, guide), guide)
     starts = _starts(space, num_chains)

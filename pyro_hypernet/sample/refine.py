@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from pyro_hypernet.graphs.threads import one_thread_each
 from pyro_hypernet.guide.guide_mixture import JointGuide
-from pyro_hypernet.model.moved_options import take_moved
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.coverage import Coverage, cover
@@ -157,7 +156,6 @@ def refine(
         >>> refined.collapsed
         ('mean',)
     """
-    kernel = take_moved("refine", "kernel", kernel, kwargs)
     _check_numbers(num_samples, num_populations, num_moves)
     start = time.perf_counter()
     target = bind_to_refine(model, args, kwargs, kernel)

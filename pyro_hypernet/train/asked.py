@@ -1,23 +1,18 @@
-"""What a fit is asked to do, what of that it refuses, and where options went that were once its own."""
+"""What a fit is asked to do, and what of that it refuses."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
-from pyro_hypernet.model.moved_options import spell_value, warn_of_moved
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.notices import warn_once
 from pyro_hypernet.train.optimiser import Optim
 from pyro_hypernet.train.traits import Traits
-
-_OF_ELBO = ("num_particles", "gradient", "bound", "mode", "compile")
-_OF_OPTIM = tuple(field.name for field in fields(Optim) if field.name != "method")
-_OF_PLAN = ("anneal", "rejection")
 
 
 @dataclass(frozen=True)
@@ -27,29 +22,6 @@ class Asked:
     elbo: VectorizedELBO
     optim: Optim
     plan: Plan
-
-
-def put_in_place(asked: Asked, moved: Mapping[str, Any]) -> tuple[Asked, int]:
-    """What was asked in all, options that `fit` once took itself included, with a warning; and how many starts to try.
-
-    Raises:
-        TypeError: If there never was such an option.
-    """
-    unknown = [name for name in moved if name not in (*_OF_ELBO, *_OF_OPTIM, *_OF_PLAN, "num_restarts")]
-    if unknown:
-        raise TypeError(f"fit() got an unexpected keyword argument {unknown[0]!r}.")
-    if not moved:
-        return asked, 1
-    named = {"elbo": _OF_ELBO, "optim": _OF_OPTIM, "plan": _OF_PLAN}
-    given = {where: {name: moved[name] for name in names if name in moved} for where, names in named.items()}
-    made = {"elbo": "VectorizedELBO", "optim": "Optim", "plan": "Plan"}
-    now = [spell_value(where, made[where], options) for where, options in given.items() if options]
-    if "num_restarts" in moved:
-        now.append("best_start(model, guide, args) before it")
-    warn_of_moved("fit", moved, now)
-    elbo = asked.elbo.with_options(**given["elbo"])
-    asked = Asked(elbo, replace(asked.optim, **given["optim"]), replace(asked.plan, **given["plan"]))
-    return asked, moved.get("num_restarts", 1)
 
 
 def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
@@ -65,12 +37,6 @@ def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
         raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
-
-
-def check_restarts(num_restarts: int, *, most: float) -> None:
-    """Raises unless the number of restarts is an integer from 1 to `most`."""
-    if not isinstance(num_restarts, int) or not 1 <= num_restarts <= most:
-        raise ValueError(f"num_restarts must be an integer from 1 to {most}; got {num_restarts!r}.")
 
 
 def check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:

@@ -28,7 +28,6 @@ def fit_in_turn(
 
     Args:
         fit_one: From a model, a guide, `args` and `checkpoint=` to what `fit` returns.
-        model: The Pyro model.
         mixture: The mixture.
         batches: The model's arguments, as of `fit`.
         checkpoint: As in `fit`; every component has a folder in that folder.

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.density import LogJoint
+from pyro_hypernet.model.density import LogJoint, density_of
 from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro
 from pyro_hypernet.model.vectorize import MODES
-from pyro_hypernet.target import density_of
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.estimate import Estimate, VectorizedGuide, densities, path_estimate, reduce, total_estimate
 from pyro_hypernet.train.notices import warn_once

@@ -25,10 +25,8 @@ from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.asked import (
     Asked,
     check,
-    check_restarts,
     check_scales,
     check_traits,
-    put_in_place,
     told_num_data,
 )
 from pyro_hypernet.train.batches import Batches
@@ -46,8 +44,6 @@ from pyro_hypernet.train.verification import verify
 
 # The share of the steps after which data count once that are annealed.
 _ANNEALED_SHARE = 0.5
-# Every restart takes this share of the steps.
-_RESTART_SHARE = 0.04
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +95,6 @@ def fit(
     plan: Plan | None = None,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     progress: bool = True,
-    **moved: Any,
 ) -> Fit:
     """Trains the guide in place, and the model's own `pyro.param`s with it, by Adam on the vectorised ELBO.
 
@@ -139,7 +134,6 @@ def fit(
             other data or options are refused. With it `compile="auto"` captures the step without asking the clock, and
             "inductor" goes on up to rounding. The components of a mixture have folders of their own in it.
         progress: Whether to show a bar with the bound; quiet where the output is no terminal.
-        moved: Options that are now part of `elbo`, `optim` and `plan`, or of `best_start`, with a warning.
 
     Returns:
         Losses, seconds and why it stopped; of a mixture the mean of the components' losses and bounds.
@@ -166,13 +160,11 @@ def fit(
     if isinstance(guide, GuideMixture):
         options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
         check(guide.components[0], num_steps, elbo, plan)
-        fit_one = partial(fit, **options, progress=progress, **moved)
+        fit_one = partial(fit, **options, progress=progress)
         with Processes.of_group() as processes:
             return fit_in_turn(fit_one, model, guide, Batches(args, processes), kwargs or {}, checkpoint)
     check(guide, num_steps, elbo, plan)
     asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
-    asked, num_restarts = put_in_place(asked, moved)
-    check_restarts(num_restarts, most=round(1 / _RESTART_SHARE) - 1)
     with Processes.of_group() as processes:
         folder = None
         if checkpoint is not None:
@@ -182,12 +174,6 @@ def fit(
         at_start = snapshot(args) if folder else {}
         batches, kwargs = Batches(args, processes, is_kept=folder is not None), dict(kwargs or {})
         guide.reject(None)
-        num_each = max(1, int(_RESTART_SHARE * num_steps))
-        if num_restarts > 1:
-            num_steps = max(1, num_steps - num_restarts * num_each)
-        if num_restarts > 1 and not (folder and folder.saved):
-            options = {"num_restarts": num_restarts, "num_steps": num_each, "elbo": asked.elbo, "optim": asked.optim}
-            best_start(model, guide, args, kwargs=kwargs, **options)
         try:
             with told_num_data(model, batches):
                 return _fit(model, guide, batches, kwargs, num_steps, asked, folder, at_start, progress=progress)
@@ -226,7 +212,8 @@ def best_start(
         ValueError: As `fit`.
     """
     check(guide, num_steps, elbo)
-    check_restarts(num_restarts, most=math.inf)
+    if not isinstance(num_restarts, int) or num_restarts < 1:
+        raise ValueError(f"num_restarts must be a positive integer; got {num_restarts!r}.")
     with Processes.of_group() as processes:
         batches, kwargs = Batches(args, processes), dict(kwargs or {})
         # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.guide.checkpoint import RUN, pack, put_back, read, write
+from pyro_hypernet.guide.checkpoint import RUN, describe, pack, put_back, read, write
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.train import random_states
 from pyro_hypernet.train.elbo import VectorizedELBO
@@ -143,7 +143,7 @@ class RunFolder:
         Raises:
             ValueError: If they differ.
         """
-        header = json.loads(json.dumps(pack(guide)[0]))
+        header = json.loads(json.dumps(describe(guide)))
         here = {**options, **{key: header[key] for key in _OF_GUIDE}}
         there = {**self.saved["options"], **{key: self._header[key] for key in _OF_GUIDE}}
         differ = [key for key in here if here[key] != there.get(key)]

@@ -126,7 +126,6 @@ class Stepper:
     """Loss and gradient at the guide's present parameters, for one batch after the other.
 
     Args:
-        model: The Pyro model.
         guide: The guide, set up.
         elbo: The bound, prepared for both.
         parameters: What to differentiate by.

@@ -33,7 +33,6 @@ class Trainer:
     """Evaluates steps: which batch, how often it counts, by which graph.
 
     Args:
-        model: The Pyro model.
         guide: The guide, set up.
         batches: The model's arguments.
         traits: Of the model on the first batch.

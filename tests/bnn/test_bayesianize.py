@@ -30,7 +30,7 @@ from pyro_hypernet.evaluation.predict import predict
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.density import LogJoint, map_model
 from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.train.fit import fit
+from tests.fits import fit
 from tests.seeds import seed
 
 N = 12

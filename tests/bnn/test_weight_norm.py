@@ -12,13 +12,14 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from pyro_hypernet import AutoHypernet, bayesianize, fit, predict
+from pyro_hypernet import AutoHypernet, bayesianize, predict
 from pyro_hypernet.bnn.likelihoods import Gaussian
 from pyro_hypernet.bnn.weight_norm import Normed, call
 from pyro_hypernet.graphs.run import as_script
 from pyro_hypernet.model.batched import slow_attention
 from pyro_hypernet.model.density import LogJoint, map_model
 from pyro_hypernet.model.layout import Layout
+from tests.fits import fit
 from tests.seeds import seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Batch normalisation")

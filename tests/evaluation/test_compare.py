@@ -245,19 +245,12 @@ def test_errors(options, message):
         compare(arguments.pop("posteriors"), arguments.pop("reference"), line, X, **arguments)
 
 
-def test_seconds_may_still_be_given_to_compare():
+def test_seconds_are_those_of_posteriors():
     reference = {"slope": torch.randn(50)}
-    arguments = ({"a": reference}, reference, line, X)
-    with pytest.warns(
-        FutureWarning, match=r"compare have moved: seconds. It is now compare\(...\).with_seconds"
-    ) as told:
-        table = compare(*arguments, num_bootstrap=0, seconds={"a": 2})
-    assert told[0].filename == __file__
+    table = compare({"a": reference}, reference, line, X, num_bootstrap=0).with_seconds({"a": 2})
     assert (table.row("a")["seconds"], "seconds" in table.row("a", "slope")) == (2, False)
     with pytest.raises(ValueError, match=r"seconds names \['b'\]; the posteriors are \['a'\]"):
         table.with_seconds({"b": 1.0})
-    with pytest.warns(FutureWarning), pytest.raises(ValueError, match=r"seconds names \['b'\]"):
-        compare(*arguments, seconds={"b": 1.0})
 
 
 def test_a_model_without_function_and_observation_is_refused():

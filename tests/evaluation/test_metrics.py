@@ -92,12 +92,6 @@ def test_total_variation_and_agreement_of_known_cases():
     assert metrics.agreement(p[:, 1], q[:, 1]) == 0.5
 
 
-def test_quantiles_agree_with_torch():
-    draws = torch.randn(101, 3, 2)
-    levels = [0.0, 0.013, 0.5, 1.0]
-    torch.testing.assert_close(metrics.quantiles(draws, levels), torch.quantile(draws, torch.tensor(levels), dim=0))
-
-
 def test_entropy_is_split_into_what_draws_agree_on_and_what_not():
     sure = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # two draws, each certain, of one datum
     torch.testing.assert_close(metrics.predictive_entropy(sure), torch.tensor([math.log(2)]))

@@ -5,11 +5,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_hypernet import AutoHypernet, fit
+from pyro_hypernet import AutoHypernet
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_inductor, as_script, is_compiled, why_no_script
 from pyro_hypernet.graphs.simplify import simplify
 from pyro_hypernet.model.density import LogJoint
+from tests.fits import fit
 from tests.seeds import seed
 
 TABLE = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed(3)))

@@ -14,6 +14,7 @@ from pyro_hypernet.model.vectorize import Vectorized
 from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.processes import count_threads
 from pyro_hypernet.target import bind
+from tests.seeds import seed
 
 # From a draw of shape (3,) to whatever a density may do.
 FUNCTIONS = {
@@ -34,9 +35,9 @@ def test_batches_in_threads_are_batches_in_turn(function, double):
     for round_ in range(12):  # captured after the first, held against an uncaptured run at the 8th call and the 64th
         batches = list(torch.randn(4, 5, 3))
         with torch.no_grad():
-            torch.manual_seed(round_)
+            torch.manual_seed(seed(round_))
             found = run.map(batches, args, kwargs, num_threads=3)
-            torch.manual_seed(round_)
+            torch.manual_seed(seed(round_))
             expected = [run(batch, args, kwargs) for batch in batches]
         for one, other in zip(found, expected, strict=True):
             if function is FUNCTIONS["random"]:

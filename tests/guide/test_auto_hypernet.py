@@ -24,8 +24,8 @@ from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, linear
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.fit import fit
 from tests import small_models as m
+from tests.fits import fit
 
 DATA = m.linear_data()
 

@@ -18,8 +18,9 @@ from pyro.infer import SVI, JitTrace_ELBO, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoGuideList
 from pyro.infer.reparam import NeuTraReparam
 
-from pyro_hypernet import AutoHypernet, fit
+from pyro_hypernet import AutoHypernet
 from tests import small_models as m
+from tests.fits import fit
 from tests.seeds import seed
 
 X, Y = m.linear_data()

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, Plan, bayesianize, fit, load, save
+from pyro_hypernet import AutoHypernet, Plan, bayesianize, load, save
 from pyro_hypernet.informed.structures import low_rank
 from pyro_hypernet.maps.hypernets import coupling
 from tests import small_models as m
+from tests.fits import fit
 from tests.seeds import seed
 from tests.train.conjugate import make_data, regression
 

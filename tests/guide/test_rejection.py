@@ -12,10 +12,11 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from models.conjugate_regression import conjugate_regression
-from pyro_hypernet import AutoHypernet, fit, load, save
+from pyro_hypernet import AutoHypernet, load, save
 from pyro_hypernet.evaluation.importance import elbo, weighted_draws
 from pyro_hypernet.guide.rejection import Rejection, choose_rate
 from pyro_hypernet.model.arguments import Arguments
+from tests.fits import fit
 from tests.seeds import seed
 
 

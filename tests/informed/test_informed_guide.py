@@ -8,9 +8,10 @@ from pyro.infer import SVI, Trace_ELBO
 
 from models.abx import abx
 from models.references import ReferenceNet
-from pyro_hypernet import AutoHypernet, fit, load, predict, save
+from pyro_hypernet import AutoHypernet, load, predict, save
 from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.model.density import LogJoint
+from tests.fits import fit
 from tests.seeds import seed
 
 

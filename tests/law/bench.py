@@ -13,9 +13,10 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
-from pyro_hypernet import AutoHypernet, fit
+from pyro_hypernet import AutoHypernet
 from pyro_hypernet.evaluation.importance import weighted_draws
 from pyro_hypernet.model.layout import Layout
+from tests.fits import fit
 from tests.law.style import Style
 from tests.seeds import seed
 

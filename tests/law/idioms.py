@@ -41,8 +41,8 @@ from torch import Tensor
 from pyro_hypernet import (
     AutoHypernet,
     VectorizedELBO,
+    best_start,
     diagnose,
-    fit,
     khat,
     load,
     loo,
@@ -54,6 +54,7 @@ from pyro_hypernet import (
     to_arviz,
 )
 from pyro_hypernet.model.density import LogJoint
+from tests.fits import fit
 from tests.law.bench import Bench, trace_of
 from tests.law.style import Style
 
@@ -496,6 +497,14 @@ def fit_batches(bench: Bench) -> None:
     assert bool(result.losses.isfinite().all()), result.losses
 
 
+def started_again(bench: Bench) -> None:
+    """`best_start` leaves finite draws."""
+    guide, style = bench.twin(), bench.style
+    options = {"num_restarts": 2, "num_steps": 3, "elbo": VectorizedELBO(3, compile="off")}
+    best_start(style.guided, guide, style.args, kwargs=dict(style.kwargs), **options)
+    assert all(bool(value.isfinite().all()) for value in guide.sample_posterior(50).values())
+
+
 def restarted(bench: Bench) -> None:
     guide, style = bench.twin(), bench.style
     guide.restart(*style.args, **style.kwargs)
@@ -633,7 +642,7 @@ IDIOMS: dict[str, Idiom] = {
     "fit, graph": partial(fit_again, compile="graph"),
     "fit, importance weighted": partial(fit_again, bound="importance_weighted"),
     "fit, average": partial(fit_again, keep="average"),
-    "fit, restarts": partial(fit_again, num_restarts=2, num_steps=30),
+    "best_start": started_again,
     "fit, rejection": partial(fit_again, rejection=0.5),
     "fit, batches": fit_batches,
     "restart": restarted,

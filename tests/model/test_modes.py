@@ -9,10 +9,10 @@ import torch
 from pyro import poutine
 
 from models import PROBLEMS
-from pyro_hypernet import AutoHypernet, VectorizedELBO, fit, init_to_map
+from pyro_hypernet import AutoHypernet, VectorizedELBO, best_start, fit, init_to_map
 from pyro_hypernet.evaluation.importance import elbo
+from pyro_hypernet.model.density import density_of
 from pyro_hypernet.model.modes import find_modes
-from pyro_hypernet.target import density_of
 from tests.seeds import seed
 
 TWO = PROBLEMS["two-modes"]()
@@ -77,11 +77,11 @@ def test_strata_estimate_the_same_bound(gradient):
     assert bool(guide._modules["base"].logits.grad.abs().max() > 0)
 
 
-def test_restarts_take_their_share_of_the_steps():
+def test_a_fit_goes_on_from_the_best_of_several_starts():
     pyro.set_rng_seed(seed(0))
     guide = AutoHypernet(TWO.model)
-    result = fit(TWO.model, guide, TWO.args, num_steps=200, num_restarts=4, progress=False)
-    assert result.num_steps == 200 - 4 * 8
+    best_start(TWO.model, guide, TWO.args, num_steps=8)
+    result = fit(TWO.model, guide, TWO.args, num_steps=168, progress=False)
     assert result.elbo > TWO.truth["log_evidence"] - 3
-    with pytest.raises(ValueError, match="^num_restarts must be an integer from 1 to 24; got 25"):
-        fit(TWO.model, guide, TWO.args, num_restarts=25)
+    with pytest.raises(ValueError, match="^num_restarts must be a positive integer; got 2.5"):
+        best_start(TWO.model, guide, TWO.args, num_restarts=2.5)

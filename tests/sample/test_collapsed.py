@@ -9,9 +9,10 @@ import pytest
 import torch
 from pyro import poutine
 
+from pyro_hypernet.model.density import density_of
 from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.refine import HmcKernel, refine
-from pyro_hypernet.target import Whole, density_of
+from pyro_hypernet.target import Whole
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")

@@ -233,15 +233,6 @@ def test_num_processes_out_of_range():
         run(kernel=NutsKernel(num_processes=0))
 
 
-@pytest.mark.filterwarnings("ignore:NUTS has not mixed")
-def test_options_that_have_moved_are_taken_and_say_where_they_are():
-    short = {"num_samples": 4, "warmup_steps": 0, "num_chains": 1}
-    with pytest.warns(FutureWarning, match=r"now kernel=NutsKernel\(max_tree_depth=2, num_processes=1\)") as caught:
-        result = nuts(regression, X, Y, **short, max_tree_depth=2, num_processes=1)
-    assert caught[0].filename == __file__
-    assert sum(result.num_gradients) <= 1 + 4 * 3
-
-
 def test_a_model_without_latent_sites():
     def model(y):
         with pyro.plate("data", len(y)):

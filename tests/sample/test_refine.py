@@ -158,15 +158,6 @@ def test_numbers_of_a_kernel_out_of_range(options):
         HmcKernel(**options)
 
 
-@pytest.mark.filterwarnings("ignore:The populations of refine disagree")  # so few draws may
-def test_options_that_have_moved_are_taken_and_say_where_they_are():
-    x, y = make_data()
-    with pytest.warns(FutureWarning, match=r"collapse. It is now kernel=HmcKernel\(num_leapfrogs=4, collapse=False\)"):
-        refined = quick(regression, x, y, num_samples=40, num_leapfrogs=4, collapse=False)
-    assert refined.collapsed == ()
-    assert max(refined.leapfrogs) <= 4
-
-
 def test_no_finite_likelihood():
     def model():
         x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))

@@ -9,13 +9,14 @@ import torch
 from pyro.infer import SVI
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize, fit
+from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
 from pyro_hypernet.bnn.likelihoods import Gaussian
 from pyro_hypernet.evaluation.importance import elbo
 from pyro_hypernet.guide.plan import ANNEAL
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.tempered import TemperedModel
 from pyro_hypernet.train.anneal import Annealing
+from tests.fits import fit
 from tests.seeds import seed
 from tests.train.conjugate import make_data, regression
 

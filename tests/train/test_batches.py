@@ -25,9 +25,9 @@ from pyro_hypernet.model import vectorize
 from pyro_hypernet.train import step as step_module
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.capture import Captured
-from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.traits import Traits, find_traits
 from tests import small_models as m
+from tests.fits import fit
 from tests.seeds import seed
 
 X, Y = m.linear_data(40)

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.train import fit as fit_module
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.optimiser import Optim, Optimiser
 from pyro_hypernet.train.step import FlatParameters, Stepper
 from tests import small_models as m
+from tests.fits import fit
 from tests.seeds import seed
 from tests.train.conjugate import affine_of, exact_evidence, exact_guide, exact_posterior, make_data, regression
 

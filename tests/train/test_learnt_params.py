@@ -13,7 +13,7 @@ from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.maps.hypernets import coupling
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.fit import fit
+from tests.fits import fit
 from tests.seeds import seed
 
 pytestmark = pytest.mark.usefixtures("double")

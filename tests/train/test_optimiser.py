@@ -7,9 +7,10 @@ import pyro.optim
 import pytest
 import torch
 
-from pyro_hypernet import AutoHypernet, Optim, Plan, VectorizedELBO, best_start, fit
+from pyro_hypernet import AutoHypernet, Optim, Plan, VectorizedELBO, best_start
 from pyro_hypernet.maps.hypernets import coupling
 from tests import small_models as m
+from tests.fits import fit
 from tests.seeds import seed
 from tests.train.conjugate import make_data, regression
 
@@ -88,19 +89,6 @@ def test_options_out_of_range(options, message):
         Optim(**options)
 
 
-@pytest.mark.filterwarnings("error::FutureWarning")
-def test_options_that_have_moved_are_taken_and_say_where_they_are():
-    moved = {"num_particles": 4, "gradient": "total", "learning_rate": 1e-3, "keep": "last", "anneal": 2.0}
-    now = {"elbo": VectorizedELBO(4, gradient="total"), "optim": Optim(1e-3, keep="last"), "plan": Plan(anneal=2.0)}
-    with pytest.warns(
-        FutureWarning, match=r"now elbo=VectorizedELBO\(num_particles=4, gradient='total'\), optim=Optim"
-    ):
-        old = train(num_steps=20, elbo=None, **moved)
-    torch.testing.assert_close(old.losses, train(num_steps=20, **now).losses, rtol=0, atol=0)
-    with pytest.raises(TypeError, match=r"^fit\(\) got an unexpected keyword argument 'learning_rates'"):
-        train(learning_rates=1e-3)
-
-
 def test_particles_are_those_of_the_plan_unless_the_bound_names_them(monkeypatch):
     seen, estimate = [], VectorizedELBO.estimate
     monkeypatch.setattr(
@@ -136,5 +124,5 @@ def test_the_best_start_is_left():
     pyro.set_rng_seed(seed(2))
     best_start(m.linear, guide, m.linear_data(), num_restarts=3, num_steps=20, elbo=VectorizedELBO(4))
     assert guide.is_trained
-    with pytest.raises(ValueError, match="num_restarts must be an integer"):
+    with pytest.raises(ValueError, match="num_restarts must be a positive integer"):
         best_start(m.linear, guide, m.linear_data(), num_restarts=0)

@@ -13,9 +13,9 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.maps.hypernets import coupling
 from pyro_hypernet.train import step as step_module
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.step import FlatParameters
 from tests import small_models as m
+from tests.fits import fit
 from tests.seeds import seed
 from tests.train.conjugate import make_data, regression
 

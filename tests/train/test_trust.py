@@ -13,7 +13,7 @@ from pyro.infer.autoguide import init_to_value
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.checkpoint import load, save
 from pyro_hypernet.train.elbo import MAX_DISCREPANCY, VectorizedELBO
-from pyro_hypernet.train.fit import fit
+from tests.fits import fit
 from tests.seeds import seed
 
 DIM = 40
