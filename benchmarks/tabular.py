@@ -13,7 +13,7 @@ deviation, which is beside it. Clocks run by CPU time; the target's 240 (2 400) 
 - ensemble: the same ten networks as they are: Adam, stopped by a tenth that is held out.
 - mean field: Pyro's AutoNormal on the bound of eight particles, one network.
 - boosting: scikit-learn's histogram gradient boosting of the mean and of the 16 % and 84 % quantiles; a normal, its
-  standard deviation half their distance times a factor, which like their rounds is the best on a fifth held out.
+  standard deviation half their distance times a factor, at least a floor; these and the rounds by a fifth held out.
 - bde: `sklearn-contrib-bde` as its paper's script has it, in a process of an interpreter that has it (--bde).
 
 TabPFN is not here: its package is in the registry, its weights are not.
@@ -149,16 +149,17 @@ def by_boosting(x: Tensor, y: Tensor, x_new: Tensor, asked: Asked) -> Mixture:
             for loss in (losses[0], *({**loss, "max_iter": rounds} for loss in losses[1:]))
         ]
         mean, low, high = (torch.tensor(found.predict(inputs)) for found in fits)
-        return mean[None], ((high - low) / 2).clamp(min=0.01)[None]
+        return mean[None], ((high - low) / 2)[None]
 
     tried = {}
     for rounds in (30, 100, 300, 1000):
         mean, half = predicted(rounds, order[held:], x[order[:held]])
-        for factor in np.geomspace(0.5, 4.0, 40):
-            tried[rounds, factor] = float(log_density((mean, factor * half), y[order[:held]]).mean())
-    rounds, factor = max(tried, key=tried.get)
+        for factor, least in product(np.geomspace(0.5, 4.0, 40), (0.01, 0.05, 0.1)):
+            sds = (factor * half).clamp(min=least)
+            tried[rounds, factor, least] = float(log_density((mean, sds), y[order[:held]]).mean())
+    rounds, factor, least = max(tried, key=tried.get)
     mean, half = predicted(rounds, order, x_new)
-    return mean, factor * half
+    return mean, (factor * half).clamp(min=least)
 
 
 def by_bde(x: Tensor, y: Tensor, x_new: Tensor, asked: Asked) -> Mixture:

@@ -16,6 +16,7 @@ from pyro_hypernet.evaluation.draws import draws, temperature_of
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import refuse_minibatches
+from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import bind_guide
 
 # How fast old errors of the energy are forgotten, how fast the step size follows, with whose third power they grow, and
@@ -50,8 +51,8 @@ class MicrocanonicalKernel:
             )
 
 
-@dataclass(frozen=True)
-class Microcanonical:
+@dataclass(frozen=True, repr=False)
+class Microcanonical(Shown):
     """Draws of chains that started at given draws.
 
     Attributes:
