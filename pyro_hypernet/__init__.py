@@ -8,6 +8,7 @@ from pyro_hypernet.calibration.sbc import sbc
 from pyro_hypernet.correction.distill import Distilled, distill
 from pyro_hypernet.correction.langevin import SghmcKernel
 from pyro_hypernet.correction.metropolis import metropolis
+from pyro_hypernet.correction.microcanonical import Microcanonical, MicrocanonicalKernel, microcanonical
 from pyro_hypernet.correction.move import Moved, move
 from pyro_hypernet.correction.move_by_minibatch import MovedByMinibatch, move_by_minibatch
 from pyro_hypernet.correction.resample import resample
@@ -50,6 +51,8 @@ __all__ = [
     "Fit",
     "GuideMixture",
     "HmcKernel",
+    "Microcanonical",
+    "MicrocanonicalKernel",
     "Moved",
     "MovedByMinibatch",
     "Nuts",
@@ -82,6 +85,7 @@ __all__ = [
     "load",
     "loo",
     "metropolis",
+    "microcanonical",
     "move",
     "move_by_minibatch",
     "nuts",

@@ -107,6 +107,9 @@ VERBS = {
     "move_by_minibatch": lambda a, k: ph.move_by_minibatch(
         model, guide_of(), a, kwargs=k, num_steps=30, warmup_steps=10, num_samples=16, **QUIET
     ).samples["slope"],
+    "microcanonical": lambda a, k: ph.microcanonical(
+        model, guide_of(), *a, num_steps=20, num_samples=16, num_chains=4, **QUIET, **k
+    ).samples["slope"],
     "resample": lambda a, k: ph.resample(model, guide_of(), *a, num_samples=50, **k).samples["slope"],
     "metropolis": lambda a, k: ph.metropolis(
         model, guide_of(), *a, num_samples=40, warmup_steps=5, num_chains=2, **k

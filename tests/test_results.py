@@ -55,6 +55,7 @@ RESULTS = {
     "coverage": lambda g: refined().coverage,
     "nuts": lambda g: ph.nuts(line, X, Y, **CHAINS, kernel=ph.NutsKernel(num_processes=1)),
     "move": lambda g: ph.move(line, g, X, Y, num_samples=20, num_moves=2, **QUIET),
+    "microcanonical": lambda g: ph.microcanonical(line, g, X, Y, num_steps=20, num_samples=8, num_chains=4, **QUIET),
     "move_by_minibatch": lambda g: ph.move_by_minibatch(
         line, g, (X, Y), num_steps=12, warmup_steps=4, num_samples=8, **QUIET
     ),

@@ -148,7 +148,8 @@ def move_by_minibatch(
         if len(w) < 2:
             raise ValueError(f"At least two draws are needed to start from; the posterior holds {len(w)}.")
         # At another temperature widths are others, roughly so.
-        scale = _widths(posterior, target.layout, first, named) * (temperature / temperature_of(posterior)) ** 0.5
+        wider = (temperature / temperature_of(posterior)) ** 0.5
+        scale = widths_of(posterior, target.layout, first, named) * wider
         model = partial(model, **kwargs) if kwargs else model
         looks = Looks(target.log_joint, w, trace)
         gradients = Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
@@ -189,7 +190,7 @@ def _check(kernel: Any, counts: dict[str, int], temperature: float | None, max_s
         raise ValueError(f"temperature and max_seconds must be positive; got {temperature!r} and {max_seconds!r}.")
 
 
-def _widths(posterior: Any, layout: Layout, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+def widths_of(posterior: Any, layout: Layout, args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """Standard deviations of the weights within a component or chain, else of all draws, shape `(D,)`."""
     chains = getattr(posterior, "samples_by_chain", None)
     parts = getattr(posterior, "components", None) if is_guide(posterior) else None
@@ -203,7 +204,7 @@ def _widths(posterior: Any, layout: Layout, args: tuple, kwargs: dict[str, Any])
     scale = spread.sqrt()
     if not bool((scale > 0).any()):
         raise ValueError(
-            f"The draws of {type(posterior).__name__} do not vary: move_by_minibatch takes the widths of weights from "
+            f"The draws of {type(posterior).__name__} do not vary: chains take the widths of weights from "
             "draws of a guide, not from a point estimate."
         )
     return scale.clamp(min=float(scale[scale > 0].min()))
