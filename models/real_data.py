@@ -8,7 +8,7 @@ from models.networks import tanh_network
 from models.problem import Problem
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.priors import fan_in
-from pyro_hypernet.tabular import Table, split
+from pyro_hypernet.tables.tabular import Table, split
 
 
 def wine() -> Problem:

@@ -17,7 +17,7 @@ from pyro_hypernet.jobs.predictor import predictor_from
 from pyro_hypernet.output.page import PAGE_NAME
 from pyro_hypernet.output.report import report_from
 from pyro_hypernet.pipeline.budget import read_budget
-from pyro_hypernet.tabular import TASKS, read_csv, read_diabetes
+from pyro_hypernet.tables.tabular import TASKS, read_csv, read_diabetes
 
 _NEEDED = ("matplotlib", "sklearn", "pandas")
 

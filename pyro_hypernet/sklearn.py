@@ -30,7 +30,7 @@ from pyro_hypernet.output.arviz import to_arviz
 from pyro_hypernet.pipeline.posterior import Posterior
 from pyro_hypernet.sample.nuts import nuts
 from pyro_hypernet.sample.refine import refine
-from pyro_hypernet.tabular import Scaler
+from pyro_hypernet.tables.tabular import Scaler
 from pyro_hypernet.target import Bound
 from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.random_states import put_back, snapshot

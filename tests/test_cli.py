@@ -13,7 +13,7 @@ from pyro_hypernet.evaluation.psis import import_module_quietly
 from pyro_hypernet.pipeline.budget import Clock, Cost
 from pyro_hypernet.pipeline.forecast import Forecast
 from pyro_hypernet.pipeline.posterior import Task
-from pyro_hypernet.tabular import Table, read_cells, read_diabetes
+from pyro_hypernet.tables.tabular import Table, read_cells, read_diabetes
 from tests.seeds import seed
 from tests.test_tabular import CSV
 

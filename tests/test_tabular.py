@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_hypernet.tabular import Table, read_cells, read_csv, split
+from pyro_hypernet.tables.tabular import Table, read_cells, read_csv, split
 from tests.seeds import seed
 
 

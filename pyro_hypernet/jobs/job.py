@@ -22,7 +22,7 @@ from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.pipeline.steps import silenced
 from pyro_hypernet.sample.nuts import Nuts, NutsKernel, nuts
 from pyro_hypernet.sklearn import HypernetClassifier, HypernetRegressor, probabilities
-from pyro_hypernet.tabular import Split, Table, split
+from pyro_hypernet.tables.tabular import Split, Table, split
 from pyro_hypernet.target import bind_guide
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.fit import fit

@@ -15,7 +15,7 @@ from pyro_hypernet.output.plots import marginals, predictive_band, reliability, 
 from pyro_hypernet.output.report import Band, Page, Show, report
 from pyro_hypernet.output.report import Table as TableOfText
 from pyro_hypernet.sklearn import probabilities
-from pyro_hypernet.tabular import Split, Table
+from pyro_hypernet.tables.tabular import Split, Table
 
 _NOTE = (
     "ELBO in nats, on the rows of training; k-hat above 0.7 says that a guide misses something; the rest on held-out "

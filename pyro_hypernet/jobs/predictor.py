@@ -10,9 +10,9 @@ import joblib
 import numpy as np
 import torch
 
-from pyro_hypernet.columns import Encoder
 from pyro_hypernet.jobs.job import LEVEL, Result
-from pyro_hypernet.tabular import Scaler, Table, read_cells
+from pyro_hypernet.tables.columns import Encoder
+from pyro_hypernet.tables.tabular import Scaler, Table, read_cells
 
 PREDICTOR_NAME = "predictor.joblib"
 

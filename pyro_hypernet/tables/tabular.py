@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_hypernet.columns import (
+from pyro_hypernet.tables.columns import (
     Encoder,
     in_one,
     is_gap,
