@@ -40,7 +40,6 @@ SLOW = {
     "tests/test_cli.py::test_fit_writes_its_files[t*]": "4 and 8 s; 'regression' runs",
     "tests/contrib/test_botorch.py::test_hypervolume_grows*": "20 s of refits; qLogNEI and qEHVI's own shapes run",
     "tests/test_readme.py::test_the_fifteen_lines_run_as_pasted": "50 s; the same with a tenth of the steps runs",
-    "tests/test_keywords.py::*[fit of restarts-some by name]": "6 s; best_start by name runs",
     "tests/test_keywords.py::*[refine, held against a guide-by name]": "5 s; refine by name runs",
     # One of two plates of a law: by Trace_ELBO or vectorised, in one precision or the other.
     "tests/test_drop_in.py::test_pyro_module_network[Vectorized]": "6 s; Trace runs",
