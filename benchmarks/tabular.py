@@ -20,7 +20,6 @@ TabPFN is not here: its package is in the registry, its weights are not.
 """
 
 import argparse
-import math
 import subprocess
 import tempfile
 import time
@@ -39,9 +38,9 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import train_test_split
 from timing import medians, run_cells, table
 from torch import Tensor, nn
-from uci import Mixture, density_loss, log_density, mixture_of, scores, train
+from uci import Mixture, by_pyros_guide, density_loss, log_density, mixture_of, scores, train
 
-from pyro_hypernet import AutoHypernet, GuideMixture, Optim, VectorizedELBO, bayesianize, fit, microcanonical
+from pyro_hypernet import AutoHypernet, GuideMixture, Optim, bayesianize, fit, microcanonical
 
 FILES = {"airfoil": "airfoil.csv", "bikesharing": "bikesharing_hour.csv"}
 # The target in CPU seconds, and what fits of guides have of it.
@@ -120,21 +119,8 @@ def by_ensemble(x: Tensor, y: Tensor, x_new: Tensor, asked: Asked) -> Mixture:
 
 def by_mean_field(x: Tensor, y: Tensor, x_new: Tensor, asked: Asked) -> Mixture:
     model = model_of(network(x.shape[1]))
-    guide = AutoNormal(model, init_scale=0.01)
-    guide(x, y)
-    loss, start, share = VectorizedELBO(8)(model, guide), time.process_time(), 0.0
-    optimizer = torch.optim.Adam(guide.parameters(), 5e-3)
-    while share < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 5e-3 * (0.5 + 0.5 * math.cos(math.pi * share))
-        optimizer.zero_grad()
-        loss(x, y).backward()
-        torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0)
-        optimizer.step()
-        share = (time.process_time() - start) / (SHARE_OF_FITS * asked.seconds)
-    with torch.no_grad():
-        draws = [guide(x, y) for _ in range(NUM_DRAWS)]
-    samples = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+    seconds = SHARE_OF_FITS * asked.seconds
+    samples = by_pyros_guide(model, AutoNormal(model, init_scale=0.01), x, y, seconds, NUM_DRAWS)
     return mixture_of(model, samples, x_new, "heteroscedastic")
 
 

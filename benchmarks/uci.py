@@ -28,6 +28,7 @@ from pathlib import Path
 time.perf_counter = time.process_time  # before the package reads it
 
 import numpy as np  # noqa: E402
+import pyro  # noqa: E402
 import torch  # noqa: E402
 from adam_passes import adam_passes  # noqa: E402
 from data_folder import options_with_data  # noqa: E402
@@ -69,28 +70,30 @@ def by_guide(x: Tensor, y: Tensor, x_new: Tensor, width: int, make: Callable | N
     if make is None:
         guide = AutoHypernet(model)
         fit(model, guide, (x, y), num_steps=STEPS, optim=Optim(max_seconds=SECONDS), progress=False)
+        samples = guide.sample_posterior(NUM_DRAWS)
     else:
-        guide = make(model, init_scale=0.1)
-        guide(x, y)
-        loss = VectorizedELBO(8)(model, guide)
-        optimizer = torch.optim.Adam(guide.parameters(), 5e-3)
-        start, share = time.process_time(), 0.0
-        while share < 1:
-            for group in optimizer.param_groups:
-                group["lr"] = 5e-3 * (0.5 + 0.5 * math.cos(math.pi * share))
-            optimizer.zero_grad()
-            loss(x, y).backward()
-            torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0)
-            optimizer.step()
-            share = (time.process_time() - start) / SECONDS
-    with torch.no_grad():
-        draws = [guide(x, y) for _ in range(NUM_DRAWS)] if make is not None else None
-    samples = (
-        {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
-        if draws is not None
-        else guide.sample_posterior(NUM_DRAWS)
-    )
+        samples = by_pyros_guide(model, make(model, init_scale=0.1), x, y, SECONDS, NUM_DRAWS)
     return mixture_of(model, samples, x_new, "gaussian")
+
+
+def by_pyros_guide(model, guide, x: Tensor, y: Tensor, seconds: float, num_draws: int) -> dict[str, Tensor]:
+    """Draws of one of Pyro's guides after so long on the bound of eight particles."""
+    pyro.clear_param_store()  # it would go on from the parameters of the guide before it
+    guide(x, y)
+    loss = VectorizedELBO(8)(model, guide)
+    optimizer = torch.optim.Adam(guide.parameters(), 5e-3)
+    start, share = time.process_time(), 0.0
+    while share < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (0.5 + 0.5 * math.cos(math.pi * share))
+        optimizer.zero_grad()
+        loss(x, y).backward()
+        torch.nn.utils.clip_grad_norm_(guide.parameters(), 100.0)
+        optimizer.step()
+        share = (time.process_time() - start) / seconds
+    with torch.no_grad():
+        draws = [guide(x, y) for _ in range(num_draws)]
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
 
 def refined(x: Tensor, y: Tensor, width: int, gain: float | None, likelihood: str, num_samples: int):

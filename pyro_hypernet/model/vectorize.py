@@ -126,9 +126,11 @@ class Vectorized:
             return None
         if len({describe_shapes(draws) for draws in batches}) != 1:
             return None
-        graph = self._graphs.get(self._key(batches[0], args, kwargs))
+        key = self._key(batches[0], args, kwargs)
+        graph = self._graphs.get(key)
         if graph is None or graph.params or graph.is_due_within(len(batches)):
             return None
+        self._graphs.move_to_end(key)
         return graph
 
     def _key(self, draws: Any, args: tuple, kwargs: dict) -> Any:

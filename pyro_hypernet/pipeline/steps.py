@@ -39,7 +39,7 @@ from pyro_hypernet.pipeline.forecast import (
 )
 from pyro_hypernet.pipeline.posterior import Posterior, Task
 from pyro_hypernet.sample.nuts import nuts
-from pyro_hypernet.sample.refine import NUM_MOVES, bind_to_refine, carry
+from pyro_hypernet.sample.refine import bind_to_refine, carry, count_moved
 from pyro_hypernet.target import Target
 from pyro_hypernet.train.fit import Fit, fit
 from pyro_hypernet.train.optimiser import Optim
@@ -81,7 +81,7 @@ def _bind(task: Task) -> Target:
 def _fly_a_pilot(task: Task) -> Exact:
     """What exact draws cost, by a few of them, carried from the prior in a small part of the budget."""
     start, seconds = task.clock.now(), _PILOT_SHARE * task.clock.budget
-    number = _PILOT_MOVES * min(_MOST_MOVED, _POPULATIONS * math.ceil(task.num_samples / _POPULATIONS / NUM_MOVES))
+    number = _PILOT_MOVES * min(_MOST_MOVED, count_moved(max(task.num_samples, LEAST_REFINED), _POPULATIONS))
     with unnoticed():  # so few draws are to say nothing but their cost
         target = _bind(task)
         sizes = {"num_samples": number, "num_populations": _POPULATIONS, "num_moves": _PILOT_MOVES}

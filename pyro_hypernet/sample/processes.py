@@ -1,4 +1,7 @@
-"""Work shared among forked processes, which inherit all there is: neither models nor graphs need be pickled; cores."""
+"""Work shared among forked processes, which inherit all there is: neither models nor graphs need be pickled.
+
+How many processes, and how many threads, the cores allow for.
+"""
 
 import multiprocessing
 import os

@@ -180,6 +180,11 @@ def bind_to_refine(model: Model, args: tuple, kwargs: dict[str, Any], kernel: Hm
     return target
 
 
+def count_moved(num_samples: int, num_populations: int, num_moves: int = NUM_MOVES) -> int:
+    """How many draws are moved at every power, so that all states on their way are enough."""
+    return num_populations * math.ceil(num_samples / num_populations / num_moves)
+
+
 def carry(
     target: Target,
     *,
@@ -196,8 +201,7 @@ def carry(
         ValueError: If no draw of the prior has a finite likelihood.
     """
     start = time.perf_counter()
-    num_moved = num_populations * math.ceil(num_samples / num_populations / num_moves)
-    x = target.sample_prior(num_moved * num_moves)
+    x = target.sample_prior(num_moves * count_moved(num_samples, num_populations, num_moves))
     target.num_threads = count_threads(kernel.num_threads, x.device)
     with validation_enabled(False), one_thread_each(target.num_threads):
         cloud = _Cloud(target, x, num_populations, num_moves, kernel.num_leapfrogs)
