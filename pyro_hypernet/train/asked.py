@@ -19,6 +19,7 @@ from pyro_hypernet.train.traits import Traits
 class Asked:
     """The values that a fit goes by; of the bound only its options count, the plan is what differs from the guide's."""
 
+    num_steps: int
     elbo: VectorizedELBO
     optim: Optim
     plan: Plan

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.called import name_arguments
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.tempered import TemperedModel
-from pyro_hypernet.train.anneal import Annealing
-from pyro_hypernet.train.batches import Batches, Shares
+from pyro_hypernet.train.batches import Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.learner import Learner
 from pyro_hypernet.train.optimiser import step_shares
 from pyro_hypernet.train.processes import Processes, is_known
 from pyro_hypernet.train.step import FlatParameters, Step, Stepper
-from pyro_hypernet.train.traits import Traits, find_error, find_traits
+from pyro_hypernet.train.traits import find_error, find_traits
 
 REMEDY = "Lower learning_rate, bound the site's prior or likelihood away from zero, or use float64."
 # A mean of K importance weights exceeds e^20 times their expectation with a probability below e^-20, by Markov's
@@ -33,13 +32,7 @@ class Trainer:
     """Evaluates steps: which batch, how often it counts, by which graph.
 
     Args:
-        guide: The guide, set up.
-        batches: The model's arguments.
-        traits: Of the model on the first batch.
-        elbo: The bound, prepared for both.
-        annealing: How often the data count at every step, times `weight`, or None for once.
-        num_steps: How many steps there will be.
-        weight: How often the data count.
+        learner: What is trained, and by what.
         by_clock: See `Stepper`.
 
     Attributes:
@@ -51,22 +44,11 @@ class Trainer:
         trouble: Where the last step that was looked at went wrong, in words.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        guide: AutoHypernet,
-        batches: Batches,
-        traits: Traits,
-        elbo: VectorizedELBO,
-        *,
-        annealing: Annealing | None,
-        num_steps: int,
-        weight: float = 1.0,
-        by_clock: bool = True,
-    ) -> None:
-        self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
-        self.processes = batches.processes
-        self.elbo, self.annealing, self.num_steps, self.weight = elbo, annealing, num_steps, weight
+    def __init__(self, learner: Learner, *, by_clock: bool = True) -> None:
+        guide, elbo = self.guide, self.elbo = learner.guide, learner.elbo
+        batches, traits = self.batches, self.traits = learner.batches, learner.traits
+        self.model, self.processes = learner.model, learner.processes
+        self.annealing, self.weight, self.num_steps = learner.annealing, learner.plan.weight, learner.asked.num_steps
         leaves = [*guide.parameters(), *elbo.params.values()]
         self.parameters = FlatParameters(leaves, step_shares(guide.bijection))
         self.is_ragged, self.trouble, self._by_clock = False, "", by_clock
@@ -79,10 +61,17 @@ class Trainer:
         self.least_loss = -math.inf
         if traits.is_discrete:
             self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
-        self.stepper = self._plain = self._make_stepper(model, elbo, num_steps, is_fixed=batches.is_fixed)
+        self.stepper = self._plain = self._make_stepper(self.model, elbo, self.num_steps, is_fixed=batches.is_fixed)
         self._tempered: Stepper | None = None
-        if annealing is not None:
-            self._tempered = self._make_tempered(batches.first, annealing.num_steps)
+        if self.annealing is not None:
+            self._tempered = self._make_tempered(batches.first, self.annealing.num_steps)
+        guide._start = None  # it is trained from now on
+
+    @property
+    def gradient(self) -> str:
+        """What the last step's gradient went by: "path", or "total", as all do once one had to."""
+        steps = (self.elbo, self.stepper.elbo)
+        return "path" if all(elbo.is_path(self.guide) for elbo in steps) else "total"
 
     def state_dict(self) -> dict[str, Any]:
         """Where the steps are, before a call of `batches.peek`: plain values and random states."""
