@@ -8,7 +8,6 @@ from torch.utils.data import WeightedRandomSampler
 
 from pyro_hypernet.correction.langevin import Gradient
 from pyro_hypernet.model.density import LogJoint
-from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import Model, outside_of_pyro
 from pyro_hypernet.model.tempered import TemperedModel
 from pyro_hypernet.train.asked import check_scales, check_traits
@@ -29,11 +28,6 @@ class Looks:
     log_joint: LogJoint
     w: Tensor
     prototype_trace: Any
-
-    @property
-    def layout(self) -> Layout:
-        """Its latent sites."""
-        return self.log_joint.layout
 
     def density(self, model: Model) -> LogJoint:
         """The density of another form of it."""

@@ -25,9 +25,9 @@ class Asked:
     plan: Plan
 
 
-def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
+def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None, *, kind: Any = AutoHypernet) -> None:
     """Raises where the arguments of a fit are of the wrong kind, as `fit` says."""
-    if not isinstance(guide, AutoHypernet):
+    if not isinstance(guide, kind):
         raise TypeError(
             f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
             "takes VectorizedELBO too; of a GuideMixture best_start takes the components, one by one."

@@ -14,13 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.guide.guide_mixture import GuideMixture
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.asked import Asked, check, check_scales, told_num_data
 from pyro_hypernet.train.batches import Batches
-from pyro_hypernet.train.components import fit_in_turn
+from pyro_hypernet.train.components import InTurn
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.interrupts import Interrupts
 from pyro_hypernet.train.kept_run import KeptRun
@@ -145,26 +145,23 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    if isinstance(guide, GuideMixture):
-        options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
-        check(guide.components[0], num_steps, elbo, plan)
-        fit_one = partial(fit, **options, progress=progress)
-        with Processes.of_group() as processes:
-            return fit_in_turn(fit_one, model, guide, Batches(args, processes), kwargs or {}, checkpoint)
-    check(guide, num_steps, elbo, plan)
-    asked = Asked(num_steps, elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
+    check(guide, num_steps, elbo, plan, kind=JointGuide)
+    checkpoint = None if checkpoint is None else as_checkpoint(checkpoint)
     with Processes.of_group() as processes:
-        folder = None
-        if checkpoint is not None:
-            folder = processes.share(lambda: RunFolder(as_checkpoint(checkpoint)))
+        if isinstance(guide, GuideMixture):
+            options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
+            in_turn = InTurn(model, guide, Batches(args, processes), dict(kwargs or {}))
+            return in_turn.fit(partial(fit, **options, progress=progress), checkpoint)
+        asked = Asked(num_steps, elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
+        folder = processes.share(lambda: RunFolder(checkpoint)) if checkpoint else None
         if folder and folder.saved:
             put_back(folder.saved["start"], args)
         at_start = snapshot(args) if folder else {}
-        batches, kwargs = Batches(args, processes, is_kept=folder is not None), dict(kwargs or {})
+        batches = Batches(args, processes, is_kept=folder is not None)
         guide.reject(None)
         try:
             with told_num_data(model, batches):
-                learner = Learner(model, guide, batches, kwargs, asked)
+                learner = Learner(model, guide, batches, dict(kwargs or {}), asked)
                 return _fit(learner, folder, at_start, progress=progress)
         finally:
             if folder:

@@ -21,7 +21,7 @@ class Learner:
 
     Args:
         model: The Pyro model.
-        guide: The guide; it is set up, and takes the temperature that is asked for.
+        guide: The guide; it is set up if need be.
         batches: The model's arguments.
         kwargs: Its keyword arguments, the same for all batches.
         asked: What the fit is asked to do.
@@ -49,7 +49,6 @@ class Learner:
         self.model = ByName(model) if batches.is_named else model
         self.traits = find_traits(self.model, guide, batches.first)
         check_traits(self.traits, batches, asked.plan.rejection)
-        guide.take_temperature(self.plan)
         self.elbo = asked.elbo.with_options(
             num_particles=asked.elbo.options["num_particles"] or self.plan.num_particles
         )

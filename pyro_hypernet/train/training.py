@@ -66,6 +66,7 @@ class Trainer:
         if self.annealing is not None:
             self._tempered = self._make_tempered(batches.first, self.annealing.num_steps)
         guide._start = None  # it is trained from now on
+        guide.take_temperature(learner.plan)
 
     @property
     def gradient(self) -> str:

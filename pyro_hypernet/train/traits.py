@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.called import blaming_arguments
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import minibatches
-from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one, trace_outside
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_outside
 from pyro_hypernet.model.traces import observed_nodes
 
 
@@ -49,19 +49,19 @@ class Traits:
 def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
     """Runs the model at weights that the guide can draw, or at its start; no random number is used up."""
     log_joint, w = guide.density(model), guide.looks(2)
+    names = log_joint.layout.names
     try:
-        values = guide.layout.constrain(w[0])[0]
-        first = _run(model, values, batch)
+        first = _run(log_joint, w, batch)
     except Exception:  # at the start the density is known to be finite
-        values = {name: guide.prototype_trace.nodes[name]["value"] for name in guide.layout.names}
-        w = guide.layout.unconstrain(values)[0][None]
-        first = _run(model, values, batch)
+        nodes = guide.prototype_trace.nodes
+        w = log_joint.layout.unconstrain({name: nodes[name]["value"] for name in names})[0][None]
+        first = _run(log_joint, w, batch)
     noise = next((f"plate {f.name!r} draws {f.size} of {f.full_size} data" for f in minibatches(first)), "")
     if not noise and (random := log_joint.random_sites(w, *batch)):
         noise = f"the model draws at random by itself: the log density of {random[0]!r} is another at the same weights"
-    observed = observed_nodes(first, values)
+    observed = observed_nodes(first, names)
     data = {name: node for name, node in observed.items() if not isinstance(_innermost(node["fn"]), dist.Unit)}
-    has_density = all(_is_density(first.nodes[name]) for name in values if name in first.nodes)
+    has_density = all(_is_density(first.nodes[name]) for name in names)
     is_discrete = bool(data) and len(data) == len(observed) and all(map(_is_probability, data.values()))
     return Traits({name: _scale(node) for name, node in data.items()}, noise, is_discrete and has_density)
 
@@ -77,17 +77,9 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
     return None
 
 
-def _run(model: Model, values: dict[str, Tensor], batch: tuple) -> Trace:
-    with (
-        same_random_numbers(tensors_in(batch)),
-        torch.no_grad(),
-        outside_of_pyro(),
-        pyro.validation_enabled(False),
-        blaming_arguments(model, batch, {}),
-    ):
-        trace = trace_one(model, values, batch, {})
-        trace.compute_log_prob()
-    return trace
+def _run(log_joint: LogJoint, w: Tensor, batch: tuple) -> Trace:
+    with same_random_numbers(tensors_in(batch)), torch.no_grad(), outside_of_pyro():
+        return log_joint.trace(w[0], *batch)
 
 
 def _scale(node: dict[str, Any]) -> float:
