@@ -47,15 +47,11 @@ class SghmcKernel:
     max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
-        if not self.max_seconds > 0 or not (self.temperature is None or 0 < self.temperature < math.inf):
+        given = [value for value in (self.step_size, self.friction, self.temperature) if value is not None]
+        if not all(0 < value < math.inf for value in given) or not self.max_seconds > 0 or self.num_cycles < 0:
             raise ValueError(
-                f"temperature and max_seconds must be positive; got {self.temperature!r} and {self.max_seconds!r}."
-            )
-        is_wrong = self.step_size is not None and not 0 < self.step_size < math.inf
-        if is_wrong or not 0 < self.friction < math.inf or self.num_cycles < 0:
-            raise ValueError(
-                "step_size and friction must be positive, num_cycles 0 or more; got "
-                f"{self.step_size}, {self.friction} and {self.num_cycles}."
+                "step_size, friction, temperature and max_seconds must be positive, num_cycles 0 or more; got "
+                f"{self.step_size}, {self.friction}, {self.temperature}, {self.max_seconds} and {self.num_cycles}."
             )
 
     def factor(self, share: float) -> float:

@@ -12,7 +12,7 @@ from pyro import validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.correction.gradients import Gradients, Looks
+from pyro_hypernet.correction.gradients import Gradients
 from pyro_hypernet.correction.langevin import Langevin, SghmcKernel, measure_noise
 from pyro_hypernet.correction.move import check_sites, good_ones
 from pyro_hypernet.evaluation.draws import draws, is_guide, temperature_of
@@ -132,7 +132,7 @@ def move_by_minibatch(
         first, named = batches.call(kwargs)
         target = bind_guide(model, posterior, first, named)
         starts = draws(posterior, *first, num_samples=num_chains, **named)
-        trace = check_sites(target, starts)
+        check_sites(target, starts)
         w = target.layout.unconstrain(starts)[0]
         if len(w) < 2:
             raise ValueError(f"At least two draws are needed to start from; the posterior holds {len(w)}.")
@@ -140,8 +140,8 @@ def move_by_minibatch(
         wider = (temperature / temperature_of(posterior)) ** 0.5
         scale = widths_of(posterior, target.layout, first, named) * wider
         model = partial(model, **kwargs) if kwargs else model
-        looks = Looks(target.log_joint, w, trace)
-        gradients = Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
+        log_joint = target.log_joint.of(ByName(model) if batches.is_named else model)
+        gradients = Gradients(log_joint, w, batches, temperature)
         w = w[good_ones(gradients.fixed()(w).isfinite().all(-1), target, "start")]
         noise = measure_noise(gradients.next, w, scale, gradients.pass_length)
         chains = Langevin(w, scale, kernel, noise, gradients.pass_length)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-# The share of the steps after which data count once that are annealed.
+# The share of a fit's steps after which data count once that are annealed.
 ANNEALED_SHARE = 0.5
 
 
@@ -12,11 +12,6 @@ class Annealing:
 
     start: float
     num_steps: int
-
-    @classmethod
-    def of_fit(cls, start: float, num_steps: int) -> "Annealing":
-        """That of a fit of so many steps."""
-        return cls(start, max(1, int(ANNEALED_SHARE * num_steps)))
 
     def __call__(self, step: int) -> float:
         """Beta at this step, counted from 0."""

@@ -18,14 +18,7 @@ from pyro_hypernet.train.resume import Checkpoint
 
 @dataclass(frozen=True)
 class InTurn:
-    """A mixture to be trained: its components one after the other, each with a model of its own where it needs that.
-
-    Args:
-        model: The Pyro model.
-        mixture: The mixture.
-        batches: The model's arguments.
-        kwargs: Its keyword arguments, the same for all batches.
-    """
+    """A mixture to be trained, its components one after the other; arguments as of `Learner`."""
 
     model: Model
     mixture: GuideMixture

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from pyro_hypernet.train.notices import after_fit, keep_going
 from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
 from pyro_hypernet.train.processes import Processes
 from pyro_hypernet.train.random_states import put_back, snapshot
-from pyro_hypernet.train.resume import Checkpoint, RunFolder, as_checkpoint
+from pyro_hypernet.train.resume import Checkpoint, RunFolder
 from pyro_hypernet.train.training import REMEDY, Trainer
 from pyro_hypernet.train.verification import verify
 
@@ -146,7 +147,8 @@ def fit(
         'all steps done'
     """
     check(guide, num_steps, elbo, plan, kind=JointGuide)
-    checkpoint = None if checkpoint is None else as_checkpoint(checkpoint)
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
     with Processes.of_group() as processes:
         if isinstance(guide, GuideMixture):
             options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
@@ -159,13 +161,9 @@ def fit(
         at_start = snapshot(args) if folder else {}
         batches = Batches(args, processes, is_kept=folder is not None)
         guide.reject(None)
-        try:
-            with told_num_data(model, batches):
-                learner = Learner(model, guide, batches, dict(kwargs or {}), asked)
-                return _fit(learner, folder, at_start, progress=progress)
-        finally:
-            if folder:
-                folder.close()
+        with told_num_data(model, batches), closing(folder) if folder else nullcontext():
+            learner = Learner(model, guide, batches, dict(kwargs or {}), asked)
+            return _fit(learner, folder, at_start, progress=progress)
 
 
 def best_start(
@@ -241,7 +239,7 @@ def _fit(learner: Learner, folder: RunFolder | None, at_start: dict[str, Any], *
             reached, stopped_because = _train(trainer, run, kept, interrupts, progress=progress)
             interrupts.waits = processes.size > 1
             if stopped_because != "interrupted":
-                reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
+                reached, stopped_because = _verify(trainer, run, reached, stopped_because)
         finally:
             parameters.release()
         after_fit(learner.guide, run.losses, trainer.trouble, run.num_divergences)
@@ -254,7 +252,9 @@ def _fit(learner: Learner, folder: RunFolder | None, at_start: dict[str, Any], *
         seconds=time.perf_counter() - kept.start,
         num_skipped=run.num_skipped,
         stopped_because=why or stopped_because,
-        gradient=trainer.gradient,
+        gradient="path"
+        if all(elbo.is_path(learner.guide) for elbo in (learner.elbo, trainer.stepper.elbo))
+        else "total",
         mode=learner.elbo.log_joint.mode,
         compile=trainer.stepper.compile,
         compile_reason=trainer.stepper.reason,
@@ -325,16 +325,13 @@ def _take_step(trainer: Trainer, run: Optimiser, number: int) -> None:
         )
 
 
-def _verify(
-    trainer: Trainer, num_steps: int, first: list[Tensor] | None, reached: float, stopped_because: str
-) -> tuple[float, str]:
+def _verify(trainer: Trainer, run: Optimiser, reached: float, stopped_because: str) -> tuple[float, str]:
     """The bound of fresh draws, and why training stopped."""
+    measure = partial(verify, trainer, run.first, len(run.losses), reached)
     if trainer.processes.size > 1:  # an error is one of all
         trainer.processes.share_random_numbers()
-        bound = verify(trainer, first, num_steps)
-        return reached if bound is None else bound, stopped_because
+        return measure(), stopped_because
     try:
-        bound = keep_going(partial(verify, trainer, first, num_steps), None, "Measuring the bound")
+        return keep_going(measure, reached, "Measuring the bound"), stopped_because
     except KeyboardInterrupt:
         return reached, "interrupted"
-    return reached if bound is None else bound, stopped_because

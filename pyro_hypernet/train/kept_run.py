@@ -12,7 +12,6 @@ import torch
 
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.train import random_states
-from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.learner import Learner
 from pyro_hypernet.train.optimiser import Optimiser, copies, put
 from pyro_hypernet.train.processes import fingerprint
@@ -45,11 +44,9 @@ class KeptRun:
         self.is_over = bool(self.saved) and self.saved["stopped_because"] == "no improvement"
         if folder is None:
             return
-        annealing = learner.annealing
-        self._constant: dict[str, Any] = {"start": at_start, "annealing": annealing and annealing.start}
         # Every step has a seed of its own: runs that are captured or not differ in how many numbers they draw.
-        self._constant["seed"] = int(torch.randint(2**62, ()))
-        self._constant["options"] = _describe(learner)
+        seed, options = int(torch.randint(2**62, ())), _describe(learner)
+        self._constant = {"start": at_start, "annealing": learner.anneal, "seed": seed, "options": options}
         if self.saved:
             self._restore()
 
@@ -59,8 +56,7 @@ class KeptRun:
         self.folder.restore(self.learner.guide, self.learner.elbo.params)
         self.start -= self.saved["seconds"]
         self._constant = {name: self.saved[name] for name in self._constant}
-        start = self._constant["annealing"]
-        self.learner.annealing = start and Annealing.of_fit(start, self.learner.asked.num_steps)
+        self.learner.anneal = self.saved["annealing"]
 
     def begin(self, trainer: Trainer, run: Optimiser) -> None:
         """Takes what steps, and puts it back to where the checkpoint was written.

@@ -10,10 +10,9 @@ from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.rejection import Choice
 from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.single_run import Model
-from pyro_hypernet.train.anneal import Annealing
 from pyro_hypernet.train.asked import Asked, check_traits
 from pyro_hypernet.train.batches import Batches
-from pyro_hypernet.train.traits import find_traits
+from pyro_hypernet.train.traits import Traits, find_traits
 
 
 class Learner:
@@ -31,7 +30,7 @@ class Learner:
         traits: Of the model on the first batch.
         plan: The guide's, with what is asked for in its place.
         elbo: The bound, prepared for model and guide.
-        annealing: How often the data count at every step, times the plan's weight, or None for once.
+        anneal: How often the data count at first, times the plan's weight; None for once, as in the end.
 
     Raises:
         ValueError: As `fit`.
@@ -47,7 +46,7 @@ class Learner:
         self.plan = asked.plan.beside(guide.plan)
         model = partial(model, **kwargs) if kwargs else model
         self.model = ByName(model) if batches.is_named else model
-        self.traits = find_traits(self.model, guide, batches.first)
+        self.traits = self.find_traits(batches.first)
         check_traits(self.traits, batches, asked.plan.rejection)
         self.elbo = asked.elbo.with_options(
             num_particles=asked.elbo.options["num_particles"] or self.plan.num_particles
@@ -55,19 +54,21 @@ class Learner:
         self.elbo.prepare(self.model, guide, batches.first, {})
         self.elbo.share = self.processes.share_of_particles(self.elbo.num_particles, self.elbo.bound)
         self.processes.share_tensors(self.learnt())
-        self.annealing = self.processes.share(self._choose_annealing)
+        self.anneal: float | None = self.processes.share(self._choose_anneal)
+
+    def find_traits(self, batch: tuple) -> Traits:
+        """Of the model on a batch."""
+        return find_traits(self.guide.density(self.model), self.guide.places(), batch)
 
     def learnt(self) -> dict[str, Tensor]:
         """The tensors of the guide, and the model's own parameters, by name."""
         params = {f"param {name}": value for name, value in self.elbo.params.items()}
         return {**self.guide.state_dict(), **params}
 
-    def _choose_annealing(self) -> Annealing | None:
+    def _choose_anneal(self) -> float | None:
         # Of its own accord only in a first fit, of a model without parameters of its own.
         suits = self.asked.plan.anneal != "auto" or (self.guide.suits_annealing and not self.elbo.params)
-        if not suits or self.plan.anneal == 1:
-            return None
-        return Annealing.of_fit(float(self.plan.anneal), self.asked.num_steps)
+        return float(self.plan.anneal) if suits and self.plan.anneal != 1 else None
 
     def choose_draws(self) -> tuple[Choice | None, str | None]:
         """Lets the posterior choose among the guide's draws, where that is asked for or suits both.

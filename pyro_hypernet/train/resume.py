@@ -216,11 +216,6 @@ class RunFolder:
             self._board.close()
 
 
-def as_checkpoint(asked: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
-    """What `fit` takes: a folder, or a `Checkpoint`."""
-    return asked if isinstance(asked, Checkpoint) else Checkpoint(asked)
-
-
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 200 else text[:200] + "…"

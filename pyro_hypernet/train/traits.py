@@ -1,6 +1,7 @@
 """What a fit has to know of a model beforehand, found by running it on a batch."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,16 +47,9 @@ class Traits:
         return bool(self.scales) and len(self.unscaled) == len(self.scales)
 
 
-def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
-    """Runs the model at weights that the guide can draw, or at its start; no random number is used up."""
-    log_joint, w = guide.density(model), guide.looks(2)
-    names = log_joint.layout.names
-    try:
-        first = _run(log_joint, w, batch)
-    except Exception:  # at the start the density is known to be finite
-        nodes = guide.prototype_trace.nodes
-        w = log_joint.layout.unconstrain({name: nodes[name]["value"] for name in names})[0][None]
-        first = _run(log_joint, w, batch)
+def find_traits(log_joint: LogJoint, w: Tensor, batch: tuple) -> Traits:
+    """Runs a model at the first of some weights, shape `(S, D)`, where it runs; no random number is used up."""
+    names, (w, first) = log_joint.layout.names, _first_run(log_joint, w, batch)
     noise = next((f"plate {f.name!r} draws {f.size} of {f.full_size} data" for f in minibatches(first)), "")
     if not noise and (random := log_joint.random_sites(w, *batch)):
         noise = f"the model draws at random by itself: the log density of {random[0]!r} is another at the same weights"
@@ -77,9 +71,13 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
     return None
 
 
-def _run(log_joint: LogJoint, w: Tensor, batch: tuple) -> Trace:
+def _first_run(log_joint: LogJoint, w: Tensor, batch: tuple) -> tuple[Tensor, Trace]:
+    """The weights where the model ran, with the next, and the run."""
     with same_random_numbers(tensors_in(batch)), torch.no_grad(), outside_of_pyro():
-        return log_joint.trace(w[0], *batch)
+        for number in range(len(w) - 1):
+            with suppress(Exception):
+                return w[number : number + 2], log_joint.trace(w[number], *batch)
+        return w[-1:], log_joint.trace(w[-1], *batch)
 
 
 def _scale(node: dict[str, Any]) -> float:
