@@ -246,15 +246,14 @@ def _fit(learner: Learner, folder: RunFolder | None, at_start: dict[str, Any], *
         processes.share_tensors(learner.learnt())
         if stopped_because != "interrupted":
             chosen, why = learner.choose_draws()
+    bounds = learner.elbo, trainer.stepper.elbo
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
         elbo=chosen.elbo if chosen else reached,
         seconds=time.perf_counter() - kept.start,
         num_skipped=run.num_skipped,
         stopped_because=why or stopped_because,
-        gradient="path"
-        if all(elbo.is_path(learner.guide) for elbo in (learner.elbo, trainer.stepper.elbo))
-        else "total",
+        gradient="path" if all(elbo.is_path(learner.guide) for elbo in bounds) else "total",
         mode=learner.elbo.log_joint.mode,
         compile=trainer.stepper.compile,
         compile_reason=trainer.stepper.reason,
