@@ -18,7 +18,7 @@ from models.references import NAMES, read_reference
 from pyro_hypernet import AutoHypernet, Plan, fit, predict
 from pyro_hypernet.evaluation.distances import wasserstein_over_sd
 from pyro_hypernet.evaluation.importance import elbo
-from pyro_hypernet.train.fit import _ANNEALED_SHARE
+from pyro_hypernet.train.anneal import ANNEALED_SHARE
 
 RATE, DRAWS = 0.05, 4000
 
@@ -31,7 +31,7 @@ def one_cell(folder: str, task: str, anneal: float, seed: int, num_steps: int) -
     pyro.set_rng_seed(seed)
     guide = AutoHypernet(model)
     result = fit(model, guide, args, num_steps=num_steps, plan=Plan(anneal=anneal, rejection=None), progress=False)
-    found: dict[str, Any] = {"task": task, "seed": seed, "anneal": anneal, "share": _ANNEALED_SHARE, "steps": num_steps}
+    found: dict[str, Any] = {"task": task, "seed": seed, "anneal": anneal, "share": ANNEALED_SHARE, "steps": num_steps}
     found["seconds"] = result.seconds
     for prefix in ("", "rejected_"):
         f = predict(model, guide, reference.x_test, num_samples=DRAWS, return_sites=["f"])["f"]
@@ -80,7 +80,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     tasks, seeds, num_steps = (["penguins"], 1, 300) if options.quick else (options.tasks, options.seeds, 3000)
     records = kept("anneal", quick=options.quick)
-    done = {(r["task"], r["seed"], r["anneal"], r["steps"]) for r in records if r["share"] == _ANNEALED_SHARE}
+    done = {(r["task"], r["seed"], r["anneal"], r["steps"]) for r in records if r["share"] == ANNEALED_SHARE}
     for seed in range(seeds):
         for task in tasks:
             for anneal in options.anneal:

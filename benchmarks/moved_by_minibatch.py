@@ -22,7 +22,7 @@ from real_networks_against_dropout_and_ensembles import Images, Net, loader
 from timing import keep, spread, table
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, Plan, bayesianize, distill, fit, move_by_minibatch, predict
+from pyro_hypernet import AutoHypernet, Plan, SghmcKernel, bayesianize, distill, fit, move_by_minibatch, predict
 
 NUM_DRAWS, TEMPERATURES = 48, (1.0, 0.01)
 
@@ -50,9 +50,8 @@ def measure(data: Images, seed: int, temperature: float, num_steps: int) -> list
     keep_row(f"mean field at {temperature:g}", start, guide)
     for other in TEMPERATURES:
         start, options = time.process_time(), {"num_steps": num_steps, "warmup_steps": num_steps // 3}
-        moved = move_by_minibatch(
-            model, guide, batches, num_samples=4 * NUM_DRAWS, temperature=other, progress=False, **options
-        )
+        options |= {"num_samples": 4 * NUM_DRAWS, "progress": False}
+        moved = move_by_minibatch(model, guide, batches, kernel=SghmcKernel(temperature=other), **options)
         print(f"step size {moved.step_size:.3g}, kinetic temperature {moved.kinetic_temperature:.3g}", flush=True)
         name = f"mean field at {temperature:g}, moved at {other:g}"
         keep_row(name, start, moved)

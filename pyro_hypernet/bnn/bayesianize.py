@@ -247,7 +247,8 @@ class BayesianNet(nn.Module):
         y, mask = counted(call.y, call.y_mask, self._ignore_value)
         is_readable = all(map(_is_readable, call.tensors))
         if is_readable:
-            self._check_inputs(call, y)
+            self._interface.check(self.net, call, next(self.net.parameters()))
+            _check_counts(call, y)
             self._warn_of_unused(call)
             self._try_gains(call)
         f = self._outputs(call, self._values(), on_outputs=self._on_outputs)
@@ -313,11 +314,7 @@ class BayesianNet(nn.Module):
     def _announced(self) -> dict[str, Tensor]:
         """The values of the point estimates, from a dict from statement to value."""
         if self._members:
-            nets, parts = [member.net for member in self._members], self._learnt.items()
-            like = next(nets[0].parameters())
-            chosen = pyro.sample(COMPONENT, dist.Categorical(logits=like.new_zeros(len(nets))))[None]
-            every = {statement: torch.stack([net.get_parameter(name) for net in nets]) for name, statement in parts}
-            return {statement: values.index_select(0, chosen)[0] for statement, values in every.items()}
+            return _learnt_of_one([member.net for member in self._members], self._learnt)
         named = {statement: self.net.get_parameter(name) for name, statement in self._learnt.items()}
         values, self._prefix = announce(named, type(self).__name__, self._prefix)
         return values
@@ -327,12 +324,7 @@ class BayesianNet(nn.Module):
         try:
             result = run_network(self.net, self._needs, values, call.args, call.kwargs, on_outputs=on_outputs)
         except RuntimeError as error:
-            whole = [x.dtype for x in call.tensors if not x.is_floating_point() and x.dtype != torch.bool]
-            if whole and ("dtype" in str(error) or "type" in str(error)):
-                raise TypeError(
-                    f"The network cannot take inputs of {whole[0]}: convert them as for its training, images for "
-                    f"example by x.float() / 255 ({error})."
-                ) from error
+            _blame_whole_numbers(error, call)
             raise
         f = self._interface.outputs(result)
         return f.unsqueeze(-1) if f.dim() == 1 else f
@@ -341,23 +333,6 @@ class BayesianNet(nn.Module):
         """The outputs with the axis of what goes into one target last; of targets with outputs of their own as is."""
         has_own = self.likelihood.target_shape(f.shape[self._class_axis]) != ()
         return f if has_own else f.movedim(self._class_axis, -1)
-
-    def _check_inputs(self, call: Call, y: Tensor | None) -> None:
-        self._interface.check(self.net, call, next(self.net.parameters()))
-        if y is not None:
-            x = call.tensors[0]
-            if y.dim() == 0 or len(y) != len(x):
-                raise ValueError(
-                    f"x and y must hold the same number of data; their shapes are {tuple(x.shape)} and "
-                    f"{tuple(y.shape)}."
-                )
-            check_finite("y", y)
-        weight = call.y_weight
-        if weight is not None and (weight.shape != call.tensors[0].shape[:1] or not bool((weight > 0).all())):
-            raise ValueError(
-                f"y_weight must hold a positive number for each of {len(call.tensors[0])} data; its shape is "
-                f"{tuple(weight.shape)}, its least value {weight.min():.3g}: leave out data that do not count."
-            )
 
     def _warn_of_unused(self, call: Call) -> None:
         """At the first call outside of torch.func: says which random parameters the outputs do not depend on."""
@@ -404,6 +379,14 @@ class BayesianNet(nn.Module):
         self._random = left if leaves_out else self._random
 
 
+def _learnt_of_one(nets: Sequence[nn.Module], learnt: Mapping[str, str]) -> dict[str, Tensor]:
+    """The point estimates of one of several networks, which the site "component" draws, by statement."""
+    like = next(nets[0].parameters())
+    chosen = pyro.sample(COMPONENT, dist.Categorical(logits=like.new_zeros(len(nets))))[None]
+    every = {statement: torch.stack([net.get_parameter(name) for net in nets]) for name, statement in learnt.items()}
+    return {statement: values.index_select(0, chosen)[0] for statement, values in every.items()}
+
+
 def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
     owner, leaf = net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
     value = net.get_parameter(name).detach().clone()
@@ -443,6 +426,22 @@ def _choose(net: nn.Module, sites: str | Sequence[str], output: Output | None) -
     return [name for name in parameters if any(fnmatchcase(name, pattern) for pattern in sites)]
 
 
+def _check_counts(call: Call, y: Tensor | None) -> None:
+    """Of inputs, targets and what these count."""
+    x, weight = call.tensors[0], call.y_weight
+    if y is not None:
+        if y.dim() == 0 or len(y) != len(x):
+            raise ValueError(
+                f"x and y must hold the same number of data; their shapes are {tuple(x.shape)} and {tuple(y.shape)}."
+            )
+        check_finite("y", y)
+    if weight is not None and (weight.shape != x.shape[:1] or not bool((weight > 0).all())):
+        raise ValueError(
+            f"y_weight must hold a positive number for each of {len(x)} data; its shape is {tuple(weight.shape)}, its "
+            f"least value {weight.min():.3g}: leave out data that do not count."
+        )
+
+
 def _check_shape(f: Tensor, call: Call, class_axis: int) -> None:
     number = call.tensors[0].shape[0]
     if f.dim() < 2 or f.shape[0] != number or not -f.dim() <= class_axis < f.dim():
@@ -468,6 +467,16 @@ def _check_targets(y: Tensor | None, f: Tensor, positioned: Tensor, likelihood: 
             )
         y = y.flatten(0, positioned.dim() - 2)
     likelihood.check_targets(y, width)
+
+
+def _blame_whole_numbers(error: RuntimeError, call: Call) -> None:
+    """Raises where a network failed for inputs whose type it does not take."""
+    whole = [x.dtype for x in call.tensors if not x.is_floating_point() and x.dtype != torch.bool]
+    if whole and "type" in str(error):
+        raise TypeError(
+            f"The network cannot take inputs of {whole[0]}: convert them as for its training, images for example by "
+            f"x.float() / 255 ({error})."
+        ) from error
 
 
 def _is_readable(value: Tensor) -> bool:

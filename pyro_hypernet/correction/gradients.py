@@ -1,55 +1,25 @@
 """Gradients of minibatches: of a log density at a temperature, each datum counting equally often."""
 
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 from torch.utils.data import WeightedRandomSampler
 
 from pyro_hypernet.correction.langevin import Gradient
 from pyro_hypernet.model.density import LogJoint
-from pyro_hypernet.model.layout import Layout
-from pyro_hypernet.model.single_run import Model, outside_of_pyro
+from pyro_hypernet.model.single_run import outside_of_pyro
 from pyro_hypernet.model.tempered import TemperedModel
 from pyro_hypernet.train.asked import check_scales, check_traits
 from pyro_hypernet.train.batches import Batches, Shares
 from pyro_hypernet.train.traits import find_traits
 
 
-@dataclass(frozen=True)
-class Looks:
-    """Where a model is looked at, in the place of a guide.
-
-    Attributes:
-        log_joint: Its density.
-        w: Unconstrained weights, shape `(S, D)`.
-        prototype_trace: A run of it.
-    """
-
-    log_joint: LogJoint
-    w: Tensor
-    prototype_trace: Any
-
-    @property
-    def layout(self) -> Layout:
-        """Its latent sites."""
-        return self.log_joint.layout
-
-    def density(self, model: Model) -> LogJoint:
-        """The density of another form of it."""
-        return self.log_joint.of(model)
-
-    def looks(self, num_draws: int) -> Tensor:
-        """The first of the weights."""
-        return self.w[:num_draws]
-
-
 class Gradients:
     """The gradient of the log density that every next minibatch estimates, each datum counting equally often.
 
     Args:
-        model: The Pyro model, its arguments all in the batches.
-        looks: Where it is looked at.
+        log_joint: The density of the Pyro model, its arguments all in the batches.
+        w: Weights at which it is tried, shape `(S, D)`.
         batches: Its arguments.
         temperature: Of prior and entropy.
 
@@ -61,13 +31,13 @@ class Gradients:
         ValueError: If several minibatches are not scaled to all data.
     """
 
-    def __init__(self, model: Model, looks: Looks, batches: Batches, temperature: float) -> None:
-        self.model, self.looks, self.batches, self.temperature = model, looks, batches, temperature
-        self.traits = find_traits(model, looks, batches.first)
+    def __init__(self, log_joint: LogJoint, w: Tensor, batches: Batches, temperature: float) -> None:
+        self.batches, self.temperature = batches, temperature
+        find = partial(find_traits, log_joint, w)
+        self.traits = find(batches.first)
         check_traits(self.traits, batches, None)
-        self.shares = Shares(self.traits)
-        self.shares.meet(batches.first, self.traits)
-        self.log_joint = looks.density(TemperedModel(model))
+        self.shares = Shares(self.traits, batches.first, find)
+        self.log_joint = log_joint.of(TemperedModel(log_joint.model))
         self.num_batches = self.num_steps = 0
 
     @property
@@ -84,8 +54,6 @@ class Gradients:
         if self.num_batches == 1:
             check_scales(self, self.batches, self.traits)
         self.num_batches += 1
-        if not self.batches.is_fixed and not self.shares.knows(batch):
-            self.shares.meet(batch, find_traits(self.model, self.looks, batch))
         share = 1.0 if self.batches.is_fixed else self.shares(batch, self.batches.number)
         return self._of(batch, share)
 

@@ -32,6 +32,8 @@ class SghmcKernel:
         corrects_noise: Whether every coordinate has as much more friction as undoes the heat of the minibatches' noise.
         num_cycles: Where positive, after the warm-up the step size falls from four times itself to a quarter along so
             many half cosines, and draws are kept from the latter half of each.
+        temperature: Of prior and entropy; None for that of the guide.
+        max_seconds: After so long no further step is made.
 
     Raises:
         ValueError: If a number is out of range.
@@ -41,13 +43,15 @@ class SghmcKernel:
     friction: float = 1.0
     corrects_noise: bool = True
     num_cycles: int = 0
+    temperature: float | None = None
+    max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
-        is_wrong = self.step_size is not None and not 0 < self.step_size < math.inf
-        if is_wrong or not 0 < self.friction < math.inf or self.num_cycles < 0:
+        given = [value for value in (self.step_size, self.friction, self.temperature) if value is not None]
+        if not all(0 < value < math.inf for value in given) or not self.max_seconds > 0 or self.num_cycles < 0:
             raise ValueError(
-                "step_size and friction must be positive, num_cycles 0 or more; got "
-                f"{self.step_size}, {self.friction} and {self.num_cycles}."
+                "step_size, friction, temperature and max_seconds must be positive, num_cycles 0 or more; got "
+                f"{self.step_size}, {self.friction}, {self.temperature}, {self.max_seconds} and {self.num_cycles}."
             )
 
     def factor(self, share: float) -> float:

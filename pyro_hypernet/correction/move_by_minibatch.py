@@ -12,7 +12,7 @@ from pyro import validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.correction.gradients import Gradients, Looks
+from pyro_hypernet.correction.gradients import Gradients
 from pyro_hypernet.correction.langevin import Langevin, SghmcKernel, measure_noise
 from pyro_hypernet.correction.move import check_sites, good_ones
 from pyro_hypernet.evaluation.draws import draws, is_guide, temperature_of
@@ -72,9 +72,7 @@ def move_by_minibatch(
     warmup_steps: int = 500,
     num_samples: int = 200,
     num_chains: int = 8,
-    temperature: float | None = None,
     kernel: SghmcKernel | None = None,
-    max_seconds: float = math.inf,
     progress: bool = True,
 ) -> MovedByMinibatch:
     """Moves draws of a guide towards the posterior by stochastic gradient Hamiltonian Monte Carlo.
@@ -98,9 +96,7 @@ def move_by_minibatch(
         warmup_steps: First steps, of which no draw is kept.
         num_samples: Draws to keep in all, evenly from every chain; rounded up to a multiple of the chains.
         num_chains: Chains; as many as `num_samples` for draws that are independent of each other, as `move` gives.
-        temperature: Of prior and entropy; None for that of the guide.
-        kernel: How chains move; None for SghmcKernel().
-        max_seconds: After so long no further step is made.
+        kernel: How chains move, at which temperature and for how long; None for SghmcKernel().
         progress: Whether to show a bar; quiet where the output is no terminal.
 
     Returns:
@@ -129,21 +125,14 @@ def move_by_minibatch(
         (torch.Size([40]), torch.Size([8, 5]))
     """
     kernel = kernel or SghmcKernel()
-    counts = {
-        "num_steps": num_steps,
-        "warmup_steps": warmup_steps,
-        "num_samples": num_samples,
-        "num_chains": num_chains,
-    }
-    _check(kernel, counts, temperature, max_seconds)
+    _check(kernel, num_steps=num_steps, warmup_steps=warmup_steps, num_samples=num_samples, num_chains=num_chains)
     start, batches, kwargs = time.perf_counter(), Batches(args), dict(kwargs or {})
-    if temperature is None:
-        temperature = temperature_of(posterior)
+    temperature = temperature_of(posterior) if kernel.temperature is None else kernel.temperature
     with told_num_data(model, batches), validation_enabled(False):
         first, named = batches.call(kwargs)
         target = bind_guide(model, posterior, first, named)
         starts = draws(posterior, *first, num_samples=num_chains, **named)
-        trace = check_sites(target, starts)
+        check_sites(target, starts)
         w = target.layout.unconstrain(starts)[0]
         if len(w) < 2:
             raise ValueError(f"At least two draws are needed to start from; the posterior holds {len(w)}.")
@@ -151,13 +140,13 @@ def move_by_minibatch(
         wider = (temperature / temperature_of(posterior)) ** 0.5
         scale = widths_of(posterior, target.layout, first, named) * wider
         model = partial(model, **kwargs) if kwargs else model
-        looks = Looks(target.log_joint, w, trace)
-        gradients = Gradients(ByName(model) if batches.is_named else model, looks, batches, temperature)
+        log_joint = target.log_joint.of(ByName(model) if batches.is_named else model)
+        gradients = Gradients(log_joint, w, batches, temperature)
         w = w[good_ones(gradients.fixed()(w).isfinite().all(-1), target, "start")]
         noise = measure_noise(gradients.next, w, scale, gradients.pass_length)
         chains = Langevin(w, scale, kernel, noise, gradients.pass_length)
         plan = num_steps, warmup_steps, math.ceil(num_samples / len(w))
-        kept, stopped_because = _run(chains, gradients, plan, until=start + max_seconds, progress=progress)
+        kept, stopped_because = _run(chains, gradients, plan, until=start + kernel.max_seconds, progress=progress)
         _tell(chains, gradients.num_steps)
         by_chain = target.layout.constrain(torch.stack(kept or [chains.w.clone()], 1))[0]
     return MovedByMinibatch(
@@ -173,7 +162,7 @@ def move_by_minibatch(
     )
 
 
-def _check(kernel: Any, counts: dict[str, int], temperature: float | None, max_seconds: float) -> None:
+def _check(kernel: Any, **counts: int) -> None:
     if not isinstance(kernel, SghmcKernel):
         raise TypeError(f"kernel must be an SghmcKernel, such as SghmcKernel(step_size=0.01); got {kernel!r}.")
     least = {"num_steps": 1, "warmup_steps": 0, "num_samples": 2, "num_chains": 2}
@@ -186,8 +175,6 @@ def _check(kernel: Any, counts: dict[str, int], temperature: float | None, max_s
             f"{counts['num_steps']} steps, {counts['warmup_steps']} of them warm-up, are too few for {per_chain} draws "
             "of every chain: take two steps for each at least, or more chains."
         )
-    if not max_seconds > 0 or not (temperature is None or 0 < temperature < math.inf):
-        raise ValueError(f"temperature and max_seconds must be positive; got {temperature!r} and {max_seconds!r}.")
 
 
 def widths_of(posterior: Any, layout: Layout, args: tuple, kwargs: dict[str, Any]) -> Tensor:

@@ -88,7 +88,7 @@ def weigh_last_layer(
 
 def _scale_of(model: Model, guide: AutoHypernet, batch: tuple) -> float:
     """How often the data of a batch count."""
-    traits = find_traits(model, guide, batch)
+    traits = find_traits(guide.density(model), guide.looks(2), batch)
     scales = set(traits.scales.values())
     if traits.noise or len(scales) != 1 or math.isnan(max(scales)):
         raise ValueError(

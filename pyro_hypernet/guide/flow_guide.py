@@ -112,6 +112,12 @@ class FlowGuide(AutoContinuous):
         """Weights that the guide can draw, the same at every call, shape `(num_draws, D)`, `num_draws` even."""
         return self._proposals().looks(num_draws)
 
+    def places(self) -> Tensor:
+        """Weights at which a model can be tried, `(3, D)`: two that the guide can draw, and where it ran at first."""
+        nodes = self.prototype_trace.nodes
+        start = self.layout.unconstrain({name: nodes[name]["value"].detach() for name in self.layout.names})[0]
+        return torch.cat([self.looks(2), start[None]])
+
     @property
     def rejection(self) -> Rejection | None:
         """The rejection that draws go through; None where every draw is kept, as while the guide learns."""

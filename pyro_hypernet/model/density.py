@@ -111,12 +111,17 @@ class LogJoint:
         params = {name: node["value"] for name, node in nodes.items() if node["type"] == "param"}
         return {name: v.unconstrained() if hasattr(v, "unconstrained") else v for name, v in params.items()}
 
-    def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The log density of every sample site, observed ones too, in nats, at one draw `w` of shape `(D,)`."""
+    def trace(self, w: Tensor, *args: Any, **kwargs: Any) -> Trace:
+        """One run of the model at a draw `w` of shape `(D,)`, with the log density of every sample site, in nats."""
         with pyro.validation_enabled(False), blaming_arguments(self.model, args, kwargs):
             trace = self._trace(self.layout.constrain(w)[0], args, kwargs)
             trace.compute_log_prob()
-        return {name: node["log_prob_sum"] for name, node in trace.nodes.items() if "log_prob_sum" in node}
+        return trace
+
+    def site_log_probs(self, w: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The log density of every sample site, observed ones too, in nats, at one draw `w` of shape `(D,)`."""
+        nodes = self.trace(w, *args, **kwargs).nodes
+        return {name: node["log_prob_sum"] for name, node in nodes.items() if "log_prob_sum" in node}
 
     def random_sites(self, w: Tensor, *args: Any, **kwargs: Any) -> list[str]:
         """The sites whose log density is another at every call, or that come and go; empty where the density is one.

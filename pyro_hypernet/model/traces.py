@@ -1,6 +1,6 @@
 """A trace of the model: which of its sites hold data, and what it computes."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import pyro
@@ -18,9 +18,9 @@ _WRAPPERS = (
 )
 
 
-def observed_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """The nodes, by name, that hold data, of a trace conditioned on one draw of `samples`."""
-    return {name: node for name, node in _data_nodes(trace, samples).items() if node["is_observed"]}
+def observed_nodes(trace: Trace, latent: Container[str]) -> dict[str, dict[str, Any]]:
+    """The nodes, by name, that hold data, of a trace conditioned on one draw of these latent sites."""
+    return {name: node for name, node in _data_nodes(trace, latent).items() if node["is_observed"]}
 
 
 def predictive_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -76,13 +76,13 @@ def class_probabilities(fn: Any) -> Tensor | None:
     return None
 
 
-def _data_nodes(trace: Trace, samples: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def _data_nodes(trace: Trace, latent: Container[str]) -> dict[str, dict[str, Any]]:
     """Sample sites that are neither latent nor deterministic nor subsampling."""
     return {
         name: node
         for name, node in trace.nodes.items()
         if node["type"] == "sample"
-        and name not in samples
+        and name not in latent
         and not site_is_subsample(node)
         and not node["infer"].get("_deterministic")
     }

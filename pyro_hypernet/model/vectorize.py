@@ -237,17 +237,9 @@ class Vectorized:
 
     def _give_up(self, what: str, own: list[str]) -> None:
         self.mode = "eager"
-        why = (
-            f"the model changes {', '.join(map(repr, own))} by itself"
-            if own
-            else "the model stops or replaces gradients"
-            if what == "its gradients"
-            else "the model reads something that is no argument of it, such as a clock, a file, data changed behind "
-            "torch's back or random numbers that are not torch's"
-        )
         warn_caller(
-            f"Captured as a graph, the model differs in {what} from a run of it as it stands: {why}. It runs "
-            "uncaptured from now on: slower, and right. Pass what changes as an argument."
+            f"Captured as a graph, the model differs in {what} from a run of it as it stands: {_why(what, own)}. It "
+            "runs uncaptured from now on: slower, and right. Pass what changes as an argument."
         )
 
     def _run(self, draws: Any, args: tuple, kwargs: dict) -> Any:
@@ -281,6 +273,18 @@ class Vectorized:
             self.mode = "loop"
         if self._batched.notes_failures != self._notes_failures:
             self._notes_failures, self._graphs = self._batched.notes_failures, Cache()
+
+
+def _why(what: str, own: list[str]) -> str:
+    """Why a graph may differ in this, in words; `own` is what the model has changed by itself."""
+    if own:
+        return f"the model changes {', '.join(map(repr, own))} by itself"
+    if what == "its gradients":
+        return "the model stops or replaces gradients"
+    return (
+        "the model reads something that is no argument of it, such as a clock, a file, data changed behind torch's "
+        "back or random numbers that are not torch's"
+    )
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The share of a fit's steps after which data count once that are annealed.
+ANNEALED_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class Annealing:

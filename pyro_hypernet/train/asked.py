@@ -19,14 +19,15 @@ from pyro_hypernet.train.traits import Traits
 class Asked:
     """The values that a fit goes by; of the bound only its options count, the plan is what differs from the guide's."""
 
+    num_steps: int
     elbo: VectorizedELBO
     optim: Optim
     plan: Plan
 
 
-def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None) -> None:
+def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None, *, kind: Any = AutoHypernet) -> None:
     """Raises where the arguments of a fit are of the wrong kind, as `fit` says."""
-    if not isinstance(guide, AutoHypernet):
+    if not isinstance(guide, kind):
         raise TypeError(
             f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
             "takes VectorizedELBO too; of a GuideMixture best_start takes the components, one by one."

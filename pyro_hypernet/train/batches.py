@@ -1,7 +1,7 @@
 """The arguments of a fit: one set, or those of an iterable gone through again and again, each datum counting once."""
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -166,12 +166,14 @@ class Shares:
     are taken to be as long as the first.
 
     Args:
-        first: Traits of the model on the first batch.
+        traits: Of the model on the first batch.
+        first: The first batch.
+        find: The traits of the model on another.
     """
 
-    def __init__(self, first: Traits) -> None:
-        self._first = first
-        self._known: dict[Any, float] = {}
+    def __init__(self, traits: Traits, first: tuple, find: Callable[[tuple], Traits]) -> None:
+        self._scales, self._find = traits.scales, find
+        self._known: dict[Any, float] = {_shapes(first): 1.0}
         self._pass: list[float] = []
         self._mean = 1.0
 
@@ -183,22 +185,17 @@ class Shares:
         """Puts back what `state_dict` returned."""
         vars(self).update(state)
 
-    def knows(self, batch: tuple) -> bool:
-        """Whether a batch of these shapes was met."""
-        return _shapes(batch) in self._known
-
-    def meet(self, batch: tuple, traits: Traits) -> None:
-        """Remembers what the model makes of a batch."""
-        if len(self._known) >= _MAX_SHAPES:
-            self._known.clear()
-        self._known[_shapes(batch)] = _relative_size(self._first.scales, traits.scales)
-
     def size(self, batch: tuple) -> float:
-        """How large a batch is that was met, the first being one."""
-        return self._known[_shapes(batch)]
+        """How large a batch is, the first being one."""
+        shapes = _shapes(batch)
+        if shapes not in self._known:
+            if len(self._known) >= _MAX_SHAPES:
+                self._known.clear()
+            self._known[shapes] = _relative_size(self._scales, self._find(batch).scales)
+        return self._known[shapes]
 
     def __call__(self, batch: tuple, number: int, size: float | None = None) -> float:
-        """The share of a batch that was met, the `number` of its pass, from 0.
+        """The share of a batch, the `number` of its pass, from 0.
 
         Its `size` is given where other processes have their part of it; None for its own.
         """

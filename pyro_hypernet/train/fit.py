@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,37 +14,25 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.guide.guide_mixture import GuideMixture
+from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.guide.plan import Plan
-from pyro_hypernet.guide.rejection import Choice
-from pyro_hypernet.model.arguments import ByName
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.shown import Shown
-from pyro_hypernet.train.anneal import Annealing
-from pyro_hypernet.train.asked import (
-    Asked,
-    check,
-    check_scales,
-    check_traits,
-    told_num_data,
-)
+from pyro_hypernet.train.asked import Asked, check, check_scales, told_num_data
 from pyro_hypernet.train.batches import Batches
-from pyro_hypernet.train.components import fit_in_turn
+from pyro_hypernet.train.components import InTurn
 from pyro_hypernet.train.elbo import VectorizedELBO
 from pyro_hypernet.train.interrupts import Interrupts
+from pyro_hypernet.train.kept_run import KeptRun
+from pyro_hypernet.train.learner import Learner
 from pyro_hypernet.train.notices import after_fit, keep_going
-from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim, copies, put
+from pyro_hypernet.train.optimiser import Optim, Optimiser, as_optim
 from pyro_hypernet.train.processes import Processes
 from pyro_hypernet.train.random_states import put_back, snapshot
-from pyro_hypernet.train.resume import Checkpoint, RunFolder, as_checkpoint, describe_run, go_on, save_run
+from pyro_hypernet.train.resume import Checkpoint, RunFolder
 from pyro_hypernet.train.training import REMEDY, Trainer
-from pyro_hypernet.train.traits import find_traits
 from pyro_hypernet.train.verification import verify
-
-# The share of the steps after which data count once that are annealed.
-_ANNEALED_SHARE = 0.5
 
 
 @dataclass(frozen=True, repr=False)
@@ -157,29 +146,24 @@ def fit(
         >>> result.stopped_because
         'all steps done'
     """
-    if isinstance(guide, GuideMixture):
-        options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
-        check(guide.components[0], num_steps, elbo, plan)
-        fit_one = partial(fit, **options, progress=progress)
-        with Processes.of_group() as processes:
-            return fit_in_turn(fit_one, model, guide, Batches(args, processes), kwargs or {}, checkpoint)
-    check(guide, num_steps, elbo, plan)
-    asked = Asked(elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
+    check(guide, num_steps, elbo, plan, kind=JointGuide)
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
     with Processes.of_group() as processes:
-        folder = None
-        if checkpoint is not None:
-            folder = processes.share(lambda: RunFolder(as_checkpoint(checkpoint)))
+        if isinstance(guide, GuideMixture):
+            options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "plan": plan}
+            in_turn = InTurn(model, guide, Batches(args, processes), dict(kwargs or {}))
+            return in_turn.fit(partial(fit, **options, progress=progress), checkpoint)
+        asked = Asked(num_steps, elbo or VectorizedELBO(), as_optim(optim), plan or Plan())
+        folder = processes.share(lambda: RunFolder(checkpoint)) if checkpoint else None
         if folder and folder.saved:
             put_back(folder.saved["start"], args)
         at_start = snapshot(args) if folder else {}
-        batches, kwargs = Batches(args, processes, is_kept=folder is not None), dict(kwargs or {})
+        batches = Batches(args, processes, is_kept=folder is not None)
         guide.reject(None)
-        try:
-            with told_num_data(model, batches):
-                return _fit(model, guide, batches, kwargs, num_steps, asked, folder, at_start, progress=progress)
-        finally:
-            if folder:
-                folder.close()
+        with told_num_data(model, batches), closing(folder) if folder else nullcontext():
+            learner = Learner(model, guide, batches, dict(kwargs or {}), asked)
+            return _fit(learner, folder, at_start, progress=progress)
 
 
 def best_start(
@@ -218,6 +202,7 @@ def best_start(
         batches, kwargs = Batches(args, processes), dict(kwargs or {})
         # The last parameters of a constant step size, neither annealed nor chosen among: bounds to be compared.
         asked = Asked(
+            num_steps,
             elbo or VectorizedELBO(),
             replace(as_optim(optim), decay=False, keep="last"),
             Plan(anneal=1.0, rejection=None),
@@ -228,9 +213,8 @@ def best_start(
             guide.restart(*first, **named)
             try:
                 with told_num_data(model, batches):
-                    result = _fit(
-                        model, guide, Batches(args, processes), kwargs, num_steps, asked, None, {}, progress=False
-                    )
+                    learner = Learner(model, guide, Batches(args, processes), kwargs, asked)
+                    result = _fit(learner, None, {}, progress=False)
             except FloatingPointError:
                 continue
             if result.stopped_because == "interrupted":
@@ -241,158 +225,78 @@ def best_start(
             guide.load_state_dict(kept)
 
 
-def _fit(
-    model: Model,
-    guide: AutoHypernet,
-    batches: Batches,
-    kwargs: dict[str, Any],
-    num_steps: int,
-    asked: Asked,
-    folder: RunFolder | None,
-    at_start: dict[str, Any],
-    *,
-    progress: bool,
-) -> Fit:
+def _fit(learner: Learner, folder: RunFolder | None, at_start: dict[str, Any], *, progress: bool) -> Fit:
     """Trains from where the guide is, then lets the posterior choose among its draws."""
-    first, named = batches.call(kwargs)
-    guide.setup(*first, **named)
-    plan = asked.plan.beside(guide.plan)
-    elbo = asked.elbo.with_options(num_particles=asked.elbo.options["num_particles"] or plan.num_particles)
-    if kwargs:
-        model = partial(model, **kwargs)
-    if batches.is_named:
-        model = ByName(model)
-    traits = find_traits(model, guide, batches.first)
-    check_traits(traits, batches, asked.plan.rejection)
-    guide.take_temperature(plan)
-    elbo.prepare(model, guide, batches.first, {})
-    processes = batches.processes
-    elbo.share = processes.share_of_particles(elbo.num_particles, elbo.bound)
-    processes.share_tensors(_learnt(guide, elbo))
-    start, saved = time.perf_counter(), folder.saved if folder else None
-    annealing = processes.share(lambda: _choose_annealing(asked.plan.anneal, plan.anneal, guide, elbo, num_steps))
-    constant: dict[str, Any] = {"start": at_start, "annealing": annealing and annealing.start}
-    if folder:
-        # Every step has a seed of its own: runs that are captured or not differ in how many numbers they draw.
-        constant["seed"] = int(torch.randint(2**62, ()))
-        constant["options"] = describe_run(num_steps, elbo, asked.optim, plan)
-    if saved:
-        folder.check(constant["options"], guide)
-        before = copies([*guide.state_dict().values(), *elbo.params.values()])
-        folder.restore(guide, elbo.params)
-        start, constant = start - saved["seconds"], {name: saved[name] for name in ("start", "annealing", "options")}
-        constant["seed"] = saved["seed"]
-        annealing = saved["annealing"] and _annealing(saved["annealing"], num_steps)
-    options = {"annealing": annealing, "num_steps": num_steps, "weight": plan.weight}
-    options["by_clock"] = folder is None and processes.size == 1
-    trainer = Trainer(model, guide, batches, traits, elbo, **options)
-    run = Optimiser(trainer.parameters.vectors, num_steps, asked.optim, shares=trainer.parameters.shares)
+    processes, chosen, why = learner.processes, None, None
+    kept = KeptRun(folder, at_start, learner)
+    trainer = Trainer(learner, by_clock=folder is None and processes.size == 1)
+    parameters = trainer.parameters
+    run = Optimiser(parameters.vectors, trainer.num_steps, learner.asked.optim, shares=parameters.shares)
     run.least_loss = trainer.least_loss
-    guide._start = None
-    chosen, save = None, None
     with Interrupts(waits=folder is not None or processes.size > 1) as interrupts:
         try:
-            if saved:
-                try:
-                    go_on(folder, trainer, run, kwargs)
-                except ValueError:  # refused: the guide stays what it was
-                    put([*guide.state_dict().values(), *elbo.params.values()], before)
-                    raise
-            if folder:
-                save = partial(save_run, folder, trainer, run, constant, start, kwargs)
-            is_quiet = None if progress and processes.rank == 0 else True
-            bar = tqdm(total=num_steps, initial=len(run.losses), disable=is_quiet, desc="fit", leave=False)
-            train = partial(_train, trainer, run, bar, interrupts, deadline=start + asked.optim.max_seconds)
-            reached, stopped_because = train(folder=folder, save=save, seed=constant.get("seed"))
+            kept.begin(trainer, run)
+            reached, stopped_because = _train(trainer, run, kept, interrupts, progress=progress)
             interrupts.waits = processes.size > 1
             if stopped_because != "interrupted":
-                reached, stopped_because = _verify(trainer, len(run.losses), run.first, reached, stopped_because)
+                reached, stopped_because = _verify(trainer, run, reached, stopped_because)
         finally:
-            trainer.parameters.release()
-        after_fit(guide, run.losses, trainer.trouble, run.num_divergences)
-        processes.share_tensors(_learnt(guide, elbo))
-        if stopped_because != "interrupted" and processes.share(
-            lambda: _rejects(asked.plan.rejection, trainer, first, named)
-        ):
-            is_asked = asked.plan.rejection != "auto"
-            chosen, why = processes.share(lambda: _choose_draws(guide, first, named, plan.rejection, is_asked=is_asked))
-            if chosen and processes.rank:
-                guide._install(chosen.log_threshold, chosen.log_rate, chosen.rate_error, (first, named))
-            stopped_because = why or stopped_because
+            parameters.release()
+        after_fit(learner.guide, run.losses, trainer.trouble, run.num_divergences)
+        processes.share_tensors(learner.learnt())
+        if stopped_because != "interrupted":
+            chosen, why = learner.choose_draws()
+    bounds = learner.elbo, trainer.stepper.elbo
     return Fit(
         losses=torch.tensor(run.losses, dtype=torch.float64),
         elbo=chosen.elbo if chosen else reached,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - kept.start,
         num_skipped=run.num_skipped,
-        stopped_because=stopped_because,
-        gradient="path" if elbo.is_path(guide) and trainer.stepper.elbo.is_path(guide) else "total",
-        mode=elbo.log_joint.mode,
+        stopped_because=why or stopped_because,
+        gradient="path" if all(elbo.is_path(learner.guide) for elbo in bounds) else "total",
+        mode=learner.elbo.log_joint.mode,
         compile=trainer.stepper.compile,
         compile_reason=trainer.stepper.reason,
-        acceptance=guide.rejection.rate if chosen else 1.0,
+        acceptance=learner.guide.rejection.rate if chosen else 1.0,
     )
 
 
 def _train(
-    trainer: Trainer,
-    run: Optimiser,
-    bar: tqdm,
-    interrupts: Interrupts,
-    *,
-    deadline: float,
-    folder: RunFolder | None,
-    save: Callable[..., None] | None,
-    seed: int | None,
+    trainer: Trainer, run: Optimiser, kept: KeptRun, interrupts: Interrupts, *, progress: bool
 ) -> tuple[float, str]:
     """Steps to the end; the parameters to keep are in place whatever happens.
 
     Returns:
         The bound of the window that they stand for, and why training stopped.
     """
-    stopped_because, optim, processes = "all steps done", run.optim, trainer.processes
-    numbers: Iterable[int] = range(len(run.losses), run.num_steps)
-    if folder and folder.saved and folder.saved["stopped_because"] == "no improvement":
-        stopped_because, numbers = "no improvement", ()
-    if folder and not folder.saved:
-        torch.manual_seed(seed)
+    processes, optim, first = trainer.processes, run.optim, len(run.losses)
+    stopped_because, numbers = "all steps done", range(first, run.num_steps)
+    if kept.is_over:
+        stopped_because, numbers = "no improvement", range(0)
+    is_quiet = None if progress and processes.rank == 0 else True
+    bar = tqdm(total=run.num_steps, initial=first, disable=is_quiet, desc="fit", leave=False)
     try:
         for number in numbers:
-            came, is_late = processes.stops(interrupts.came, number > 0 and time.perf_counter() > deadline)
+            is_late = number > 0 and time.perf_counter() > kept.start + optim.max_seconds
+            came, is_late = processes.stops(interrupts.came, is_late)
             if came:
                 break
-            if folder and folder.is_due(number):
-                save()
+            kept.write()
             if is_late:
                 stopped_because = "out of time"
                 break
-            run.is_annealed = trainer.is_annealed(number)
-            step, batch = trainer.step(number)
-            run.clips_outliers = trainer.is_ragged
-            if number == 1:
-                check_scales(trainer.guide, trainer.batches, trainer.traits)
-            run.step(step)
-            if folder:
-                torch.manual_seed(seed + number + 1)
-            if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
-                trainer.trouble = trainer.find_trouble(step, batch)
-            if run.skipped_in_a_row >= optim.max_skipped:
-                raise FloatingPointError(
-                    f"{optim.max_skipped} steps in a row were not finite; the trouble is in "
-                    f"{trainer.find_trouble(step, batch)}. {REMEDY} The guide keeps the last finite parameters."
-                )
-            del step  # its gradients, before the next step makes others
+            _take_step(trainer, run, number)
+            kept.reseed(number + 1)
             if run.window_is_full():
                 bar.set_postfix(elbo=f"{-run.close_window():.2f}", refresh=False)
                 bar.update(run.window)
-                if folder:
-                    folder.log(run.losses)
+                kept.log()
                 if optim.patience is not None and run.windows_since_best >= optim.patience:
                     stopped_because = "no improvement"
                     break
         if processes.stops(interrupts.came, False)[0]:
             stopped_because = "interrupted"
-        if folder and folder.is_due(len(run.losses), is_last=True):
-            save(stopped_because)
+        kept.write(stopped_because)
     except KeyboardInterrupt:
         if processes.size > 1:  # the others know of the first one only
             raise
@@ -403,58 +307,30 @@ def _train(
     return reached, stopped_because
 
 
-def _verify(
-    trainer: Trainer, num_steps: int, first: list[Tensor] | None, reached: float, stopped_because: str
-) -> tuple[float, str]:
+def _take_step(trainer: Trainer, run: Optimiser, number: int) -> None:
+    """One step, counted from 0; raises where too many in a row came to nothing."""
+    run.is_annealed = trainer.is_annealed(number)
+    step, batch = trainer.step(number)
+    run.clips_outliers = trainer.is_ragged
+    if number == 1:
+        check_scales(trainer.guide, trainer.batches, trainer.traits)
+    run.step(step)
+    if run.skipped_in_a_row and (run.num_skipped & (run.num_skipped - 1)) == 0:  # 1, 2, 4, 8 …: it costs
+        trainer.trouble = trainer.find_trouble(step, batch)
+    if run.skipped_in_a_row >= run.optim.max_skipped:
+        raise FloatingPointError(
+            f"{run.optim.max_skipped} steps in a row were not finite; the trouble is in "
+            f"{trainer.find_trouble(step, batch)}. {REMEDY} The guide keeps the last finite parameters."
+        )
+
+
+def _verify(trainer: Trainer, run: Optimiser, reached: float, stopped_because: str) -> tuple[float, str]:
     """The bound of fresh draws, and why training stopped."""
+    measure = partial(verify, trainer, run.first, len(run.losses), reached)
     if trainer.processes.size > 1:  # an error is one of all
         trainer.processes.share_random_numbers()
-        bound = verify(trainer, first, num_steps)
-        return reached if bound is None else bound, stopped_because
+        return measure(), stopped_because
     try:
-        bound = keep_going(partial(verify, trainer, first, num_steps), None, "Measuring the bound")
+        return keep_going(measure, reached, "Measuring the bound"), stopped_because
     except KeyboardInterrupt:
         return reached, "interrupted"
-    return reached if bound is None else bound, stopped_because
-
-
-def _learnt(guide: AutoHypernet, elbo: VectorizedELBO) -> dict[str, Tensor]:
-    return {**guide.state_dict(), **{f"param {name}": value for name, value in elbo.params.items()}}
-
-
-def _choose_annealing(
-    asked: str | float, planned: float, guide: AutoHypernet, elbo: VectorizedELBO, num_steps: int
-) -> Annealing | None:
-    # Of its own accord only in a first fit, of a model without parameters of its own.
-    anneal = planned if asked != "auto" or (guide.suits_annealing and not elbo.params) else 1.0
-    return None if anneal == 1 else _annealing(float(anneal), num_steps)
-
-
-def _annealing(start: float, num_steps: int) -> Annealing:
-    return Annealing(start, max(1, int(_ANNEALED_SHARE * num_steps)))
-
-
-def _rejects(rejection: str | tuple[float, ...] | None, trainer: Trainer, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether draws are to be chosen after the fit."""
-    elbo, batches = trainer.elbo, trainer.batches
-    if elbo.params or rejection != "auto":
-        return rejection is not None and not elbo.params
-    has_all_data = batches.is_fixed and not batches.processes.are_shards and not trainer.traits.noise
-    return has_all_data and elbo.log_joint.mode != "loop" and trainer.guide.suits_rejection(args, kwargs)
-
-
-def _choose_draws(
-    guide: AutoHypernet, batch: tuple, kwargs: dict[str, Any], rates: tuple[float, ...], *, is_asked: bool
-) -> tuple[Choice | None, str | None]:
-    """Lets the posterior choose among draws; what was learnt is kept whatever happens."""
-    try:
-        return guide.reject(batch, kwargs, rates=rates), None
-    except KeyboardInterrupt:
-        return None, "interrupted"
-    except ValueError as error:  # no weight is finite
-        if is_asked:
-            warn_caller(f"Every draw of the guide is kept: {error}")
-        return None, None
-    except Exception as error:
-        warn_caller(f"Every draw of the guide is kept, for choosing failed: {error}")
-        return None, None

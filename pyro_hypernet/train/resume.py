@@ -1,4 +1,4 @@
-"""A run in a folder: written as it goes, gone on from after whatever ended it."""
+"""The folder of a run: its checkpoints and its losses."""
 
 import csv
 import importlib.util
@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,11 @@ from torch import Tensor
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.checkpoint import RUN, describe, pack, put_back, read, write
-from pyro_hypernet.guide.plan import Plan
-from pyro_hypernet.train import random_states
-from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.optimiser import Optim, Optimiser
-from pyro_hypernet.train.processes import fingerprint
-from pyro_hypernet.train.training import Trainer
 
 # So many files are kept: the one before the last stands in where the last is damaged.
 _KEPT = 2
 # Writing takes at most this share of the time.
 _SHARE = 0.05
-# Relative difference of the log densities of a site from which the model is another one.
-_TOLERANCE = 1e-3
 # What a file says of its guide and must be the same.
 _OF_GUIDE = ("layout", "structure", "hypernet", "num_components", "is_bounded")
 
@@ -222,76 +214,6 @@ class RunFolder:
         """Closes what is open."""
         if self._board is not None:
             self._board.close()
-
-
-def describe_run(num_steps: int, elbo: VectorizedELBO, optim: Optim, plan: Plan) -> dict[str, Any]:
-    """What must be the same for a run to go on, as plain values."""
-    by_name = {item.name: getattr(optim, item.name) for item in fields(optim) if item.name != "max_seconds"}
-    if optim.method is not None:
-        made = optim.make([torch.zeros(1)])
-        by_name["method"] = f"{type(made).__qualname__}({made.defaults})"
-    of_plan = {name: getattr(plan, name) for name in ("anneal", "rejection", "temperature")}
-    return json.loads(json.dumps({"num_steps": num_steps, **elbo.options, **by_name, **of_plan}))
-
-
-def save_run(
-    folder: RunFolder,
-    trainer: Trainer,
-    run: Optimiser,
-    constant: dict[str, Any],
-    start: float,
-    kwargs: dict[str, Any],
-    stopped_because: str = "",
-) -> None:
-    """Writes all that a process needs to go on from here."""
-    state = {**constant, "trainer": trainer.state_dict(), "run": run.state_dict(), "stopped_because": stopped_because}
-    state |= {"random": random_states.snapshot(trainer.batches.args), "seconds": time.perf_counter() - start}
-    batch = trainer.batches.peek()  # after random numbers and places are noted
-    state |= {"data": fingerprint((batch, kwargs)), "densities": trainer.densities(batch)}
-    folder.write(trainer.guide, state)
-    folder.log(run.losses)
-
-
-def go_on(folder: RunFolder, trainer: Trainer, run: Optimiser, kwargs: dict[str, Any]) -> None:
-    """Puts all back to where the checkpoint was written."""
-    saved = folder.saved
-    run.load_state_dict(saved["run"])
-    trainer.load_state_dict(saved["trainer"])
-    random_states.put_back(saved["random"], trainer.batches.args)
-    if not folder.writes:
-        return
-    batch = trainer.batches.peek()
-    if fingerprint((batch, kwargs)) == saved["data"]:
-        _refuse_another_model(folder.folder, saved["densities"], trainer.densities(batch))
-    elif trainer.batches.is_fixed:
-        raise ValueError(
-            f"{folder.folder} holds a run on other data: give the arguments that it had, or another folder; to train a "
-            "guide further on new data, load it and fit it."
-        )
-    else:
-        warn_caller(
-            f"The loader does not give the batch that came next when {folder.path.name} was written, for other data or "
-            "an order by random numbers of its own: the run goes on, but not as it would have without a break. Let "
-            "the order come from a torch.Generator that the loader or its sampler holds."
-        )
-    folder.log(run.losses)
-
-
-def as_checkpoint(asked: Checkpoint | str | os.PathLike[str]) -> Checkpoint:
-    """What `fit` takes: a folder, or a `Checkpoint`."""
-    return asked if isinstance(asked, Checkpoint) else Checkpoint(asked)
-
-
-def _refuse_another_model(folder: Path, there: Mapping[str, float], here: Mapping[str, float]) -> None:
-    """Raises where the log densities of sites at the same weights and data, in nats, are not what they were."""
-    for name in sorted({*there, *here}, key=lambda name: (name not in there or name not in here, name)):
-        one, other = there.get(name, math.nan), here.get(name, math.nan)
-        is_same = abs(one - other) <= _TOLERANCE * max(1.0, abs(one)) or (math.isnan(one) and math.isnan(other))
-        if not is_same and one != other:
-            raise ValueError(
-                f"{folder} holds the run of another model: at the same weights and data the log density of site "
-                f"{name!r} was {one:.6g} and is {other:.6g}. Give the model that it was, or another folder."
-            )
 
 
 def _short(value: Any) -> str:

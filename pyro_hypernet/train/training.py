@@ -1,7 +1,8 @@
 """The steps of a fit, batch after batch, each datum counting equally often, and what they say of themselves."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,17 +10,17 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.called import name_arguments
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.tempered import TemperedModel
-from pyro_hypernet.train.anneal import Annealing
-from pyro_hypernet.train.batches import Batches, Shares
+from pyro_hypernet.train.anneal import ANNEALED_SHARE, Annealing
+from pyro_hypernet.train.batches import Shares
 from pyro_hypernet.train.elbo import VectorizedELBO
+from pyro_hypernet.train.learner import Learner
 from pyro_hypernet.train.optimiser import step_shares
-from pyro_hypernet.train.processes import Processes, is_known
+from pyro_hypernet.train.processes import is_known
 from pyro_hypernet.train.step import FlatParameters, Step, Stepper
-from pyro_hypernet.train.traits import Traits, find_error, find_traits
+from pyro_hypernet.train.traits import find_error
 
 REMEDY = "Lower learning_rate, bound the site's prior or likelihood away from zero, or use float64."
 # A mean of K importance weights exceeds e^20 times their expectation with a probability below e^-20, by Markov's
@@ -33,13 +34,7 @@ class Trainer:
     """Evaluates steps: which batch, how often it counts, by which graph.
 
     Args:
-        guide: The guide, set up.
-        batches: The model's arguments.
-        traits: Of the model on the first batch.
-        elbo: The bound, prepared for both.
-        annealing: How often the data count at every step, times `weight`, or None for once.
-        num_steps: How many steps there will be.
-        weight: How often the data count.
+        learner: What is trained, and by what.
         by_clock: See `Stepper`.
 
     Attributes:
@@ -51,38 +46,28 @@ class Trainer:
         trouble: Where the last step that was looked at went wrong, in words.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        guide: AutoHypernet,
-        batches: Batches,
-        traits: Traits,
-        elbo: VectorizedELBO,
-        *,
-        annealing: Annealing | None,
-        num_steps: int,
-        weight: float = 1.0,
-        by_clock: bool = True,
-    ) -> None:
-        self.model, self.guide, self.batches, self.traits = model, guide, batches, traits
-        self.processes = batches.processes
-        self.elbo, self.annealing, self.num_steps, self.weight = elbo, annealing, num_steps, weight
+    def __init__(self, learner: Learner, *, by_clock: bool = True) -> None:
+        guide, elbo = self.guide, self.elbo = learner.guide, learner.elbo
+        batches, traits = self.batches, self.traits = learner.batches, learner.traits
+        self.model, self.processes = learner.model, learner.processes
+        self.weight, self.num_steps, self.annealing = learner.plan.weight, learner.asked.num_steps, None
+        if learner.anneal is not None:
+            self.annealing = Annealing(learner.anneal, max(1, int(ANNEALED_SHARE * self.num_steps)))
         leaves = [*guide.parameters(), *elbo.params.values()]
         self.parameters = FlatParameters(leaves, step_shares(guide.bijection))
         self.is_ragged, self.trouble, self._by_clock = False, "", by_clock
-        self.shares = Shares(traits)
-        self.shares.meet(batches.first, traits)
+        self.shares = Shares(traits, batches.first, learner.find_traits)
         if self.processes.are_shards:
             self._size(batches.peek())
         is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
         self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo.params
-        self.least_loss = -math.inf
-        if traits.is_discrete:
-            self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim
-        self.stepper = self._plain = self._make_stepper(model, elbo, num_steps, is_fixed=batches.is_fixed)
+        self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim if traits.is_discrete else -math.inf
+        self.stepper = self._plain = self._make_stepper(self.model, elbo, self.num_steps, is_fixed=batches.is_fixed)
         self._tempered: Stepper | None = None
-        if annealing is not None:
-            self._tempered = self._make_tempered(batches.first, annealing.num_steps)
+        if self.annealing is not None:
+            self._tempered = self._make_tempered(batches.first, self.annealing.num_steps)
+        guide._start = None  # it is trained from now on
+        guide.take_temperature(learner.plan)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the steps are, before a call of `batches.peek`: plain values and random states."""
@@ -130,15 +115,15 @@ class Trainer:
                 return Step.failed(), batch
             self._raise_for(number, batch, error)
 
-    def looks(self, count: int) -> list[tuple["Stepper | _Weighted", tuple]]:
-        """The next batches at full weight, to be evaluated by `stepper.look(arguments)`."""
-        if self.batches.is_fixed:
-            return [self._choose(self.num_steps, next(self.batches))] * count
-        looks = []
-        for _ in range(count):
-            stepper, arguments = self._choose(self.num_steps, next(self.batches))
-            looks.append((_Weighted(stepper, self.processes, self.processes.weight), arguments))
-        return looks
+    def looks(self, count: int) -> list[Callable[[], Step]]:
+        """The next batches at full weight, each to be evaluated by a call."""
+
+        def look(stepper: Stepper, arguments: tuple, weight: float) -> Step:
+            self.processes.weight = weight
+            return stepper.look(arguments)
+
+        chosen = (self._choose(self.num_steps, next(self.batches)) for _ in range(count))
+        return [partial(look, *pair, self.processes.weight) for pair in chosen]
 
     def densities(self, batch: tuple) -> dict[str, float]:
         """The log density of every site at a batch and at weights that are always the same, in nats."""
@@ -201,8 +186,6 @@ class Trainer:
 
     def _size(self, batch: tuple) -> float:
         """How large a batch is, with those of other processes, the first being one."""
-        if not self.shares.knows(batch):
-            self.shares.meet(batch, find_traits(self.model, self.guide, batch))
         return self.processes.meet(batch, self.shares.size(batch))
 
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
@@ -226,16 +209,3 @@ class Trainer:
         raise kind(
             f"{where}: {first_line(cause)} Look at the data of this batch and what the model makes of them. {kept}"
         ) from cause
-
-
-@dataclass(frozen=True)
-class _Weighted:
-    """What evaluates one batch, which weighs so much among those of other processes."""
-
-    stepper: Stepper
-    processes: Processes
-    weight: float
-
-    def look(self, arguments: tuple) -> Step:
-        self.processes.weight = self.weight
-        return self.stepper.look(arguments)

@@ -1,6 +1,7 @@
 """What a fit has to know of a model beforehand, found by running it on a batch."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers, tensors_in
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
-from pyro_hypernet.model.called import blaming_arguments
+from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import minibatches
-from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_one, trace_outside
+from pyro_hypernet.model.single_run import Model, outside_of_pyro, trace_outside
 from pyro_hypernet.model.traces import observed_nodes
 
 
@@ -46,22 +47,15 @@ class Traits:
         return bool(self.scales) and len(self.unscaled) == len(self.scales)
 
 
-def find_traits(model: Model, guide: AutoHypernet, batch: tuple) -> Traits:
-    """Runs the model at weights that the guide can draw, or at its start; no random number is used up."""
-    log_joint, w = guide.density(model), guide.looks(2)
-    try:
-        values = guide.layout.constrain(w[0])[0]
-        first = _run(model, values, batch)
-    except Exception:  # at the start the density is known to be finite
-        values = {name: guide.prototype_trace.nodes[name]["value"] for name in guide.layout.names}
-        w = guide.layout.unconstrain(values)[0][None]
-        first = _run(model, values, batch)
+def find_traits(log_joint: LogJoint, w: Tensor, batch: tuple) -> Traits:
+    """Runs a model at the first of some weights, shape `(S, D)`, where it runs; no random number is used up."""
+    names, (w, first) = log_joint.layout.names, _first_run(log_joint, w, batch)
     noise = next((f"plate {f.name!r} draws {f.size} of {f.full_size} data" for f in minibatches(first)), "")
     if not noise and (random := log_joint.random_sites(w, *batch)):
         noise = f"the model draws at random by itself: the log density of {random[0]!r} is another at the same weights"
-    observed = observed_nodes(first, values)
+    observed = observed_nodes(first, names)
     data = {name: node for name, node in observed.items() if not isinstance(_innermost(node["fn"]), dist.Unit)}
-    has_density = all(_is_density(first.nodes[name]) for name in values if name in first.nodes)
+    has_density = all(_is_density(first.nodes[name]) for name in names)
     is_discrete = bool(data) and len(data) == len(observed) and all(map(_is_probability, data.values()))
     return Traits({name: _scale(node) for name, node in data.items()}, noise, is_discrete and has_density)
 
@@ -77,17 +71,13 @@ def find_error(model: Model, guide: AutoHypernet, batch: tuple) -> Exception | N
     return None
 
 
-def _run(model: Model, values: dict[str, Tensor], batch: tuple) -> Trace:
-    with (
-        same_random_numbers(tensors_in(batch)),
-        torch.no_grad(),
-        outside_of_pyro(),
-        pyro.validation_enabled(False),
-        blaming_arguments(model, batch, {}),
-    ):
-        trace = trace_one(model, values, batch, {})
-        trace.compute_log_prob()
-    return trace
+def _first_run(log_joint: LogJoint, w: Tensor, batch: tuple) -> tuple[Tensor, Trace]:
+    """The weights where the model ran, with the next, and the run."""
+    with same_random_numbers(tensors_in(batch)), torch.no_grad(), outside_of_pyro():
+        for number in range(len(w) - 1):
+            with suppress(Exception):
+                return w[number : number + 2], log_joint.trace(w[number], *batch)
+        return w[-1:], log_joint.trace(w[-1], *batch)
 
 
 def _scale(node: dict[str, Any]) -> float:

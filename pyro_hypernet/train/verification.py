@@ -1,6 +1,7 @@
 """What a fit has reached, by fresh draws: the parameters that it kept, held against those that it started from."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from pyro_hypernet.graphs.run import same_random_numbers
 from pyro_hypernet.train.optimiser import swap
-from pyro_hypernet.train.step import Step, Stepper
+from pyro_hypernet.train.step import Step
 from pyro_hypernet.train.training import Trainer
 
 # One in so many steps is made once more, and these at least; up to one in twenty where minibatches make noise: all
@@ -50,7 +51,7 @@ class _Measured:
         return float(self.log_weights.var(1, correction=0).nanmean())
 
 
-def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> float | None:
+def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int, reached: float) -> float:
     """Measures the bound afresh, and goes back to the start where that is better.
 
     The same noise and batches serve both, and no random number of the caller's is used up. Where the evidence is the
@@ -61,9 +62,10 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
         trainer: What evaluates steps; its parameters are those kept.
         start: The parameters at the start, or None to stay with those kept; the others of both end here.
         num_steps: The steps made.
+        reached: The bound in nats that training has seen.
 
     Returns:
-        The bound in nats; None where no estimate is finite.
+        The bound in nats; `reached` where no estimate is finite.
     """
     looks = trainer.looks(_count(trainer, num_steps))
     vectors = trainer.parameters.vectors
@@ -71,7 +73,7 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
         seed = int(torch.randint(2**62, (1,)))  # not the noise of what is drawn next
     kept = _measure(looks, vectors, seed, trainer.least_loss)
     if start is None:
-        return kept.bound if math.isfinite(kept.bound) else None
+        return kept.bound if math.isfinite(kept.bound) else reached
     swap(vectors, start)
     first = _measure(looks[:_LEAST], vectors, seed, trainer.least_loss)
     if _may_win(first, kept):
@@ -79,7 +81,7 @@ def verify(trainer: Trainer, start: list[Tensor] | None, num_steps: int) -> floa
         if _is_better(first, kept, trainer):
             return first.bound
     swap(vectors, start)
-    return kept.bound if math.isfinite(kept.bound) else None
+    return kept.bound if math.isfinite(kept.bound) else reached
 
 
 def _count(trainer: Trainer, num_steps: int) -> int:
@@ -110,18 +112,13 @@ def _is_better(first: _Measured, kept: _Measured, trainer: Trainer) -> bool:
     return first.bound >= kept.bound
 
 
-def _measure(looks: list[tuple[Stepper, tuple]], vectors: list[Tensor], seed: int, least_loss: float) -> _Measured:
+def _measure(looks: list[Callable[[], Step]], vectors: list[Tensor], seed: int, least_loss: float) -> _Measured:
     bounds, log_weights = [], []
     with same_random_numbers(vectors):
         torch.manual_seed(seed)
-        for stepper, arguments in looks:
-            step = stepper.look(arguments)
+        for look in looks:
+            step = look()
             bounds.append(-step.loss if math.isfinite(step.loss) and step.loss >= least_loss else math.nan)
-            log_weights.append(_log_weights(step))
+            log_weights.append((step.particles[1] - step.particles[2]).double())
             del step  # its gradients, before the next look makes others
     return _Measured(torch.tensor(bounds, dtype=torch.float64), torch.stack(log_weights))
-
-
-def _log_weights(step: Step) -> Tensor:
-    assert step.particles is not None
-    return (step.particles[1] - step.particles[2]).double()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import init_to_value
 
-from pyro_hypernet import AutoHypernet, GuideMixture, Plan, distill, move_by_minibatch
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, SghmcKernel, distill, move_by_minibatch
 from pyro_hypernet.maps.hypernets import HYPERNETS
 from pyro_hypernet.train.optimiser import Optimiser
 from tests.seeds import seed
@@ -94,9 +94,8 @@ def test_a_mixture_learns_two_modes():
 
 def test_moved_draws_hand_their_temperature_on():
     guide = guide_of()
-    moved = move_by_minibatch(
-        regression, guide, (X, Y), num_steps=60, warmup_steps=20, num_samples=40, temperature=0.5, progress=False
-    )
+    options = {"num_steps": 60, "warmup_steps": 20, "num_samples": 40, "progress": False}
+    moved = move_by_minibatch(regression, guide, (X, Y), kernel=SghmcKernel(temperature=0.5), **options)
     quick(guide, moved)
     assert guide.plan.temperature == 0.5
     quick(guide, moved.samples)

@@ -119,7 +119,7 @@ def test_temperature_is_that_of_the_guide_unless_another_is_asked_for(temperatur
     pyro.set_rng_seed(seed(0))
     guide = AutoHypernet(regression, plan=Plan("full", "linear", temperature=0.25)).setup(X, Y)
     fit(regression, guide, (X, Y), num_steps=300, optim=0.05, progress=False)
-    moved = long(guide, "shuffled", temperature=temperature)
+    moved = long(guide, "shuffled", kernel=SghmcKernel(temperature=temperature))
     assert moved.temperature == (temperature or 0.25)
     of_means, of_widths = errors(moved.samples, exact(moved.temperature))
     assert of_means < 0.45
@@ -249,7 +249,7 @@ def test_a_batch_that_fails_costs_no_draws():
 
 
 def test_no_step_is_made_after_the_time():
-    moved = quick(regression, starts(), (X, Y), max_seconds=1e-6)
+    moved = quick(regression, starts(), (X, Y), kernel=SghmcKernel(max_seconds=1e-6))
     assert (moved.stopped_because, moved.num_steps) == ("out of time", 0)
     assert moved.samples["w"].shape == (8, D)  # the starts
 
@@ -259,7 +259,6 @@ WRONG = {
     "steps": ({"num_steps": 0}, ValueError, "num_steps must be an integer of at least 1"),
     "chains": ({"num_chains": 1}, ValueError, "num_chains must be an integer of at least 2"),
     "warmup": ({"warmup_steps": 60}, ValueError, "too few for 5 draws"),
-    "temperature": ({"temperature": 0.0}, ValueError, "temperature and max_seconds must be positive"),
     "not batches": ({"args": X}, TypeError, "args must be a tuple"),
     "unscaled": ({"args": [(X[:100], Y[:100]), (X[100:150], Y[100:150])], "model": "once"}, ValueError, "scale 1"),
     "one start": ({"posterior": {"w": torch.zeros(1, D).double()}}, ValueError, "At least two draws are needed"),
@@ -284,7 +283,7 @@ def test_what_is_refused(case):
         quick(**chosen)
 
 
-@pytest.mark.parametrize("wrong", [{"step_size": 0.0}, {"friction": -1.0}, {"num_cycles": -1}])
-def test_kernels_that_are_refused(wrong):
+@pytest.mark.parametrize("name", ["step_size", "friction", "num_cycles", "temperature", "max_seconds"])
+def test_kernels_that_are_refused(name):
     with pytest.raises(ValueError, match="must be positive"):
-        SghmcKernel(**wrong)
+        SghmcKernel(**{name: -1 if name == "num_cycles" else 0.0})

@@ -159,10 +159,9 @@ def test_every_datum_counts_equally_often_in_a_pass(sizes, scale):
     def of(size):
         return Traits({"y": 136 / size if scale == "N / B" else 7.0, "other": 1.0}, "", False)
 
-    shares = Shares(of(sizes[0]))
+    shares = Shares(of(sizes[0]), (torch.empty(sizes[0]),), lambda batch: of(len(batch[0])))
     for number in [*range(len(sizes)), *range(len(sizes))]:
         batch = (torch.empty(sizes[number]),)
-        shares.meet(batch, of(sizes[number]))
         last = shares(batch, number)
         if number == 0:
             found = []
@@ -438,7 +437,7 @@ def test_which_bounds_cannot_exceed_zero(model):
     init = pyro.infer.autoguide.init_to_value(values={"rate": torch.ones(()), "mean": torch.ones(())})
     guide = AutoHypernet(model, init_loc_fn=init).setup(y)
     state = torch.get_rng_state()
-    assert find_traits(model, guide, (y,)).is_discrete is TRAITS[model]
+    assert find_traits(guide.density(model), guide.places(), (y,)).is_discrete is TRAITS[model]
     assert torch.equal(torch.get_rng_state(), state)  # no random number is used up
 
 

@@ -172,7 +172,9 @@ def by_number(monkeypatch):
 @pytest.mark.parametrize(
     "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
-@pytest.mark.filterwarnings("ignore:.*steps were skipped", "ignore:Every draw of the guide is kept")
+@pytest.mark.filterwarnings(
+    "ignore:.*steps were skipped", "ignore:Every draw of the guide is kept", "ignore:The loss rose above"
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(case, tmp_path, monkeypatch, by_number):
     """Twice killed, with other seeds in the later processes: the same losses, parameters and random numbers."""
     whole, expected = run(case, tmp_path / "whole")
