@@ -3,7 +3,7 @@
 import copy
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.nodes import COPIES, VIEWS, ZEROS, dtype_of, has_effect, is_random, mutates, shape_of
+from pyro_hypernet.graphs.products import keep
 
 aten = torch.ops.aten
 # Results of so many numbers are long; and numbers of a row that are worked on at once.
@@ -83,7 +84,7 @@ class _Blockwise(nn.Module):
         )
 
 
-def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
+def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.GraphModule:
     """The same operations on long vectors in little memory, and in few passes; results are the same up to rounding.
 
     What works number by number is put into groups, of which each makes one pass; what is cheap is worked out again
@@ -91,6 +92,7 @@ def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
 
     Args:
         module: The graph, which must not change its inputs, with shapes in its metadata.
+        overwritten: Numbers of results that the next run may write over, see `as_script`.
 
     Returns:
         Another graph, to be run from Python.
@@ -102,6 +104,9 @@ def in_blocks(module: fx.GraphModule) -> fx.GraphModule:
         return module
     made = _Groups(module.graph).rebuilt(module)
     _overwrite(made)
+    results = next(iter(reversed(made.graph.nodes))).args[0]
+    for number in overwritten:
+        keep(made, _written(results[number]), f"_kept{number}")
     made.recompile()
     return made
 
@@ -353,6 +358,14 @@ def _base(node: Any) -> Any:
             return node
         node = node.args[0]
     return node
+
+
+def _written(node: Any) -> Any:
+    """What first wrote to the memory of a result."""
+    base = _base(node)
+    while isinstance(base, fx.Node) and base.target in _IN_PLACE.values():
+        base = _base(base.args[0])
+    return base if isinstance(base, fx.Node) else None
 
 
 def _overwrite(module: fx.GraphModule) -> None:

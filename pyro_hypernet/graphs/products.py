@@ -126,16 +126,26 @@ def in_place(module: fx.GraphModule, overwritten: Sequence[int]) -> fx.GraphModu
     results = next(iter(reversed(graph.nodes))).args[0]
     for number in overwritten:
         base = _base(results[number], fixed, alone=False)
-        base = bases.get(base, base)
-        if base is None or base.target is not aten.mm.default or math.prod(shape_of(base)) < _KEPT_FROM:
-            continue
-        like, name = base.meta["val"], f"_kept{number}"
-        module.register_buffer(name, torch.empty(like.shape, dtype=like.dtype, device=like.device), persistent=False)
-        with graph.inserting_before(base):
-            place = graph.get_attr(name)
-        base.target, base.kwargs = aten.mm.out, {"out": place}
+        keep(module, bases.get(base, base), f"_kept{number}")
     module.recompile()
     return module
+
+
+def keep(module: fx.GraphModule, product: fx.Node | None, name: str) -> None:
+    """Keeps a large product's memory from run to run; nothing happens where it is none.
+
+    Args:
+        module: The graph, changed; to be compiled again.
+        product: The operation.
+        name: Of a new buffer.
+    """
+    if product is None or product.target is not aten.mm.default or math.prod(shape_of(product)) < _KEPT_FROM:
+        return
+    like = product.meta["val"]
+    module.register_buffer(name, torch.empty(like.shape, dtype=like.dtype, device=like.device), persistent=False)
+    with module.graph.inserting_before(product):
+        place = module.graph.get_attr(name)
+    product.target, product.kwargs = aten.mm.out, {"out": place}
 
 
 def _base(node: Any, fixed: set[fx.Node], *, alone: bool) -> fx.Node | None:

@@ -57,11 +57,12 @@ class Captured:
         try:
             self.module = self._trace(batch)
             inputs = self.inputs(batch)
+            gradients = range(1, 1 + num_gradients) if overwrites else ()
             if loss is not None:
-                self.run: Callable[..., Any] = in_blocks(self.module)
+                self.run: Callable[..., Any] = in_blocks(self.module, gradients)
                 self.check(batch)
                 return
-            self.run = as_script(self.module, inputs, overwritten=range(1, 1 + num_gradients) if overwrites else ())
+            self.run = as_script(self.module, inputs, overwritten=gradients)
             with same_random_numbers(self.views), torch.no_grad():
                 for _ in range(2):  # TorchScript optimises at its first two calls
                     self.run(*inputs)

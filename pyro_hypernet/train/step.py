@@ -304,7 +304,8 @@ class Stepper:
         with same_random_numbers(leaves):
             eager.prepare(self.model, self.guide, batch, {})
         eager.share = self.elbo.share
-        options = {"is_fixed": self.is_fixed, "num_gradients": len(self.parameters.vectors)}
+        count = len(self.parameters.vectors)
+        options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
         try:
             captured = Captured(
                 self._run_in_blocks, leaves, batch, **options, loss=partial(eager.loss, self.model, self.guide)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pyro_hypernet import AutoHypernet
+from pyro_hypernet.graphs.blocks import in_blocks
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_inductor, as_script, is_compiled, why_no_script
 from pyro_hypernet.graphs.simplify import simplify
@@ -187,7 +188,8 @@ def test_random_numbers_are_neither_merged_nor_folded():
     assert bool((found != module(points())).all())
 
 
-def test_only_results_that_may_be_overwritten_are():
+@pytest.mark.parametrize("run_by", [as_script, lambda module, _, overwritten: in_blocks(module, overwritten)])
+def test_only_results_that_may_be_overwritten_are(run_by):
     rows = 2**20 // 5 + 1
 
     def outer(w, x):
@@ -196,7 +198,7 @@ def test_only_results_that_may_be_overwritten_are():
 
     w, x = points(), torch.ones(rows, dtype=torch.float64)
     module = simplify(record(outer, w, x), constants=True)
-    run = as_script(module, [w, x], overwritten=(2,))
+    run = run_by(module, [w, x], overwritten=(2,))
     before = run(w, x)
     kept = [result.clone() for result in before]
     for result, expected in zip(before, outer(w, x), strict=True):
