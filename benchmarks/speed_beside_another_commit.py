@@ -1,6 +1,6 @@
 """Steps of `fit` on this commit against those of another, in turn: the default guide, "full", and a million weights.
 
-    python benchmarks/speed_beside_another_commit.py --data FOLDER --old REVISION [--rounds 7] [--quick]
+    python benchmarks/speed_beside_another_commit.py --data FOLDER --old REVISION [--rounds 7] [--only CELLS] [--quick]
 
 The other commit is checked out into a temporary folder. Every commit has a process of its own, which fits when it is
 told to; the two take turns, and the first of a round changes. What is timed is `fit` as users call it: the median
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from data_folder import options_with_data
+from timing import keep, kept, median, spell_ratio, table
 
 ROOT = Path(__file__).parent.parent
 TASKS = ("toy-gap", "penguins", "moons", "concrete")
 GUIDES = ("default", "full")
 LARGE = ("low_rank", "weight_norm", "layerwise")
+HEADINGS = ["task", "guide", "rounds", "old, ms", "new, ms", "ratio", "seconds before the steady steps"]
 STEPS, WARM, LARGE_STEPS, LARGE_WARM = 450, 150, 60, 30
 
 
@@ -115,24 +117,45 @@ def ask(process: subprocess.Popen, cell: tuple[str, str]) -> dict[str, float] | 
         return None
 
 
+def row(record: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    found = {who: record[who] for who in ("old", "new")}
+    rounds = str(len(found["new"]))
+    if any(None in values for values in found.values()):
+        return [
+            *record["cell"],
+            rounds,
+            *("does not run" if None in values else "" for values in found.values()),
+            "",
+            "",
+        ]
+    ms, capture = ({who: [v[key] for v in vs] for who, vs in found.items()} for key in ("ms", "capture"))
+    seconds = " → ".join(f"{median(values):.1f}" for values in capture.values())
+    steps = [f"{median(values):.2f}" for values in ms.values()]
+    return [*record["cell"], rounds, *steps, spell_ratio(ms["new"], ms["old"]), seconds]
+
+
 def main() -> None:
     """Times all cells and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old", help="the other commit")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="*", help="cells such as toy-gap/default; the others stay as they were")
     parser.add_argument("--quick", action="store_true", help="toy-gap, three rounds")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = options_with_data(parser)
     if options.work:
         work(options.data)
         return
-    from timing import keep, median, spell_ratio, table
-
     cells = [(task, guide) for task in TASKS for guide in GUIDES] + [("large", kind) for kind in LARGE]
     rounds = options.rounds
     if options.quick:
         cells, rounds = [("toy-gap", "default")], 3
-    rows, records = [], []
+    if options.only:
+        cells = [cell for cell in cells if "/".join(cell) in options.only]
+    known = (
+        {} if options.quick else {tuple(r["cell"]): r for r in kept("speed_commits") if r["old_commit"] == options.old}
+    )
     with tempfile.TemporaryDirectory() as folder:
         old = str(Path(folder) / "old")
         subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", old, options.old], check=True)
@@ -140,30 +163,22 @@ def main() -> None:
             for cell in cells:
                 processes = {"old": start(old, options.data), "new": start(str(ROOT), options.data)}
                 found: dict[str, list] = {"old": [], "new": []}
-                for number in range(rounds if cell[0] != "large" else max(3, rounds // 2)):
+                for number in range(rounds):
                     for who in ("old", "new") if number % 2 else ("new", "old"):
                         found[who].append(ask(processes[who], cell))
                 for process in processes.values():
                     process.stdin.close()
                     process.wait()
-                records.append({"cell": cell, "old_commit": options.old, **found})
-                if any(None in values for values in found.values()):
-                    rows.append([*cell, *("does not run" if None in found[who] else "" for who in found), "", ""])
-                    continue
-                ms, capture = ({who: [v[key] for v in vs] for who, vs in found.items()} for key in ("ms", "capture"))
-                seconds = " → ".join(f"{median(values):.1f}" for values in capture.values())
-                steps = [f"{median(values):.2f}" for values in ms.values()]
-                rows.append([*cell, *steps, spell_ratio(ms["new"], ms["old"]), seconds])
-                print(rows[-1], flush=True)
+                known[cell] = {"cell": cell, "old_commit": options.old, **found}
+                print(row(known[cell]), flush=True)
         finally:
             subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", old], check=False)
     text = (
         f"Milliseconds per step of `fit`, {options.old} and this commit in turn, one thread; ratio new to old, median "
-        f"of {rounds} [least, greatest]; `large`: 10⁶ weights, minibatches of 128, one particle. Made by "
-        "speed_beside_another_commit.py.\n\n"
-        + table(["task", "guide", "old, ms", "new, ms", "ratio", "seconds before the steady steps"], rows)
+        "over rounds [least, greatest]; `large`: 10⁶ weights, minibatches of 128, one particle. Made by "
+        "speed_beside_another_commit.py.\n\n" + table(HEADINGS, [row(record) for record in known.values()])
     )
-    keep("speed_commits", records, text, quick=options.quick)
+    keep("speed_commits", list(known.values()), text, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ _ASKED = (
 )
 # The loss is smoothed over this many windows of a run to tell the best step and whether it still falls.
 _WINDOWS = 50
+# Steps of a window at least where parameters are many: at its end they may be copied, at a fifteenth of a step's cost.
+_LEAST_WINDOW = 5
 # Where short batches have a say, clipping to a fixed norm would undo their weights: so many times the usual norm, whose
 # mean forgets at this rate, is an outlier.
 _OUTLIER, _FORGET = 10.0, 0.05
@@ -187,7 +189,8 @@ class Optimiser:
             self.alike.setdefault(share, []).append(number)
         self.optim = optim
         self.num_steps = num_steps
-        self.window = max(1, num_steps // _WINDOWS)
+        self.is_long = are_long(vectors)
+        self.window = max(_LEAST_WINDOW if self.is_long else 1, num_steps // _WINDOWS)
         self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
         self.counts = [torch.zeros((), device=vector.device) for vector in vectors]
         self.is_fused = all(vector.device.type in ("cpu", "cuda") for vector in vectors)
@@ -204,7 +207,6 @@ class Optimiser:
         self.is_annealed = self.was_annealed = False
         self.kept: list[Tensor] | None = None
         self.first: list[Tensor] | None = copies(vectors) if optim.keep == "best" else None
-        self.is_long = are_long(vectors)
         self.caution = 1.0
 
     def state_dict(self) -> dict[str, Any]:
