@@ -7,9 +7,10 @@ many batches of so many points: Branin 9 × 10, Hartmann6 19 × 10, Ackley-10 19
 No noise is added. The next batch is that of qLogEI, of qLogEHVI for two outcomes, one point after the other,
 4 restarts from 128 points. Networks have one layer of 50 tanh units, outcomes and inputs are standardised:
 
-hypernet: `fit_model`, 256 draws by refine, afresh for every batch · refit: its `refit`, old draws or new ·
-NUTS: 2 chains of 200 draws after 200 · ensemble: 10 nets from random starts, 1 000 steps of Adam at 1e-2, weight decay
-1e-4 · GP: SingleTaskGP as BoTorch has it · random: Sobol points.
+hypernet: `fit_model`, 256 draws by refine, afresh for every batch, the width of the priors chosen by the evidence ·
+refit: its `refit`, old draws or new · NUTS: 2 chains of 200 draws after 200, priors twice as wide as 1/√fan-in ·
+ensemble: 10 nets from random starts, 1 000 steps of Adam at 1e-2, weight decay 1e-4 · GP: SingleTaskGP as BoTorch has
+it · random: Sobol points.
 
 Regret is the distance of the best value so far from the optimum, for two outcomes of the hypervolume. Every batch is a
 line of the file, with seconds of processor time, of chains too; a run that was ended goes on from its last line. Where
@@ -41,7 +42,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from timing import RESULTS, kept, spread, table
 from torch import Tensor, nn
 
-from pyro_hypernet import bayesianize, nuts
+from pyro_hypernet import bayesianize, fan_in, nuts
 from pyro_hypernet.bnn.likelihoods import Gaussian
 from pyro_hypernet.contrib.botorch import HypernetModel, fit_model
 
@@ -82,7 +83,7 @@ def refit(X: Tensor, Y: Tensor, before: Before, problem: Any) -> Model:
 
 
 def by_nuts(X: Tensor, Y: Tensor, before: Before, problem: Any) -> Model:
-    model = bayesianize(network(X, Y))
+    model = bayesianize(network(X, Y), prior=fan_in(gain=2.0))
     options = {"num_samples": 200, "warmup_steps": 200, "num_chains": 2, "progress": False}
     return of_draws(model, lambda x, y: nuts(model, x, y, **options), X, Y)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.bnn.likelihoods import Gaussian, Heteroscedastic, Likelihood, resolve_likelihood
 from pyro_hypernet.bnn.priors import fan_in
+from pyro_hypernet.correction.microcanonical import microcanonical
 from pyro_hypernet.evaluation.draws import draws
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
@@ -27,6 +28,7 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.infer import ENGINES as ENGINES_OF_INFER
 from pyro_hypernet.infer import infer
 from pyro_hypernet.output.arviz import to_arviz
+from pyro_hypernet.pipeline.budget import read_budget
 from pyro_hypernet.pipeline.posterior import Posterior
 from pyro_hypernet.sample.nuts import nuts
 from pyro_hypernet.sample.refine import refine
@@ -35,15 +37,18 @@ from pyro_hypernet.target import Bound
 from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.random_states import put_back, snapshot
 
-ENGINES = (*ENGINES_OF_INFER, "mixture")
+ENGINES = (*ENGINES_OF_INFER, "mixture", "chains")
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 _FLOATS = [np.float64, np.float32]
-# Guides of a mixture; chains and populations where there is no budget; steps of training there.
-_STARTS, _POPULATIONS, _USUAL_STEPS = 3, 4, 3000
+# Guides of a mixture; networks that become chains, and their steps where there is no budget, and at most; chains and
+# populations of the exact engines where there is no budget; steps of training there.
+_STARTS, _NETWORKS, _CHAIN_STEPS, _MOST_STEPS = 3, 5, 10_000, 10**7
+_POPULATIONS, _USUAL_STEPS = 4, 3000
 # Predictions of all draws are held for so many numbers at once.
 _MOST_NUMBERS = 2**22
 # Halvings of the interval in which a quantile lies: below the rounding of the numbers.
 _HALVINGS = 60
+_ROUGH = "Chains of networks are biased by their steps and stay in their modes; only held-out rows judge them."
 _NOT_JUDGED = "Nothing was judged, for there was no budget: diagnose(model_, posterior_, …) judges a guide."
 
 
@@ -180,6 +185,8 @@ class _Estimator(BaseEstimator, ABC):
         return nn.Sequential(*layers, nn.Linear([num_inputs, *sizes][-1], num_outputs))
 
     def _find(self, args: tuple, kwargs: dict[str, Tensor]) -> Posterior:
+        if self.engine == "chains":
+            return self._find_by_chains(args, kwargs)
         guide: JointGuide | None = None
         if self.engine == "mixture":
             guide = GuideMixture.from_starts(self.model_, _STARTS, plan=self.plan)
@@ -190,6 +197,14 @@ class _Estimator(BaseEstimator, ABC):
         engine = "guide" if self.engine == "mixture" else self.engine
         amounts = {"budget": self.budget, "num_samples": self.num_samples, "num_steps": self.num_steps}
         return infer(self.model_, *args, engine=engine, guide=guide, **amounts, progress=False, **kwargs)
+
+    def _find_by_chains(self, args: tuple, kwargs: dict[str, Tensor]) -> Posterior:
+        seconds = math.inf if self.budget is None else read_budget(self.budget)
+        amounts = {"num_samples": self.num_samples, "max_seconds": seconds}
+        amounts["num_steps"] = self.num_steps or (_CHAIN_STEPS if self.budget is None else _MOST_STEPS)
+        found = microcanonical(self.model_, _NETWORKS, *args, **amounts, progress=False, **kwargs)
+        log = (f"chains: {found.num_steps} steps of each of {_NETWORKS} in {found.seconds:.1f} s",)
+        return Posterior(found.samples, "microcanonical", because=_ROUGH, log=log, seconds=found.seconds)
 
     def _find_without_budget(self, guide: JointGuide, args: tuple, kwargs: dict[str, Tensor]) -> Posterior:
         """What one engine finds by itself: the same at every call, for no time is taken."""
@@ -243,8 +258,9 @@ class HypernetRegressor(MultiOutputMixin, RegressorMixin, _Estimator):
             sets it too; or `Gaussian(sigma=0.1)`, in standard deviations of y.
         prior_scale: Standard deviation of a unit's input under the prior, see `fan_in(gain=)`.
         engine: How the posterior is found: "refine" and "nuts" are exact, "guide" trains an AutoHypernet and mends it,
-            "mixture" trains three from starts of their own; "auto" takes what a pilot says is cheaper, refining or a
-            guide, and says so in `posterior_.log`; see `infer`.
+            "mixture" trains three from starts of their own; "chains" runs `microcanonical` from five networks: rough,
+            of several modes, not judged, and often the best predictions of tables; "auto" takes what a pilot says is
+            cheaper, refining or a guide, and says so in `posterior_.log`; see `infer`.
         budget: Time of a fit, such as "2 minutes"; it holds within a factor of about 1.5. None for no look at the
             clock: `engine`, not "auto", does all of its work and nothing is judged; then a seed gives the same fit
             again.

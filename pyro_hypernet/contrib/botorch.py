@@ -17,6 +17,7 @@ from botorch.posteriors.posterior import Posterior
 from torch import Tensor, nn
 
 from pyro_hypernet.bnn.bayesianize import bayesianize
+from pyro_hypernet.bnn.priors import fan_in
 from pyro_hypernet.contrib.outcomes import Outcomes
 from pyro_hypernet.contrib.paths import WeightedPaths
 from pyro_hypernet.evaluation.draws import draws, is_guide
@@ -28,6 +29,8 @@ from pyro_hypernet.sample.refine import refine
 # For refine: at 10 and 30 data, 207 and 253 of 256 draws are effective after so many moves at every power.
 _NUM_MOVES, _NUM_POPULATIONS = 4, 4
 _WIDTH = 50
+# How much wider than one over the root of the fan-in priors of weights are tried, with so many draws each.
+_GAINS, _NUM_TRIED = (1.0, 2.0, 4.0), 64
 
 
 class HypernetModel(Model, FantasizeMixin):
@@ -292,7 +295,8 @@ def fit_model(
         train_X: Inputs, shape `(N, d)`, N of 2 or more.
         train_Y: Outcomes, to be maximised as always in BoTorch, shape `(N, m)`.
         model: A Pyro model `model(x, y=None)`, such as one of `bayesianize`, for transformed data, y of shape `(N,)`
-            for one outcome; None for a network with one layer of 50 tanh units and learnt noise.
+            for one outcome; None for a network with one layer of 50 tanh units and learnt noise, the width of whose
+            priors is chosen by the evidence: `fan_in(gain=)` of 1, 2 or 4.
         input_transform: BoTorch's; None to standardise.
         outcome_transform: BoTorch's; None to standardise.
         num_samples: Draws S.
@@ -319,11 +323,11 @@ def fit_model(
     d, m = train_X.shape[-1], train_Y.shape[-1]
     input_transform = InputStandardize(d) if input_transform is None else input_transform
     outcome_transform = Standardize(m) if outcome_transform is None else outcome_transform
-    if model is None:
-        model = bayesianize(nn.Sequential(nn.Linear(d, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, m)).to(train_X))
     # They learn here, and no more in the model.
     x, (y, _) = input_transform.to(train_X)(train_X), outcome_transform.to(train_Y)(train_Y, X=train_X)
     input_transform.eval(), outcome_transform.eval()
+    if model is None:
+        model = _by_evidence(nn.Sequential(nn.Linear(d, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, m)).to(train_X), x, y)
     if budget is None:
         posterior = _refine(model, x, y, num_samples)
     else:
@@ -359,6 +363,14 @@ def _all_draws(posterior: Any, weights: Tensor) -> dict[str, Tensor]:
 def _as_targets(y: Tensor) -> Tensor:
     """Outcomes `(N, m)` as a model takes them: `(N,)` for one."""
     return y.squeeze(-1) if y.shape[-1] == 1 else y
+
+
+def _by_evidence(net: nn.Module, x: Tensor, y: Tensor) -> PyroModel:
+    """The network with priors as wide as the data would have them."""
+    models = [bayesianize(copy.deepcopy(net), prior=fan_in(gain=gain)) for gain in _GAINS]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The populations of refine disagree")  # widths differ by far more
+        return max(models, key=lambda model: _refine(model, x, y, _NUM_TRIED).log_evidence)
 
 
 def _refine(model: PyroModel, x: Tensor, y: Tensor, num_samples: int) -> Any:

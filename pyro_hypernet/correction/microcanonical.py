@@ -10,20 +10,27 @@ from pyro import validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.starts import reinitialised
 from pyro_hypernet.correction.move import check_sites, good_ones
 from pyro_hypernet.correction.move_by_minibatch import widths_of
 from pyro_hypernet.evaluation.draws import draws, temperature_of
 from pyro_hypernet.graphs.culprits import warn_caller
+from pyro_hypernet.model.modes import climb
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.shown import Shown
-from pyro_hypernet.target import bind_guide
+from pyro_hypernet.target import bind, bind_guide
 
 # How fast old errors of the energy are forgotten, how fast the step size follows, with whose third power they grow, and
 # how much more than aimed at one of them counts at most.
 _FORGET, _RATE, _MOST_OFF = 0.05, 0.04 / 6, 100.0
 # An error of a step's energy beyond this, in standard deviations of what is aimed at, puts a chain back.
 _LOST = 30.0
+# Steps of networks before they are chains, at most for this share of the time; draws of the prior for units of steps.
+_CLIMBS, _CLIMBS_FOR, _NUM_WIDTHS = 1000, 0.25, 64
+# So many of the prior's standard deviations beside a mode is where a chain begins.
+_BESIDE = 0.05
 # Share of steps that were put back, above which it is said.
 _MOST_RETURNED = 0.01
 
@@ -97,12 +104,14 @@ def microcanonical(
     Args:
         model: The Pyro model.
         posterior: Where chains start: stored samples, such as the parameters of trained networks, a guide, or a
-            mixture of guides. The widths of its draws, within a component where it has such, scale the steps.
+            mixture of guides. The widths of its draws, within a component where it has such, scale the steps. Or a
+            number: so many networks, of a model of `bayesianize` drawn anew by their modules, of others by the prior,
+            that climb the posterior density by 1 000 steps of Adam, in at most a quarter of `max_seconds`.
         args: The model's arguments, data included.
         num_steps: Steps of every chain, the warm-up included.
         warmup_steps: First steps, in which step sizes are adapted and of which no draw is kept; None for half.
         num_samples: Draws to keep in all, evenly from every chain; rounded up to a multiple of the chains.
-        num_chains: Chains, at most as many as stored samples.
+        num_chains: Chains, at most as many as stored samples; as many as networks where `posterior` is their number.
         kernel: How chains move.
         max_seconds: Steps and warm-up are cut, each in proportion, to what this time allows for.
         progress: Whether to show a bar; quiet where the output is no terminal.
@@ -130,8 +139,12 @@ def microcanonical(
         (torch.Size([20, 2]), torch.Size([4, 5, 2]))
     """
     warmup_steps = num_steps // 2 if warmup_steps is None else warmup_steps
+    is_number = isinstance(posterior, int) and not isinstance(posterior, bool)
+    num_chains = posterior if is_number else num_chains
     _check(kernel, num_steps, warmup_steps, num_samples, num_chains, max_seconds)
     start = time.perf_counter()
+    if is_number:
+        posterior = _climbed(model, posterior, args, kwargs, until=start + _CLIMBS_FOR * max_seconds)
     starts = draws(posterior, *args, num_samples=num_chains, **kwargs)
     target = bind_guide(model, posterior, args, kwargs)
     refuse_minibatches(check_sites(target, starts), "microcanonical")
@@ -163,6 +176,23 @@ def microcanonical(
         num_returned=chains.num_returned,
         seconds=time.perf_counter() - start,
     )
+
+
+def _climbed(model: Model, number: int, args: tuple, kwargs: dict[str, Any], *, until: float) -> dict[str, Tensor]:
+    """Networks drawn anew, or draws of the prior, after they have climbed the density."""
+    target = bind(model, args, kwargs, "microcanonical")
+    with validation_enabled(False):
+        w = target.log_joint.sample_prior(max(number, _NUM_WIDTHS), *args, **kwargs)
+        spread = w.std(0).nan_to_num(nan=1.0).clamp(1e-3, 1e3)
+        values = target.layout.constrain(w[:number])[0]
+        if isinstance(model, BayesianNet):
+            nets = [one.initial_values for one in (model, *(reinitialised(model) for _ in range(number - 1)))]
+            values |= {name: torch.stack([net[name] for net in nets]).to(values[name]) for name in nets[0]}
+        evaluate = target.bind_value_and_grad()
+        w = target.layout.unconstrain(values)[0]
+        w = climb(lambda w: evaluate(w)[1], w, spread, num_steps=_CLIMBS, until=until)
+        w = w + _BESIDE * spread * torch.randn_like(w)  # at a mode no gradient says how long a step may be
+    return target.layout.constrain(w)[0]
 
 
 class _Chains:

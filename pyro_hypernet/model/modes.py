@@ -1,6 +1,9 @@
 """Modes of a posterior by gradient ascent from many draws of the prior at once: starts for guides."""
 
+import math
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -43,12 +46,8 @@ def find_modes(
     with outside_of_pyro(), pyro.validation_enabled(False):
         w = log_joint.sample_prior(num_starts, *args, **kwargs)
         spread = w.std(0).nan_to_num(nan=1.0).clamp(1e-3, 1e3)
-        first = second = torch.zeros_like(w)
-        for step in range(1, num_steps + 1):
-            gradient = (log_joint.value_and_grad(w, *args, **kwargs)[1] * spread).nan_to_num(0.0, 0.0, 0.0)
-            first, second = first.lerp(gradient, 0.1), second.lerp(gradient**2, 0.01)
-            move = first / (1 - 0.9**step) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
-            w = w + learning_rate * (1 - (step - 1) / num_steps) * spread * move
+        gradient = partial(_gradient, log_joint, args, kwargs)
+        w = climb(gradient, w, spread, num_steps=num_steps, learning_rate=learning_rate)
         height = log_joint.value_and_grad(w, *args, **kwargs)[0].nan_to_num(nan=-torch.inf)
     good = height >= height.max() - _DEPTH - log_joint.layout.dim / 2
     w, height = w[good], height[good]
@@ -57,6 +56,40 @@ def find_modes(
         distance = torch.cdist(w / spread, w[chosen] / spread).min(1).values
         chosen.append(int(distance.argmax()))
     return w[chosen]
+
+
+def climb(
+    gradient: Callable[[Tensor], Tensor],
+    w: Tensor,
+    spread: Tensor,
+    *,
+    num_steps: int,
+    learning_rate: float = 0.05,
+    until: float = math.inf,
+) -> Tensor:
+    """Where Adam comes from some weights, its step size falling to zero.
+
+    Args:
+        gradient: Of what is climbed, at weights of shape `(S, D)`.
+        w: The weights, shape `(S, D)`.
+        spread: Units of the step size, shape `(D,)`.
+        num_steps: Steps.
+        learning_rate: The first step size.
+        until: By `time.perf_counter`: no further steps then.
+    """
+    first = second = torch.zeros_like(w)
+    for step in range(1, num_steps + 1):
+        if time.perf_counter() > until:
+            break
+        slope = (gradient(w) * spread).nan_to_num(0.0, 0.0, 0.0)
+        first, second = first.lerp(slope, 0.1), second.lerp(slope**2, 0.01)
+        move = first / (1 - 0.9**step) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+        w = w + learning_rate * (1 - (step - 1) / num_steps) * spread * move
+    return w
+
+
+def _gradient(log_joint: LogJoint, args: tuple, kwargs: dict, w: Tensor) -> Tensor:
+    return log_joint.value_and_grad(w, *args, **kwargs)[1]
 
 
 def init_to_map(model: Model, *args: Any, **options: Any) -> Callable[..., Any]:

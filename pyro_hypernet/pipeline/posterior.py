@@ -22,7 +22,8 @@ class Posterior(Shown):
 
     Attributes:
         samples: A dict from site to draws of shape `(S, *shape)`, equally weighted.
-        source: Where they come from: "guide", "resampled", "refined", "moved" or "nuts".
+        source: Where they come from: "guide", "resampled", "refined", "moved" or "nuts"; "microcanonical" of
+            scikit-learn's estimators.
         verdict: On these draws: "use it", "refine it" or "do not trust it".
         because: Why, in one or two sentences.
         diagnosis: Of the guide, whose verdict may differ: draws may have been mended since. None if no guide was
