@@ -266,7 +266,7 @@ class HypernetRegressor(MultiOutputMixin, RegressorMixin, _Estimator):
             again.
         num_steps: Most steps of training.
         num_samples: Draws of the posterior, and of all that is predicted.
-        plan: How guides are built and trained, see `Plan`; "auto" then trains one.
+        plan: How guides are built and trained, see `Plan`; "auto" then trains one; without guides it goes unused.
         random_state: Seed of `fit`, or a RandomState; random numbers elsewhere stay where they stand.
 
     Attributes:
