@@ -122,13 +122,8 @@ def row(record: dict[str, Any]) -> list[str]:
     found = {who: record[who] for who in ("old", "new")}
     rounds = str(len(found["new"]))
     if any(None in values for values in found.values()):
-        return [
-            *record["cell"],
-            rounds,
-            *("does not run" if None in values else "" for values in found.values()),
-            "",
-            "",
-        ]
+        ran = ["does not run" if None in values else "" for values in found.values()]
+        return [*record["cell"], rounds, *ran, "", ""]
     ms, capture = ({who: [v[key] for v in vs] for who, vs in found.items()} for key in ("ms", "capture"))
     seconds = " → ".join(f"{median(values):.1f}" for values in capture.values())
     steps = [f"{median(values):.2f}" for values in ms.values()]
@@ -153,9 +148,8 @@ def main() -> None:
         cells, rounds = [("toy-gap", "default")], 3
     if options.only:
         cells = [cell for cell in cells if "/".join(cell) in options.only]
-    known = (
-        {} if options.quick else {tuple(r["cell"]): r for r in kept("speed_commits") if r["old_commit"] == options.old}
-    )
+    before = [] if options.quick else kept("speed_commits")
+    known = {tuple(record["cell"]): record for record in before if record["old_commit"] == options.old}
     with tempfile.TemporaryDirectory() as folder:
         old = str(Path(folder) / "old")
         subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "-q", "--detach", old, options.old], check=True)

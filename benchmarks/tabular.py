@@ -38,7 +38,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import train_test_split
 from timing import medians, run_cells, table
 from torch import Tensor, nn
-from uci import Mixture, by_pyros_guide, density_loss, log_density, mixture_of, scores, train
+from uci import Mixture, by_pyros_guide, density_loss, log_density, mixture_of, parameters, scores, train
 
 from pyro_hypernet import AutoHypernet, GuideMixture, Optim, bayesianize, fit, microcanonical
 
@@ -79,11 +79,6 @@ def trained(x: Tensor, y: Tensor, members: int) -> list[nn.Module]:
     for net in nets:
         train(net, density_loss, x, y)
     return nets
-
-
-def parameters(nets: list[nn.Module]) -> dict[str, Tensor]:
-    """Networks as stored samples."""
-    return {name: torch.stack([net.get_parameter(name).detach() for net in nets]) for name in nets[0].state_dict()}
 
 
 def by_chains(x: Tensor, y: Tensor, x_new: Tensor, asked: Asked) -> Mixture:

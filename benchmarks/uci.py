@@ -158,6 +158,11 @@ def train(net: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y
     net.load_state_dict(kept)
 
 
+def parameters(nets: list[nn.Module]) -> dict[str, Tensor]:
+    """Networks as stored samples."""
+    return {name: torch.stack([net.get_parameter(name).detach() for net in nets]) for name in nets[0].state_dict()}
+
+
 def by_chains(x: Tensor, y: Tensor, x_new: Tensor, width: int) -> Mixture:
     """Noise and prior of least loss on a fifth of the training part."""
     held, tried = max(5, len(x) // 5), {}
@@ -176,7 +181,7 @@ def chains(
     nets = [network(x.shape[1], width, 1 if is_normal else 2) for _ in range(members)]
     for net in nets:
         train(net, squares if is_normal else density_loss, x, y)
-    starts = {name: torch.stack([net.get_parameter(name).detach() for net in nets]) for name in nets[0].state_dict()}
+    starts = parameters(nets)
     if is_normal:
         with torch.no_grad():
             starts["sigma"] = torch.stack([squares(net(x), y).sqrt().clamp(min=0.02) for net in nets])

@@ -24,6 +24,7 @@ from pyro_hypernet.evaluation.draws import draws, is_guide
 from pyro_hypernet.evaluation.importance import BELIEVABLE_KHAT, khat_of
 from pyro_hypernet.infer import infer
 from pyro_hypernet.model.vectorize import Model as PyroModel
+from pyro_hypernet.pipeline.forecast import unnoticed
 from pyro_hypernet.sample.refine import refine
 
 # For refine: at 10 and 30 data, 207 and 253 of 256 draws are effective after so many moves at every power.
@@ -301,7 +302,8 @@ def fit_model(
         outcome_transform: BoTorch's; None to standardise.
         num_samples: Draws S.
         budget: None for draws by `refine`, seconds for a few dozen data; or the time that `infer` may take to choose
-            a way itself, "2 minutes", which for less than half a minute is spent on the choice.
+            a way itself, "2 minutes", which for less than half a minute is spent on the choice. The width of priors is
+            chosen before, beyond that time.
 
     Returns:
         The model.
@@ -367,9 +369,8 @@ def _as_targets(y: Tensor) -> Tensor:
 
 def _by_evidence(net: nn.Module, x: Tensor, y: Tensor) -> PyroModel:
     """The network with priors as wide as the data would have them."""
-    models = [bayesianize(copy.deepcopy(net), prior=fan_in(gain=gain)) for gain in _GAINS]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The populations of refine disagree")  # widths differ by far more
+    models = [bayesianize(net, prior=fan_in(gain=gain)) for gain in _GAINS]
+    with unnoticed():
         return max(models, key=lambda model: _refine(model, x, y, _NUM_TRIED).log_evidence)
 
 

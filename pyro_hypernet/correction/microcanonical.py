@@ -16,11 +16,11 @@ from pyro_hypernet.correction.move import check_sites, good_ones
 from pyro_hypernet.correction.move_by_minibatch import widths_of
 from pyro_hypernet.evaluation.draws import draws, temperature_of
 from pyro_hypernet.graphs.culprits import warn_caller
-from pyro_hypernet.model.modes import climb
+from pyro_hypernet.model.modes import climb, spread_of
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.shown import Shown
-from pyro_hypernet.target import bind, bind_guide
+from pyro_hypernet.target import Whole, bind, bind_guide
 
 # How fast old errors of the energy are forgotten, how fast the step size follows, with whose third power they grow, and
 # how much more than aimed at one of them counts at most.
@@ -122,6 +122,7 @@ def microcanonical(
 
     Raises:
         TypeError: If the posterior is none of these.
+        NotImplementedError: If it is a number and the prior cannot be sampled.
         ValueError: If a number is out of range, the posterior's sites are not the model's, the model draws minibatches,
             or no start has a finite density.
 
@@ -144,17 +145,24 @@ def microcanonical(
     _check(kernel, num_steps, warmup_steps, num_samples, num_chains, max_seconds)
     start = time.perf_counter()
     if is_number:
-        posterior = _climbed(model, posterior, args, kwargs, until=start + _CLIMBS_FOR * max_seconds)
-    starts = draws(posterior, *args, num_samples=num_chains, **kwargs)
-    target = bind_guide(model, posterior, args, kwargs)
-    refuse_minibatches(check_sites(target, starts), "microcanonical")
-    with validation_enabled(False):
+        target = bind(model, args, kwargs, "microcanonical")
+        w = _drawn_anew(target, num_chains)
+    else:
+        starts = draws(posterior, *args, num_samples=num_chains, **kwargs)
+        target = bind_guide(model, posterior, args, kwargs)
+        refuse_minibatches(check_sites(target, starts), "microcanonical")
         w = target.layout.unconstrain(starts)[0]
+    with validation_enabled(False):
         if w.shape[-1] < 2:
             raise ValueError(f"Chains that only turn need at least two weights; the model has {w.shape[-1]}.")
         target.refuse_random(w[:2], "microcanonical")
-        scale = widths_of(posterior, target.layout, args, kwargs)
         evaluate = target.bind_value_and_grad()
+        if is_number:
+            spread = spread_of(target.sample_prior(_NUM_WIDTHS))
+            w = climb(evaluate, w, spread, num_steps=_CLIMBS, until=start + _CLIMBS_FOR * max_seconds)
+            w = w + _BESIDE * spread * torch.randn_like(w)  # at a mode no gradient says how long a step may be
+            posterior = target.layout.constrain(w)[0]
+        scale = widths_of(posterior, target.layout, args, kwargs)
         value, gradient = evaluate(w)
         w = w[good_ones(value.isfinite() & gradient.isfinite().all(-1), target, "start")]
         chains = _Chains(w, scale, kernel, evaluate)
@@ -178,21 +186,16 @@ def microcanonical(
     )
 
 
-def _climbed(model: Model, number: int, args: tuple, kwargs: dict[str, Any], *, until: float) -> dict[str, Tensor]:
-    """Networks drawn anew, or draws of the prior, after they have climbed the density."""
-    target = bind(model, args, kwargs, "microcanonical")
-    with validation_enabled(False):
-        w = target.log_joint.sample_prior(max(number, _NUM_WIDTHS), *args, **kwargs)
-        spread = w.std(0).nan_to_num(nan=1.0).clamp(1e-3, 1e3)
-        values = target.layout.constrain(w[:number])[0]
-        if isinstance(model, BayesianNet):
-            nets = [one.initial_values for one in (model, *(reinitialised(model) for _ in range(number - 1)))]
-            values |= {name: torch.stack([net[name] for net in nets]).to(values[name]) for name in nets[0]}
-        evaluate = target.bind_value_and_grad()
-        w = target.layout.unconstrain(values)[0]
-        w = climb(lambda w: evaluate(w)[1], w, spread, num_steps=_CLIMBS, until=until)
-        w = w + _BESIDE * spread * torch.randn_like(w)  # at a mode no gradient says how long a step may be
-    return target.layout.constrain(w)[0]
+def _drawn_anew(target: Whole, number: int) -> Tensor:
+    """Unconstrained weights of networks as their modules draw them, and of the prior where there is no network."""
+    w = target.sample_prior(number)
+    if not isinstance(target.model, BayesianNet):
+        return w
+    others = (reinitialised(target.model) for _ in range(number - 1))
+    nets = [net.initial_values for net in (target.model, *others)]
+    values = target.samples(w)
+    values |= {name: torch.stack([net[name] for net in nets]).to(values[name]) for name in nets[0]}
+    return target.layout.unconstrain(values)[0]
 
 
 class _Chains:

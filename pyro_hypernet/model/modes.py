@@ -45,10 +45,10 @@ def find_modes(
     kwargs = kwargs or {}
     with outside_of_pyro(), pyro.validation_enabled(False):
         w = log_joint.sample_prior(num_starts, *args, **kwargs)
-        spread = w.std(0).nan_to_num(nan=1.0).clamp(1e-3, 1e3)
-        gradient = partial(_gradient, log_joint, args, kwargs)
-        w = climb(gradient, w, spread, num_steps=num_steps, learning_rate=learning_rate)
-        height = log_joint.value_and_grad(w, *args, **kwargs)[0].nan_to_num(nan=-torch.inf)
+        spread = spread_of(w)
+        evaluate = partial(_evaluate, log_joint, args, kwargs)
+        w = climb(evaluate, w, spread, num_steps=num_steps, learning_rate=learning_rate)
+        height = evaluate(w)[0].nan_to_num(nan=-torch.inf)
     good = height >= height.max() - _DEPTH - log_joint.layout.dim / 2
     w, height = w[good], height[good]
     chosen = [int(height.argmax())]
@@ -58,8 +58,13 @@ def find_modes(
     return w[chosen]
 
 
+def spread_of(w: Tensor) -> Tensor:
+    """Standard deviations of draws of the prior, `(S, D)`, as units of steps, `(D,)`: neither zero nor endless."""
+    return w.std(0).nan_to_num(nan=1.0).clamp(1e-3, 1e3)
+
+
 def climb(
-    gradient: Callable[[Tensor], Tensor],
+    evaluate: Callable[[Tensor], tuple[Tensor, Tensor]],
     w: Tensor,
     spread: Tensor,
     *,
@@ -70,7 +75,7 @@ def climb(
     """Where Adam comes from some weights, its step size falling to zero.
 
     Args:
-        gradient: Of what is climbed, at weights of shape `(S, D)`.
+        evaluate: From weights of shape `(S, D)` to log densities, `(S,)`, and their gradients, `(S, D)`.
         w: The weights, shape `(S, D)`.
         spread: Units of the step size, shape `(D,)`.
         num_steps: Steps.
@@ -81,15 +86,15 @@ def climb(
     for step in range(1, num_steps + 1):
         if time.perf_counter() > until:
             break
-        slope = (gradient(w) * spread).nan_to_num(0.0, 0.0, 0.0)
+        slope = (evaluate(w)[1] * spread).nan_to_num(0.0, 0.0, 0.0)
         first, second = first.lerp(slope, 0.1), second.lerp(slope**2, 0.01)
         move = first / (1 - 0.9**step) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
         w = w + learning_rate * (1 - (step - 1) / num_steps) * spread * move
     return w
 
 
-def _gradient(log_joint: LogJoint, args: tuple, kwargs: dict, w: Tensor) -> Tensor:
-    return log_joint.value_and_grad(w, *args, **kwargs)[1]
+def _evaluate(log_joint: LogJoint, args: tuple, kwargs: dict, w: Tensor) -> tuple[Tensor, Tensor]:
+    return log_joint.value_and_grad(w, *args, **kwargs)
 
 
 def init_to_map(model: Model, *args: Any, **options: Any) -> Callable[..., Any]:
