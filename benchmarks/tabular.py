@@ -231,14 +231,14 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=10, help="networks, where a method takes several")
     parser.add_argument("--share", type=float, default=1.0, help="of the target's time")
     parser.add_argument("--bde", help="an interpreter with sklearn-contrib-bde; without it that method is left out")
-    parser.add_argument("--quick", action="store_true", help="airfoil, one seed, a tenth of the time")
+    parser.add_argument("--quick", action="store_true", help="airfoil, one seed, a tenth of the time, two networks")
     options = options_with_data(parser, what="tables", help="folder that holds tabular/")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     global BDE, BDE_STEPS
     BDE = options.bde
     if options.quick:
-        options.sets, options.seeds, options.share, BDE_STEPS = ["airfoil"], 1, 0.1, (2000, 200)
+        options.sets, options.seeds, options.share, options.members, BDE_STEPS = ["airfoil"], 1, 0.1, 2, (2000, 200)
     cells = [
         {"set": name, "method": method, "seed": seed, "share": options.share, "members": options.members}
         for seed in range(options.seeds)
