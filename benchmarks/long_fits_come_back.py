@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from class_scores import class_scores
 from data_folder import options_with_data
-from real_networks_against_dropout_and_ensembles import Net, scaled
+from real_tasks import Net, scaled
 from timing import medians, run_cells, table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset

@@ -2,7 +2,7 @@
 
     python benchmarks/moved_by_minibatch.py [--quick] [--data FOLDER] [--seeds 2]
 
-Network, images and minibatches of real_networks_against_dropout_and_ensembles.py: 784-100-10, 5 000 images, 10 000 test
+Network, images and minibatches of real_tasks.py: 784-100-10, 5 000 images, 10 000 test
 images. A mean field is fitted at temperature 1 and at .01, its draws are moved in 8 chains at either temperature, and
 the moved draws teach the guide. 48 draws predict. Seconds are of this process on one thread, for this step alone.
 """
@@ -18,7 +18,7 @@ import pyro
 import torch
 from class_scores import class_scores
 from data_folder import options_with_data
-from real_networks_against_dropout_and_ensembles import Images, Net, loader
+from real_tasks import TASKS, Images, Net, loader
 from timing import keep, spread, table
 from torch import nn
 
@@ -72,7 +72,9 @@ def main() -> None:
     options = options_with_data(parser, what="images", help="folder that holds mnist.npz")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    data, num_steps = Images(Path(options.data), options.quick), options.steps or (300 if options.quick else 3000)
+    sizes = (1000, 1000) if options.quick else TASKS["mnist"].sizes
+    data = TASKS["mnist"].images(Path(options.data), *sizes)
+    num_steps = options.steps or (300 if options.quick else 3000)
     records, count = [], options.seeds or (1 if options.quick else 2)
     for seed in range(count):
         for temperature in TEMPERATURES:

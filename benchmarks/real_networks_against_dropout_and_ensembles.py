@@ -1,149 +1,115 @@
-"""A network of 79 510 weights on 5 000 images: this package as it comes beside Adam, MC dropout and an ensemble of 3.
+"""Networks on images: this package beside Adam, MC dropout and an ensemble, in the same seconds.
 
-    python benchmarks/real_networks_against_dropout_and_ensembles.py [--quick] [--data FOLDER] [--seconds 60]
+    python benchmarks/real_networks_against_dropout_and_ensembles.py --data FOLDER [--quick] [--tasks mnist lenet]
+        [--methods "ensemble" ...] [--seconds 60] [--seeds 3]
 
-MNIST, the first 5 000 training images, 784-100-10 with ReLU, minibatches of 128, a thread, the same seconds of CPU for
-every method. Half of them go to what there is to choose, by the last 500 images after training on the others: how many
-epochs of Adam, which dropout rate, which temperature; then all 5 000 are trained on. Test: 10 000 images. Strange
-images: those of notMNIST and Fashion-MNIST, told from MNIST's by the mutual information of label and weights (BALD), or
-by the entropy where there is one network only.
+Minibatches of 128, a thread, the same seconds of CPU for every method. Up to half of them go to what there is to
+choose, on held-out images (a tenth of the training images, at most 5 000) after training on the others: how many epochs
+of Adam (the search ends ten epochs after the best), which dropout rate, which temperature; then all are trained on.
+Strange images are told from those of the test by the mutual information of label and weights (BALD), or by the entropy
+where there is one network only. Finished cells are kept and not run again.
 """
 
 import argparse
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyro
 import torch
-from adam_passes import adam_passes
 from class_scores import class_scores
 from data_folder import options_with_data
-from timing import keep, spread, table
+from real_tasks import TASKS, Images, Task, epochs, loader
+from timing import medians, run_cells, table
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, choose_temperature, fit, predict
 from pyro_hypernet.evaluation.metrics import auroc, mutual_information, predictive_entropy
 
 NUM_DRAWS, TEMPERATURES = 50, (1.0, 0.1, 0.01, 0.001)
+# The search for the number of epochs ends so many after the best.
+PATIENCE = 10
 Predictor = Callable[[Tensor], Tensor]  # from images to class probabilities of every draw
 
 
-class Images:
-    """What is trained on, held out, tested, and strange."""
-
-    def __init__(self, folder: Path, quick: bool) -> None:
-        files = {name: np.load(folder / f"{name}.npz") for name in ("mnist", "fashion_mnist", "notmnist_small")}
-        size, test = (1000, 1000) if quick else (5000, 10_000)
-        x, y = scaled(files["mnist"]["x_train"][:size]), torch.tensor(files["mnist"]["y_train"][:size]).long()
-        held = size // 10
-        self.all, self.train, self.held_out = (x, y), (x[:-held], y[:-held]), (x[-held:], y[-held:])
-        self.test = scaled(files["mnist"]["x_test"][:test]), torch.tensor(files["mnist"]["y_test"][:test]).long()
-        strange = {"notMNIST": "notmnist_small", "Fashion": "fashion_mnist"}
-        self.strange = {name: scaled(files[file]["x_test"][:test]) for name, file in strange.items()}
+def of_nets(nets: list[nn.Module]) -> Predictor:
+    """Class probabilities by every network."""
+    return lambda x: torch.stack([torch.cat([net(part) for part in x.split(1000)]).softmax(-1) for net in nets])
 
 
-def scaled(images: np.ndarray) -> Tensor:
-    return (torch.tensor(images, dtype=torch.float32).flatten(1) / 255 - 0.1307) / 0.3081
-
-
-class Net(nn.Module):
-    """Two layers; units of the first may be dropped, also in predictions."""
-
-    def __init__(self, rate: float = 0.0) -> None:
-        super().__init__()
-        self.first, self.second, self.rate = nn.Linear(784, 100), nn.Linear(100, 10), rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).relu()
-        return self.second(dropout(h, self.rate) if self.rate else h)
-
-
-def loader(images: tuple[Tensor, Tensor]) -> DataLoader:
-    return DataLoader(TensorDataset(*images), batch_size=128, shuffle=True)
-
-
-def epochs(net: Net, images: tuple[Tensor, Tensor]) -> Iterator[int]:
-    """Epochs of Adam."""
-    return adam_passes(net, cross_entropy, lambda: loader(images))
-
-
-def best_epoch(data: Images, seconds: float, rate: float = 0.0) -> tuple[float, int]:
+def best_epoch(task: Task, data: Images, seconds: float, rate: float = 0.0) -> tuple[float, int]:
     """The least loss on the held-out images, and after how many epochs it came."""
-    net, start, losses = Net(rate), time.process_time(), []
+    net, start, losses = task.net(rate), time.process_time(), []
     x, y = data.held_out
     for _ in epochs(net, data.train):
         with torch.no_grad():
-            mean = torch.stack([net(x).softmax(-1) for _ in range(20 if rate else 1)]).mean(0)
+            mean = of_nets([net] * (20 if rate else 1))(x).mean(0)
         losses.append(-float(mean[range(len(y)), y].log().mean()))
-        if time.process_time() - start > seconds:
-            return min(losses), 1 + losses.index(min(losses))
+        best = 1 + losses.index(min(losses))
+        if time.process_time() - start > seconds or len(losses) >= best + PATIENCE:
+            return min(losses), best
     raise AssertionError
 
 
-def trained(images: tuple[Tensor, Tensor], count: int, rate: float = 0.0) -> Net:
-    net = Net(rate)
-    going = epochs(net, images)
+def trained(task: Task, data: Images, count: int, rate: float = 0.0) -> nn.Module:
+    net = task.net(rate)
+    going = epochs(net, data.all)
     for _ in range(count):
         next(going)
     return net
 
 
-def one_network(data: Images, seconds: float) -> Predictor:
-    net = trained(data.all, best_epoch(data, seconds / 2)[1])
-    return lambda x: net(x).softmax(-1)[None]
+def one_network(task: Task, data: Images, seconds: float) -> Predictor:
+    return of_nets([trained(task, data, best_epoch(task, data, seconds / 2)[1])])
 
 
-def mc_dropout(data: Images, seconds: float) -> Predictor:
-    found = {rate: best_epoch(data, seconds / 6, rate) for rate in (0.1, 0.2, 0.5)}
+def mc_dropout(task: Task, data: Images, seconds: float) -> Predictor:
+    found = {rate: best_epoch(task, data, seconds / 6, rate) for rate in (0.1, 0.2, 0.5)}
     rate = min(found, key=lambda rate: found[rate][0])
-    net = trained(data.all, found[rate][1], rate)
-    return lambda x: torch.stack([net(x).softmax(-1) for _ in range(NUM_DRAWS)])
+    return of_nets([trained(task, data, found[rate][1], rate)] * NUM_DRAWS)
 
 
-def ensemble(data: Images, seconds: float) -> Predictor:
-    count = best_epoch(data, seconds / 2)[1]
-    nets = [trained(data.all, count) for _ in range(3)]
-    return lambda x: torch.stack([net(x).softmax(-1) for net in nets])
+def ensemble(task: Task, data: Images, seconds: float) -> Predictor:
+    count = best_epoch(task, data, seconds / 2)[1]
+    return of_nets([trained(task, data, count) for _ in range(task.members)])
 
 
 def ours(
+    task: Task,
     data: Images,
     seconds: float,
     *,
     temperature: float | str = 1.0,
-    num_nets: int = 0,
-    num_guides: int = 1,
+    is_mixture: bool = False,
+    are_trained: bool = False,
     **options: Any,
 ) -> Predictor:
     """The default call; with temperature "held out", half of the seconds go to the choice.
 
-    With `num_nets` networks trained by Adam are the starts, of one guide or of a mixture, within the same seconds; with
-    `num_guides` a mixture has so many, from starts drawn anew.
+    A mixture has as many guides as the ensemble networks. Guides start at networks as they are made, or trained by
+    Adam within the same seconds.
     """
     plan, start = Plan(temperature="auto" if temperature == "held out" else temperature), time.process_time()
-    count = best_epoch(data, seconds / 6)[1] if num_nets else 0
-    nets = [trained(data.all, count) if num_nets else Net() for _ in range(max(1, num_nets))]
+    count, members = best_epoch(task, data, seconds / 6)[1] if are_trained else 0, task.members if is_mixture else 1
     if temperature == "held out":
-        net = trained(data.train, count) if num_nets else Net()
-        seconds -= time.process_time() - start
+        net = trained(task, data, count)
         model, batches = bayesianize(net, "categorical", num_data=len(data.train[0]), **options), loader(data.train)
-        num_steps = steps_within(model, batches, seconds / 2) // len(TEMPERATURES)
+        left = seconds / 2 - (time.process_time() - start)
+        num_steps = steps_within(task, model, batches, left) // len(TEMPERATURES)
         chosen = choose_temperature(model, batches, data.held_out, temperatures=TEMPERATURES, num_steps=num_steps)
         print(chosen, flush=True)
-        plan, seconds = chosen.plan, seconds / 2
+        plan = chosen.plan
+    nets = [trained(task, data, count) for _ in range(members)]
     model, batches = bayesianize(nets[0], "categorical", num_data=len(data.all[0]), **options), loader(data.all)
-    starts = nets if len(nets) > 1 else num_guides
-    guide = AutoHypernet(model, plan=plan) if starts == 1 else GuideMixture.from_starts(model, starts, plan=plan)
-    num_steps = max(1, steps_within(model, batches, seconds) // max(len(nets), num_guides))
-    fit(model, guide, batches, num_steps=num_steps, progress=False)
+    guide = AutoHypernet(model, plan=plan)
+    if is_mixture:
+        guide = GuideMixture.from_starts(model, nets if are_trained else members, plan=plan)
+    num_steps = steps_within(task, model, batches, seconds - (time.process_time() - start)) // members
+    fit(model, guide, batches, num_steps=max(1, num_steps), progress=False)
     print(guide.describe(), flush=True)
 
     def probabilities(x: Tensor) -> Tensor:
@@ -153,27 +119,28 @@ def ours(
     return probabilities
 
 
-def steps_within(model: nn.Module, batches: DataLoader, seconds: float) -> int:
-    """How many steps of `fit` fit in, by a run of 1 000 of which the first 150 do not count."""
+def steps_within(task: Task, model: nn.Module, batches: DataLoader, seconds: float) -> int:
+    """How many steps of `fit` fit in, by the difference of two runs, which counts, too."""
     times = [time.process_time()]
-    for num_steps in (150, 1000):
+    for num_steps in task.trial_steps:
         own = copy.deepcopy(model)
         fit(own, AutoHypernet(own), batches, num_steps=num_steps, progress=False)
         times.append(time.process_time())
-    seconds -= times[2] - times[0]  # this counts, too
-    return max(100, int(seconds / ((times[2] - 2 * times[1] + times[0]) / 850)))
+    few, many = task.trial_steps
+    pace = max(1e-4, (times[2] - 2 * times[1] + times[0]) / (many - few))
+    return max(few, int((seconds - (times[2] - times[0])) / pace))
 
 
-METHODS: dict[str, Callable[[Images, float], Predictor]] = {
+METHODS: dict[str, Callable[[Task, Images, float], Predictor]] = {
     "one network, Adam": one_network,
     "MC dropout": mc_dropout,
-    "ensemble of 3": ensemble,
+    "ensemble": ensemble,
     "ours as it comes": ours,
     "ours, temperature chosen": partial(ours, temperature="held out"),
-    "ours at a trained network, temperature chosen": partial(ours, temperature="held out", num_nets=1),
-    "ours, mixture of 3 trained, temperature chosen": partial(ours, temperature="held out", num_nets=3),
+    "ours at a trained network": partial(ours, are_trained=True),
     'ours, parametrization="weight_norm"': partial(ours, parametrization="weight_norm"),
-    'mixture of 3, parametrization="weight_norm"': partial(ours, parametrization="weight_norm", num_guides=3),
+    'mixture, parametrization="weight_norm"': partial(ours, parametrization="weight_norm", is_mixture=True),
+    "weight norm at a trained network": partial(ours, parametrization="weight_norm", are_trained=True),
     "weight norm, biases learnt, as in the paper": partial(ours, parametrization="weight_norm", sites=["*.weight"]),
 }
 
@@ -191,36 +158,55 @@ def scores(predict_at: Predictor, data: Images) -> dict[str, float]:
     return result
 
 
+def report(records: list[dict]) -> str:
+    """A table for every task."""
+    parts = [__doc__, "Medians, least and greatest over seeds.\n"]
+    keys = {"accuracy": 2, "nll": 3, "ece": 4, "notMNIST": 1, "Fashion": 1, "MNIST": 1, "seconds": 0}
+    heads = {"accuracy": "accuracy %", "nll": "NLL", "ece": "ECE"}
+    for name, task in TASKS.items():
+        mine = [record for record in records if record["task"] == name]
+        shown = {key: digits for key, digits in keys.items() if any(key in record for record in mine)}
+        headings = [heads.get(key, key if key == "seconds" else f"AUROC {key} %") for key in shown]
+        rows = []
+        for method in METHODS:
+            if own := [record for record in mine if record["method"] == method]:
+                rows.append([method, len(own), *medians(own, shown)])
+        if rows:
+            says = f"{task.says}; ensemble and mixture of {task.members}, {mine[0]['asked']:g} s"
+            parts.append(f"## {name}\n\n{says}.\n\n{table(['', 'seeds', *headings], rows)}\n")
+    return "\n".join(parts)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1 000 images, a few seconds")
-    parser.add_argument("--seconds", type=float, default=None, help="of training for every method; 60, quick 3")
+    parser.add_argument("--tasks", nargs="*", default=None, choices=list(TASKS), help="all but the last, quick mnist")
+    parser.add_argument("--seconds", type=float, default=None, help="of training; by the task, quick 3")
     parser.add_argument("--seeds", type=int, default=None, help="3, quick 1")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    options = options_with_data(parser, what="images", help="folder that holds mnist.npz")
+    options = options_with_data(parser, what="images", help="folder that holds mnist.npz and its neighbours")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    data = Images(Path(options.data), options.quick)
-    seconds, records = options.seconds or (3.0 if options.quick else 60.0), []
-    for seed in range(options.seeds or (1 if options.quick else 3)):
-        for name in options.methods:
-            pyro.set_rng_seed(seed)
-            start = time.process_time()
-            predictor = METHODS[name](data, seconds)
-            took = time.process_time() - start
-            records.append({"method": name, "seed": seed, "seconds": took, **scores(predictor, data)})
-            print(records[-1], flush=True)
-    headings = ("accuracy %", "NLL", "ECE", "AUROC notMNIST %", "AUROC Fashion %", "seconds")
-    keys = ("accuracy", "nll", "ece", "notMNIST", "Fashion", "seconds")
-    digits = (2, 3, 4, 1, 1, 0)
-    rows = []
-    for name in options.methods:
-        mine = [record for record in records if record["method"] == name]
-        values = [[record[key] for record in mine] for key in keys]
-        rows.append((name, *map(spread, values, digits)))
-    count = 1 + max(record["seed"] for record in records)
-    text = f"{__doc__}\nMedians, least and greatest of {count} seeds.\n\n{table(('', *headings), rows)}\n"
-    keep("real_networks", records, text, quick=options.quick)
+    loaded: dict[str, Images] = {}
+
+    def run(task: str, method: str, seed: int, asked: float) -> dict[str, float]:
+        one = TASKS[task]
+        sizes = (1000, 500) if options.quick else one.sizes
+        data = loaded.setdefault(task, one.images(Path(options.data), *sizes))
+        torch.manual_seed(seed)  # loading an image draws nothing, but a loader's first pass may
+        start = time.process_time()
+        predictor = METHODS[method](one, data, asked)
+        return {"seconds": time.process_time() - start, **scores(predictor, data)}
+
+    seeds = options.seeds or (1 if options.quick else 3)
+    cells = [
+        {"task": task, "method": method, "seed": seed}
+        | {"asked": options.seconds or (3.0 if options.quick else TASKS[task].seconds)}
+        for task in options.tasks or list(TASKS)[: 1 if options.quick else -1]
+        for seed in range(seeds)
+        for method in options.methods
+    ]
+    run_cells("real_networks", cells, run, report, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "pyro_hypernet"
 
 # Imports point up this list only.
 ORDER = [
+    "options",
     "shown",
     "graphs",
     "model",

@@ -282,3 +282,59 @@ def test_the_documentations_example_runs(capsys):
     (block,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
     exec(compile(block, "docs/sklearn.md", "exec"), {"__name__": "example"})
     assert "accuracy" in capsys.readouterr().out
+
+
+# Parameters that are "auto": short chains, for what is tested is who is heard, not how well.
+CHOSEN = {"engine": "chains", "budget": None, "num_steps": 100, "num_samples": 40, "random_state": seed()}
+
+
+@pytest.fixture
+def quick_choice(monkeypatch):
+    monkeypatch.setattr("pyro_hypernet.sklearn._CHOICE_STEPS", 300)
+    monkeypatch.setattr("pyro_hypernet.sklearn._CHOICE_SAMPLES", 20)
+    monkeypatch.setattr("pyro_hypernet.sklearn._NETWORKS", 2)
+    monkeypatch.setattr("pyro_hypernet.correction.microcanonical._CLIMBS", 100)
+
+
+@pytest.mark.filterwarnings("ignore:Chains were put back")
+def test_noise_is_chosen_by_rows_that_are_held_out(quick_choice):
+    """The noise's width grows fiftyfold: 2 nats a row between the two, none of 20 seeds below .5."""
+    x = np.linspace(-2, 2, 200)[:, None]
+    y = np.exp(x[:, 0]) * np.random.default_rng(seed()).normal(size=200)
+    model = HypernetRegressor((3,), likelihood="auto", **CHOSEN).fit(x, y)
+    assert model.chosen_ == {"likelihood": "heteroscedastic"}
+    assert model.get_params()["likelihood"] == "auto"
+    assert "40 rows held out" in model.posterior_.log[0]
+    _, std = model.predict(x, return_std=True)
+    assert std[-40:].mean() > 3 * std[:40].mean()
+
+
+@pytest.mark.filterwarnings("ignore:Chains were put back")
+@pytest.mark.parametrize("case", ["weights", "two outputs", "a class of one row", "by a guide"])
+def test_whatever_is_fitted_can_be_chosen(case, quick_choice):
+    x, y = np.tile(X, (2, 1)), np.tile(Y, 2)
+    options = CHOSEN if case != "by a guide" else QUICK
+    if case == "a class of one row":
+        model = HypernetClassifier((2,), prior_scale="auto", **options).fit(x, np.arange(48) == 5)
+        assert model.predict_proba(x).shape == (48, 2)
+        assert model.chosen_["prior_scale"] in (1.5, 3.0, 6.0)
+        return
+    weight = np.arange(48) % 2 if case == "weights" else None
+    y = np.tile(TWO, (2, 1)) if case == "two outputs" else y
+    model = HypernetRegressor((2,), likelihood="auto", prior_scale="auto", **options).fit(x, y, weight)
+    assert set(model.chosen_) == {"likelihood", "prior_scale"}
+    assert np.isfinite(model.score_samples(x, y)).all()
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict(x), model.predict(x))
+
+
+def test_too_few_rows_are_not_chosen_by():
+    model = HypernetRegressor((), likelihood="auto", **CHOSEN).fit(X, Y)
+    assert model.chosen_ == {"likelihood": "gaussian"}
+    assert "24 rows are too few" in model.posterior_.log[0]
+
+
+@pytest.mark.parametrize("bad", [{"likelihood": "outo"}, {"prior_scale": "outo"}, {"prior_scale": -1.0}])
+def test_words_that_are_not_auto_are_refused(bad):
+    with pytest.raises(ValueError, match="must be"):
+        HypernetRegressor((), **CHOSEN).set_params(**bad).fit(X, Y)

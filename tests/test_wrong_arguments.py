@@ -1,7 +1,10 @@
 """Verbs that are given what a model does not take: each says what it takes, what it got, and what to do."""
 
+import dataclasses
+import typing
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pyro
 import pytest
@@ -115,3 +118,27 @@ def test_arguments_have_the_names_of_the_users_model(case):
     named = name_arguments(*case, {})
     assert named["x"] is X
     assert named["y"] is Y
+
+
+# Objects of options, and every field of theirs that is declared as a number.
+OPTIONS = [
+    *(ph.HmcKernel, ph.MicrocanonicalKernel, ph.NutsKernel, ph.Optim, ph.SghmcKernel),
+    *(ph.fan_in, ph.ard, ph.horseshoe, partial(ph.Checkpoint, "run")),
+]
+
+
+@pytest.mark.parametrize("bad", ["0.1", [1.0], True], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda one: type(one()).__name__)
+def test_options_that_should_be_numbers_say_so(options, bad):
+    numbers = {float, int, type(None)}
+    fields = [f for f in dataclasses.fields(options()) if {*(typing.get_args(f.type) or (f.type,))} <= numbers]
+    assert fields
+    for one in fields:
+        with pytest.raises(TypeError, match=f"{one.name} must be an? (number|integer)"):
+            options(**{one.name: bad})
+
+
+def test_options_take_numbers_of_numpy_and_none_where_it_stands():
+    assert ph.fan_in(gain=np.float32(2.0)).gain == 2
+    assert ph.Optim(patience=np.int64(3), max_seconds=5).patience == 3
+    assert ph.SghmcKernel(step_size=None).step_size is None

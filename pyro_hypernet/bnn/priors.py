@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_hypernet.bnn.shrinkage import Ard, Horseshoe, Scaled
+from pyro_hypernet.options import check_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class FanIn:
     norm_scale: float = 0.5
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name, value in vars(self).items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive; got {value!r}.")

@@ -10,6 +10,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_hypernet.options import check_numbers
+
 GROUPS = ("input", "output", "weight")
 
 
@@ -88,6 +90,7 @@ class Ard:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         _check(self.per, gain=self.gain)
 
     def scaled(self, name: str, value: Tensor, axis: int, fan_in: int) -> Scaled:
@@ -123,6 +126,7 @@ class Horseshoe:
     slab_df: float = 4.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         _check(self.per, global_scale=self.global_scale, slab_scale=self.slab_scale, slab_df=self.slab_df)
 
     def scaled(self, name: str, value: Tensor, axis: int, fan_in: int) -> Scaled:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_hypernet.options import check_numbers
+
 Gradient = Callable[[Tensor], Tensor]
 # Batches at the starts by which the noise of gradients is measured, and products with the Hessian that find its
 # greatest eigenvalue.
@@ -47,6 +49,7 @@ class SghmcKernel:
     max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         given = [value for value in (self.step_size, self.friction, self.temperature) if value is not None]
         if not all(0 < value < math.inf for value in given) or not self.max_seconds > 0 or self.num_cycles < 0:
             raise ValueError(

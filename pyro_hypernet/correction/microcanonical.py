@@ -19,6 +19,7 @@ from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.model.modes import climb, spread_of
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.model.validate import refuse_minibatches
+from pyro_hypernet.options import check_numbers
 from pyro_hypernet.shown import Shown
 from pyro_hypernet.target import Whole, bind, bind_guide
 
@@ -52,6 +53,7 @@ class MicrocanonicalKernel:
     coherence: float = 10.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (0 < self.energy_variance < math.inf and 0 < self.coherence < math.inf):
             raise ValueError(
                 f"energy_variance and coherence must be positive; got {self.energy_variance} and {self.coherence}."

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.validate import refuse_minibatches
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.options import check_numbers
 from pyro_hypernet.sample.no_u_turn import Chain, Evaluate, run_together
 from pyro_hypernet.sample.processes import count_processes, share_out
 from pyro_hypernet.sample.rhat import Mixing, check_chains, rhat_and_ess
@@ -46,6 +47,7 @@ class NutsKernel:
     num_processes: int | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.num_processes is not None and self.num_processes < 1:
             raise ValueError(f"num_processes must be positive or None; got {self.num_processes}.")
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from pyro_hypernet.graphs.threads import one_thread_each
 from pyro_hypernet.guide.guide_mixture import JointGuide
 from pyro_hypernet.model.vectorize import Model
+from pyro_hypernet.options import check_numbers
 from pyro_hypernet.sample.collapsed import collapse
 from pyro_hypernet.sample.coverage import Coverage, cover
 from pyro_hypernet.sample.moves import Trajectories
@@ -54,6 +55,7 @@ class HmcKernel:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.num_leapfrogs < 1 or (self.num_threads is not None and self.num_threads < 1):
             numbers = f"{self.num_leapfrogs} and {self.num_threads}"
             raise ValueError(f"num_leapfrogs and num_threads must be positive, or num_threads None; got {numbers}.")

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from pyro_hypernet.maps.bijection import Bijection
 from pyro_hypernet.maps.coordinates import Subspace
 from pyro_hypernet.maps.linear import LowRank
+from pyro_hypernet.options import check_numbers
 from pyro_hypernet.train.step import Step, are_long
 
 KEEP = ("best", "average", "last")
@@ -83,6 +84,7 @@ class Optim:
     method: Callable[..., torch.optim.Optimizer] | PyroOptim | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATE if self.method is None else 1.0)
         if self.keep not in KEEP:

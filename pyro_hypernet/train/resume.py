@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_hypernet.graphs.culprits import warn_caller
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.checkpoint import RUN, describe, pack, put_back, read, write
+from pyro_hypernet.options import check_numbers
 
 # So many files are kept: the one before the last stands in where the last is damaged.
 _KEPT = 2
@@ -55,6 +56,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.folder, (str, os.PathLike)) or not str(self.folder):
             raise TypeError(f"checkpoint takes the path of a folder or a Checkpoint; got {self.folder!r}.")
+        check_numbers(self)
         if not self.every_seconds >= 0:
             raise ValueError(f"every_seconds must not be negative; got {self.every_seconds!r}.")
         if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
