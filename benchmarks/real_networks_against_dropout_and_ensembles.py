@@ -140,6 +140,9 @@ METHODS: dict[str, Callable[[Task, Images, float], Predictor]] = {
     "ours at a trained network": partial(ours, are_trained=True),
     'ours, parametrization="weight_norm"': partial(ours, parametrization="weight_norm"),
     'mixture, parametrization="weight_norm"': partial(ours, parametrization="weight_norm", is_mixture=True),
+    "mixture, weight norm at trained networks": partial(
+        ours, parametrization="weight_norm", is_mixture=True, are_trained=True
+    ),
     "weight norm at a trained network": partial(ours, parametrization="weight_norm", are_trained=True),
     "weight norm, biases learnt, as in the paper": partial(ours, parametrization="weight_norm", sites=["*.weight"]),
 }
