@@ -94,10 +94,11 @@ class AutoHypernet(FlowGuide):
                 f"A plan names hypernet, structure, init_scale and num_components itself; got {named!r} too."
             )
         asked = named if plan is None else plan
-        is_at_network = init_loc_fn is None and asked.init_scale is None and getattr(model, "is_large", False) is True
+        is_large = getattr(model, "is_large", False) is True
+        is_at_network = init_loc_fn is None and asked.init_scale is None and is_large
         usual = init_to_value(values=model.initial_values) if is_at_network else init_to_median
         super().__init__(model, init_loc_fn or usual)
-        self._asked, self._is_at_network = asked, is_at_network
+        self._asked, self._is_at_network, self._is_large = asked, is_at_network, is_large
         self._plan: Plan | None = None
         self._knowledge: Knowledge | None = None
         self._stored_names: dict[str, bool] = {}  # of the model's own parameters
@@ -150,10 +151,11 @@ class AutoHypernet(FlowGuide):
         count = sum(parameter.numel() for parameter in self.parameters())
         size = count * next(self.parameters()).element_size()
         rate = self.rejection.rate if self.rejection else None
+        of_network = self.latent_dim if self._is_large else 0
         return (
             f"AutoHypernet: {self.latent_dim} weights in {len(sites)} sites; {count} parameters, "
             f"{spell_bytes(size)} ({spell_bytes(4 * size)} while Adam trains them).\n"
-            + in_words(self.plan, self._asked, self._knowledge, rate)
+            + in_words(self.plan, self._asked, self._knowledge, rate, of_network)
         )
 
     def build(

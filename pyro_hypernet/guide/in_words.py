@@ -4,6 +4,7 @@ from typing import Any
 
 from pyro_hypernet.guide.plan import Plan, spelt
 from pyro_hypernet.informed.detect import Knowledge
+from pyro_hypernet.maps.hypernets import MAX_TRIANGULAR_DIM
 
 # What the network moves, and what kind of network it is, by nickname.
 STRUCTURES_IN_WORDS = {
@@ -27,8 +28,13 @@ HYPERNETS_IN_WORDS = {
     "by_size": "layers that shift and scale one half of the coordinates by functions of the other, a spline for one",
 }
 
+_UNDERFITS = (
+    "so many weights: unless data are many they stay near their prior and predictions underfit; hold some data out and "
+    'compare, by score, with bayesianize(net, parametrization="weight_norm") and with choose_temperature.'
+)
 
-def in_words(plan: Plan, asked: Plan, knowledge: Knowledge | None, rate: float | None) -> str:
+
+def in_words(plan: Plan, asked: Plan, knowledge: Knowledge | None, rate: float | None, num_weights: int) -> str:
     """Lines on what was chosen, what was found out about the model, and how `fit` will train.
 
     Args:
@@ -36,6 +42,7 @@ def in_words(plan: Plan, asked: Plan, knowledge: Knowledge | None, rate: float |
         asked: What was asked for.
         knowledge: What was found out.
         rate: The share of proposals that draws keep; None where all are kept.
+        num_weights: Random weights of a large network; 0 where the model is none.
     """
     lines = [
         _choice("structure", plan.structure, asked.structure, STRUCTURES_IN_WORDS),
@@ -43,6 +50,7 @@ def in_words(plan: Plan, asked: Plan, knowledge: Knowledge | None, rate: float |
         *([str(knowledge)] if knowledge else []),
         f"{plan}.",
         *([f"One in {1 / rate:.0f} proposals is kept."] if rate is not None else []),
+        *([_UNDERFITS] if num_weights > MAX_TRIANGULAR_DIM and plan.temperature == 1 else []),
     ]
     return "\n".join(f"  {line}" for line in "\n".join(lines).splitlines())
 

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import init_to_value
 from pyro.infer.reparam import LatentStableReparam
 
+from pyro_hypernet.bnn.bayesianize import bayesianize
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.guide_mixture import GuideMixture
 from pyro_hypernet.guide.in_words import HYPERNETS_IN_WORDS, STRUCTURES_IN_WORDS
@@ -137,6 +138,16 @@ def test_describe_names_and_counts():
         f"  hypernet coupling (chosen by auto): {HYPERNETS_IN_WORDS['coupling']}.",
         "  fit: 32 draws of the weights in every step, then the posterior may reject draws, until 5% to 50% are kept.",
     ]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+@pytest.mark.parametrize("parametrization", [None, "weight_norm"])
+def test_describe_says_where_so_many_weights_underfit(parametrization, temperature):
+    """2 025 weights of a network at temperature 1; not the few norms of the same, nor where data count more."""
+    net = torch.nn.Sequential(torch.nn.Linear(90, 22), torch.nn.Tanh(), torch.nn.Linear(22, 1))
+    model = bayesianize(net, "gaussian", **({"parametrization": parametrization} if parametrization else {}))
+    guide = AutoHypernet(model, plan=Plan(temperature=temperature)).setup(torch.randn(5, 90), torch.randn(5))
+    assert ("predictions underfit" in guide.describe()) == (not parametrization and temperature == 1)
 
 
 def test_every_nickname_has_plain_words():
