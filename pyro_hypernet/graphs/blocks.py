@@ -12,6 +12,8 @@ from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.nodes import COPIES, VIEWS, ZEROS, dtype_of, has_effect, is_random, mutates, shape_of
 from pyro_hypernet.graphs.products import keep
+from pyro_hypernet.graphs.schedule import in_little_memory
+from pyro_hypernet.graphs.simplify import merge_equal
 
 aten = torch.ops.aten
 # Results of so many numbers are long; and numbers of a row that are worked on at once.
@@ -24,6 +26,7 @@ _IN_PLACE = {
     aten.index_copy.default: aten.index_copy_.default,
     aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
     aten.index_put.default: aten.index_put_.default,
+    aten.masked_fill.Scalar: aten.masked_fill_.Scalar,
     aten.add.Tensor: aten.add_.Tensor,
     aten.addmm.default: aten.addmm_.default,
 }
@@ -102,7 +105,9 @@ def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.Gra
     _out_of_place(module.graph)
     if any(map(mutates, module.graph.nodes)):
         return module
+    merge_equal(module.graph, {node for node in module.graph.nodes if not is_random(node)})
     made = _Groups(module.graph).rebuilt(module)
+    in_little_memory(made.graph, base_of, _LONG)
     _overwrite(made)
     results = next(iter(reversed(made.graph.nodes))).args[0]
     for number in overwritten:
@@ -117,7 +122,7 @@ def _out_of_place(graph: fx.Graph) -> None:
         name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
         packet = getattr(aten, name.removesuffix("_"), None)
         first = node.args[0]
-        is_own = first.op == "call_function" and _base(first) is first and len(first.users) == 1
+        is_own = first.op == "call_function" and base_of(first) is first and len(first.users) == 1
         if is_own and overload in (packet.overloads() if packet else ()):
             node.target = getattr(packet, overload)
 
@@ -349,7 +354,7 @@ class _Groups:
         return False
 
 
-def _base(node: Any) -> Any:
+def base_of(node: Any) -> Any:
     """What a result may share memory with."""
     while isinstance(node, fx.Node) and node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema
@@ -362,9 +367,9 @@ def _base(node: Any) -> Any:
 
 def _written(node: Any) -> Any:
     """What first wrote to the memory of a result."""
-    base = _base(node)
+    base = base_of(node)
     while isinstance(base, fx.Node) and base.target in _IN_PLACE.values():
-        base = _base(base.args[0])
+        base = base_of(base.args[0])
     return base if isinstance(base, fx.Node) else None
 
 
@@ -377,15 +382,15 @@ def _overwrite(module: fx.GraphModule) -> None:
     last: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
         for user in node.users:
-            last[_base(node)] = max(last.get(_base(node), -1), order[user])
+            last[base_of(node)] = max(last.get(base_of(node), -1), order[user])
 
     def ends(part: fx.Node, at: fx.Node) -> bool:
         """Whether memory of its own, as long as itself, is used here for the last time, and by no other name."""
-        base = _base(part)
+        base = base_of(part)
         if base.op != "call_function" or shape_of(base) is None or last[base] != order[at]:
             return False
         others = [other for other in pytree.tree_leaves((at.args, at.kwargs)) if isinstance(other, fx.Node)]
-        alone = sum(_base(other) is base for other in others) == 1
+        alone = sum(base_of(other) is base for other in others) == 1
         return alone and math.prod(shape_of(base)) == math.prod(shape_of(part))
 
     for node in module.graph.nodes:
