@@ -3,7 +3,8 @@
 import copy
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from pyro_hypernet.graphs.nodes import COPIES, VIEWS, ZEROS, dtype_of, has_effect, is_random, mutates, shape_of
-from pyro_hypernet.graphs.products import keep
 from pyro_hypernet.graphs.schedule import in_little_memory
 from pyro_hypernet.graphs.simplify import merge_equal
+from pyro_hypernet.graphs.workspace import Workspace
 
 aten = torch.ops.aten
 # Results of so many numbers are long; and numbers of a row that are worked on at once.
@@ -60,6 +61,7 @@ class _Blockwise(nn.Module):
         super().__init__()
         self.body, self.key, self.inputs, self.outputs = body, key, inputs, outputs
         self.donors: dict[int, int] = {}  # from results to the inputs that they are written over
+        self.places: dict[int, Tensor] = {}  # or to memory that is kept for them
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         _, rows, size = self.key
@@ -70,6 +72,8 @@ class _Blockwise(nn.Module):
                 results.append(torch.zeros(rows, dtype=torch.float64, device=tensors[0].device))
             elif number in self.donors:
                 results.append(matrices[self.donors[number]])
+            elif number in self.places:
+                results.append(self.places[number])
             else:
                 results.append(torch.empty(rows, size, dtype=dtype, device=tensors[0].device))
         width = max(1, _BLOCK // rows)
@@ -87,7 +91,7 @@ class _Blockwise(nn.Module):
         )
 
 
-def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.GraphModule:
+def in_blocks(module: fx.GraphModule, workspace: Workspace | None = None) -> fx.GraphModule:
     """The same operations on long vectors in little memory, and in few passes; results are the same up to rounding.
 
     What works number by number is put into groups, of which each makes one pass; what is cheap is worked out again
@@ -95,7 +99,8 @@ def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.Gra
 
     Args:
         module: The graph, which must not change its inputs, with shapes in its metadata.
-        overwritten: Numbers of results that the next run may write over, see `as_script`.
+        workspace: Where its long results lie, those that it returns too until the next run of any graph there; None
+            for memory of their own.
 
     Returns:
         Another graph, to be run from Python.
@@ -109,9 +114,8 @@ def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.Gra
     made = _Groups(module.graph).rebuilt(module)
     in_little_memory(made.graph, base_of, _LONG)
     _overwrite(made)
-    results = next(iter(reversed(made.graph.nodes))).args[0]
-    for number in overwritten:
-        keep(made, _written(results[number]), f"_kept{number}")
+    if workspace is not None:
+        workspace.place(made, partial(_owner_of, made), _LONG)
     made.recompile()
     return made
 
@@ -356,21 +360,33 @@ class _Groups:
 
 def base_of(node: Any) -> Any:
     """What a result may share memory with."""
-    while isinstance(node, fx.Node) and node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema
-        is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
-        if not is_view and node.target is not aten._unsafe_view.default:
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        part = node.args[0] if node.target is operator.getitem else node
+        if not (part.op == "call_function" and isinstance(part.target, torch._ops.OpOverload)):
             return node
-        node = node.args[0]
+        schema = part.target._schema
+        is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
+        if not is_view and part.target is not aten._unsafe_view.default:
+            return node
+        node = part.args[0]
     return node
 
 
-def _written(node: Any) -> Any:
+def _owner_of(module: fx.GraphModule, node: Any) -> Any:
     """What first wrote to the memory of a result."""
     base = base_of(node)
-    while isinstance(base, fx.Node) and base.target in _IN_PLACE.values():
-        base = base_of(base.args[0])
-    return base if isinstance(base, fx.Node) else None
+    while isinstance(base, fx.Node):
+        call = base.args[0] if base.target is operator.getitem else None
+        if base.target in _IN_PLACE.values():
+            base = base_of(base.args[0])
+        elif isinstance(call, fx.Node) and call.op == "call_module":
+            donors = module.get_submodule(call.target).donors
+            if base.args[1] not in donors:
+                return base
+            base = base_of(call.args[donors[base.args[1]]])
+        else:
+            return base
+    return base
 
 
 def _overwrite(module: fx.GraphModule) -> None:

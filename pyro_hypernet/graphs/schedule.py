@@ -15,7 +15,7 @@ def in_little_memory(graph: fx.Graph, base_of: Callable[[Any], Any], least: int)
     """Puts operations that make long results as late as can be, and those that need them last as early.
 
     Of the operations that could come next the first in the present order is taken that lets go of as much memory as it
-    takes; where there is none, the one whose result is needed first. Random numbers are drawn in the order that is.
+    takes; where there is none, the one that takes least. Random numbers are drawn in the order that is.
 
     Args:
         graph: The graph, changed.
@@ -105,6 +105,7 @@ class _Ready:
             return heapq.heappop(self.free)[1]
         if not self.others:
             return None
-        node = min(self.others, key=lambda node: (self.memory.first_use(node), self.memory.order[node]))
+        memory = self.memory
+        node = min(self.others, key=lambda node: (memory.growth(node), memory.first_use(node), memory.order[node]))
         self.others.remove(node)
         return node

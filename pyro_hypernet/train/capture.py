@@ -14,6 +14,7 @@ from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers, tensors_in
 from pyro_hypernet.graphs.simplify import simplify
+from pyro_hypernet.graphs.workspace import Workspace
 from pyro_hypernet.model.single_run import outside_of_pyro
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
@@ -33,6 +34,7 @@ class Captured:
         overwrites: Whether a run may write over the gradients of the run before it.
         loss: For long vectors, of which few copies fit in memory: the loss alone, from a batch, for a check by that.
             Nothing is then run to be captured, and the graph works in blocks.
+        workspace: Where the long results of such a graph lie; what one run returns another may write over.
 
     Raises:
         RuntimeError: If it cannot be captured, or gives other losses or gradients when captured; it says why.
@@ -48,6 +50,7 @@ class Captured:
         num_gradients: int,
         overwrites: bool = False,
         loss: Callable[..., float] | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.function, self.loss = function, loss
         self.leaves = list(leaves)
@@ -59,7 +62,7 @@ class Captured:
             inputs = self.inputs(batch)
             gradients = range(1, 1 + num_gradients) if overwrites else ()
             if loss is not None:
-                self.run: Callable[..., Any] = in_blocks(self.module, gradients)
+                self.run: Callable[..., Any] = in_blocks(self.module, workspace)
                 self.check(batch)
                 return
             self.run = as_script(self.module, inputs, overwritten=gradients)
