@@ -115,7 +115,7 @@ def in_blocks(module: fx.GraphModule, workspace: Workspace | None = None) -> fx.
     in_little_memory(made.graph, base_of, _LONG)
     _overwrite(made)
     if workspace is not None:
-        workspace.place(made, partial(_owner_of, made), _LONG)
+        workspace.place(made, partial(_memory_of, made), _LONG)
     made.recompile()
     return made
 
@@ -360,33 +360,31 @@ class _Groups:
 
 def base_of(node: Any) -> Any:
     """What a result may share memory with."""
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        part = node.args[0] if node.target is operator.getitem else node
-        if not (part.op == "call_function" and isinstance(part.target, torch._ops.OpOverload)):
-            return node
-        schema = part.target._schema
-        is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
-        if not is_view and part.target is not aten._unsafe_view.default:
-            return node
-        node = part.args[0]
+    while isinstance(node, fx.Node) and (whole := _whole_of(node)) is not None:
+        node = whole
     return node
 
 
-def _owner_of(module: fx.GraphModule, node: Any) -> Any:
-    """What first wrote to the memory of a result."""
-    base = base_of(node)
-    while isinstance(base, fx.Node):
-        call = base.args[0] if base.target is operator.getitem else None
-        if base.target in _IN_PLACE.values():
-            base = base_of(base.args[0])
-        elif isinstance(call, fx.Node) and call.op == "call_module":
-            donors = module.get_submodule(call.target).donors
-            if base.args[1] not in donors:
-                return base
-            base = base_of(call.args[donors[base.args[1]]])
-        else:
-            return base
-    return base
+def _whole_of(node: fx.Node) -> Any:
+    """What a result is a view of, or one of several; None where it is none."""
+    made = node.args[0] if node.target is operator.getitem else node
+    if made.op != "call_function" or not isinstance(made.target, torch._ops.OpOverload):
+        return None
+    schema = made.target._schema
+    is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
+    return made.args[0] if is_view or made.target is aten._unsafe_view.default else None
+
+
+def _memory_of(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """In whose memory a result lies: what it is a view of, or is written over; else itself."""
+    call = node.args[0] if node.target is operator.getitem else None
+    if node.target in _IN_PLACE.values():
+        return node.args[0]
+    if isinstance(call, fx.Node) and call.op == "call_module":
+        donors = module.get_submodule(call.target).donors
+        return call.args[donors[node.args[1]]] if node.args[1] in donors else node
+    whole = _whole_of(node)
+    return node if whole is None else whole
 
 
 def _overwrite(module: fx.GraphModule) -> None:

@@ -14,7 +14,7 @@ from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers, tensors_in
 from pyro_hypernet.graphs.simplify import simplify
-from pyro_hypernet.graphs.workspace import Workspace
+from pyro_hypernet.graphs.workspace import Workspace, give_back
 from pyro_hypernet.model.single_run import outside_of_pyro
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
@@ -64,6 +64,7 @@ class Captured:
             if loss is not None:
                 self.run: Callable[..., Any] = in_blocks(self.module, workspace)
                 self.check(batch)
+                self._forget()
                 return
             self.run = as_script(self.module, inputs, overwritten=gradients)
             with same_random_numbers(self.views), torch.no_grad():
@@ -74,6 +75,13 @@ class Captured:
         except Exception as error:
             raise RuntimeError(f"it could not be captured: {first_line(error)}") from error
         self.check(batch)
+
+    def _forget(self) -> None:
+        """Lets go of what capturing took and a run does not."""
+        self.module = self.run
+        for node in self.module.graph.nodes:
+            node.meta.clear()
+        give_back()
 
     def _trace(self, batch: tuple) -> torch.fx.GraphModule:
         values, spec = pytree.tree_flatten(batch)
@@ -131,9 +139,9 @@ class Captured:
 
     def _difference_of_losses(self, batch: tuple) -> float:
         with same_random_numbers(self.views):
-            theirs = float(self(batch)[0][0])
-        with same_random_numbers(self.views):
             ours = self.loss(*batch)
+        with same_random_numbers(self.views):  # last: what it works in stays
+            theirs = float(self(batch)[0][0])
         if not math.isfinite(ours):
             return math.inf if math.isfinite(theirs) else 0.0
         difference = abs(ours - theirs) / max(1.0, abs(ours))
