@@ -4,6 +4,7 @@ import heapq
 import math
 import operator
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import fx
@@ -26,7 +27,7 @@ def in_little_memory(graph: fx.Graph, base_of: Callable[[Any], Any], least: int)
     memory = _Memory(nodes, base_of, least)
     needs = {node: {part for part in node.all_input_nodes if part in memory.order} for node in nodes}
     fixed = [node for node in nodes if is_random(node) or has_effect(node)]
-    for one, other in zip(fixed, fixed[1:], strict=False):
+    for one, other in pairwise(fixed):
         needs[other].add(one)
     users: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
     for node, parts in needs.items():

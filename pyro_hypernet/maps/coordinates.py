@@ -12,6 +12,8 @@ from pyro_hypernet.maps.bounds import SLOWNESS
 
 # Log norms that are further above where they start, by a factor of 3 000, are slowed down.
 _NORM_RANGE = 8.0
+# The groups of so many weights are short integers, which take half the memory: sums of few are faster by long ones.
+_MANY = 2**17
 
 
 class Coordinates(nn.Module):
@@ -145,7 +147,7 @@ class GroupNorms(Coordinates):
         group = group.index_fill(0, free, self.num_groups)  # the free ones are a group more, that nothing reads
         sizes = torch.bincount(group, minlength=self.num_groups)[: self.num_groups]
         self.register_buffer("free", free.to(loc.device))
-        self.register_buffer("group", group.to(loc.device, torch.int32))
+        self.register_buffer("group", group.to(loc.device, torch.int32 if len(group) >= _MANY else torch.long))
         self.register_buffer("sizes", sizes.to(loc))
         # At loc = 0 the log norm of loc is −inf; of the root mean square it is finite everywhere.
         square = self._sum_by_group(loc**2 + scale**2)

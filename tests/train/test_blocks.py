@@ -10,7 +10,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, Checkpoint, Optim, Plan, VectorizedELBO, bayesianize, fit
-from pyro_hypernet.graphs import blocks
+from pyro_hypernet.graphs import blocks, blockwise
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import same_random_numbers
 from pyro_hypernet.train import optimiser, step
@@ -67,7 +67,7 @@ def short(monkeypatch):
 def _make_short(patch):
     patch.setattr(step, "_LONG", 1)
     patch.setattr(blocks, "_LONG", 50)
-    patch.setattr(blocks, "_BLOCK", 64)
+    patch.setattr(blockwise, "_BLOCK", 64)
 
 
 def _made(name):
@@ -96,7 +96,7 @@ def test_blocks_give_the_loss_and_gradient_of_the_step_as_it_stands(name, partic
     stepper(batch)
     assert stepper.reason.startswith("captured in blocks")
     captured = next(iter(stepper._graphs.values()))
-    assert any(isinstance(part, blocks._Blockwise) for part in captured.run.children())
+    assert any(isinstance(part, blockwise.Blockwise) for part in captured.run.children())
     for _ in range(2):  # the second run finds what the first has written over
         with same_random_numbers(parameters.leaves):
             numbers, *gradients, _, log_p, log_q = stepper._run(*batch)
