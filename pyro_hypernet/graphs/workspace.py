@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pyro_hypernet.graphs.nodes import VIEWS, dtype_of, shape_of
 
@@ -46,6 +46,16 @@ class _Unit:
     start: int
     end: int
     parts: dict[fx.Node, int] = field(default_factory=dict)
+
+
+def without_graph(module: fx.GraphModule) -> nn.Module:
+    """What runs as a captured graph does and holds no description of it, which takes some kilobytes a node."""
+    made = type("Run", (nn.Module,), {"forward": type(module).forward})()
+    made._modules, made._buffers, made._parameters = module._modules, module._buffers, module._parameters
+    for group in made.children():
+        if isinstance(getattr(group, "body", None), fx.GraphModule):
+            group.body = without_graph(group.body)
+    return made
 
 
 def give_back() -> None:

@@ -14,7 +14,7 @@ from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers, tensors_in
 from pyro_hypernet.graphs.simplify import simplify
-from pyro_hypernet.graphs.workspace import Workspace, give_back
+from pyro_hypernet.graphs.workspace import Workspace, give_back, without_graph
 from pyro_hypernet.model.single_run import outside_of_pyro
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
@@ -78,9 +78,7 @@ class Captured:
 
     def _forget(self) -> None:
         """Lets go of what capturing took and a run does not."""
-        self.module = self.run
-        for node in self.module.graph.nodes:
-            node.meta.clear()
+        self.run = self.module = without_graph(self.run)
         give_back()
 
     def _trace(self, batch: tuple) -> torch.fx.GraphModule:
