@@ -78,7 +78,8 @@ class Captured:
 
     def _forget(self) -> None:
         """Lets go of what capturing took and a run does not."""
-        self.run = self.module = without_graph(self.run)
+        del self.module
+        self.run = without_graph(self.run)
         give_back()
 
     def _trace(self, batch: tuple) -> torch.fx.GraphModule:
