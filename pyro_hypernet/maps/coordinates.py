@@ -147,7 +147,8 @@ class GroupNorms(Coordinates):
         group = group.index_fill(0, free, self.num_groups)  # the free ones are a group more, that nothing reads
         sizes = torch.bincount(group, minlength=self.num_groups)[: self.num_groups]
         self.register_buffer("free", free.to(loc.device))
-        self.register_buffer("group", group.to(loc.device, torch.int32 if len(group) >= _MANY else torch.long))
+        dtype = torch.int32 if len(group) >= _MANY else torch.long
+        self.register_buffer("group", group.to(loc.device, dtype), persistent=False)
         self.register_buffer("sizes", sizes.to(loc))
         # At loc = 0 the log norm of loc is −inf; of the root mean square it is finite everywhere.
         square = self._sum_by_group(loc**2 + scale**2)
@@ -184,12 +185,18 @@ class GroupNorms(Coordinates):
         zeros = values.new_zeros((*values.shape[:-1], self.num_groups + 1))
         return zeros.index_add(-1, self.group, values)[..., : self.num_groups]
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As files have it: the numbers of the grouped weights, and the group of each."""
+        grouped = (self.group < self.num_groups).nonzero()[:, 0]
+        destination |= {f"{prefix}grouped": grouped, f"{prefix}free": self.free}
+        destination[f"{prefix}group"] = self.group[grouped].long()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Takes what was saved when grouped weights had numbers of their own beside their groups."""
-        if (grouped := state_dict.pop(f"{prefix}grouped", None)) is not None:
-            every = torch.full_like(self.group, self.num_groups)
-            every[grouped] = state_dict[f"{prefix}group"].to(every)
-            state_dict[f"{prefix}group"] = every
+        grouped, group = (state_dict.pop(f"{prefix}{name}", None) for name in ("grouped", "group"))
+        if grouped is not None and group is not None:
+            self.group.fill_(self.num_groups)
+            self.group[grouped.to(self.group.device)] = group.to(self.group)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
