@@ -282,11 +282,8 @@ class _Groups:
         body = _Body(self, key)
         outputs, made = [], []
         for node in results:
-            values = (
-                body.value(_summed(node), shape_of(_summed(node)))
-                if node in self.sums
-                else body.value(node, shape_of(node))
-            )
+            of = _summed(node) if node in self.sums else node
+            values = body.value(of, shape_of(of))
             index = body.number(node.args[2], (1, key.size)) if node.target is _GROUPED else None
             if node in self.sums and index is None:
                 values = body.graph.call_function(aten.sum.dim_IntList, (values, [1]))

@@ -59,7 +59,7 @@ class _Memory:
                 self.waiting.setdefault(base, set()).add(node)
 
     def _size(self, node: fx.Node) -> int:
-        """Numbers of a result of its own."""
+        """Bytes of a long result in memory of its own."""
         shape = shape_of(node)
         if shape is None or self.base_of(node) is not node or math.prod(shape) < self.least:
             return 0
