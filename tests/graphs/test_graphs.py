@@ -200,7 +200,7 @@ IN_BLOCKS = {
     [
         (as_script, [True, True, False, True, True]),
         (IN_BLOCKS["memory of their own"], [True] * 5),
-        (IN_BLOCKS["a workspace"], [True, True, False, True, False]),  # the others are short
+        (IN_BLOCKS["a workspace"], [True, False, False, True, False]),  # the others are short
     ],
 )
 def test_only_results_that_may_be_overwritten_are(run_by, are_kept):
