@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -182,7 +183,11 @@ class BayesianNet(nn.Module):
         self.likelihood = likelihood
         self.priors = dict(priors)
         self.num_data = num_data
-        self._random = tuple(random)
+        # Of what draws take the place of, the network holds the only copy.
+        self._random = tuple(
+            site if site.kind == "scale" else replace(site, value=self.net.get_parameter(site.parameter).detach())
+            for site in random
+        )
         self._is_tried, self._has_tried_gains, self._on_outputs = False, False, False
         self._leaves_out = leaves_out
         self.eval()
@@ -190,7 +195,7 @@ class BayesianNet(nn.Module):
     @property
     def site_names(self) -> tuple[str, ...]:
         """Names of the random tensors' sites, in the order of the network's parameters."""
-        return tuple(self.initial_values)
+        return tuple(self.own_values())
 
     @property
     def initial_values(self) -> dict[str, Tensor]:
@@ -199,10 +204,14 @@ class BayesianNet(nn.Module):
         Returns:
             A dict from site to value, shape `shape`; without the likelihood's sigma.
         """
+        return {name: value.clone() for name, value in self.own_values().items()}
+
+    def own_values(self) -> dict[str, Tensor]:
+        """As `initial_values`, in the network's own memory: to be read."""
         values: dict[str, Tensor] = {}
         for site in self._random:
-            prior, value = self.priors[site.name], site.value.clone()
-            values |= prior.start(site.name, value) if isinstance(prior, Scaled) else {site.name: value}
+            prior = self.priors[site.name]
+            values |= prior.start(site.name, site.value) if isinstance(prior, Scaled) else {site.name: site.value}
         return values
 
     @property
@@ -389,7 +398,7 @@ def _learnt_of_one(nets: Sequence[nn.Module], learnt: Mapping[str, str]) -> dict
 
 def _random(net: nn.Module, name: str, parametrization: str) -> RandomTensor:
     owner, leaf = net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-    value = net.get_parameter(name).detach().clone()
+    value = net.get_parameter(name).detach()
     axis = 1 if isinstance(owner, TRANSPOSED) and value.dim() > 1 else 0
     weights = value.numel() // value.shape[axis] if value.dim() else 1
     kind = kind_of(owner, leaf, value)

@@ -3,96 +3,49 @@
 import copy
 import math
 import operator
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.blockwise import Blockwise, Key, Operand, Result
 from pyro_hypernet.graphs.nodes import COPIES, VIEWS, ZEROS, dtype_of, has_effect, is_random, mutates, shape_of
-from pyro_hypernet.graphs.products import keep
+from pyro_hypernet.graphs.schedule import in_little_memory
+from pyro_hypernet.graphs.simplify import merge_equal
+from pyro_hypernet.graphs.workspace import Workspace
 
 aten = torch.ops.aten
-# Results of so many numbers are long; and numbers of a row that are worked on at once.
-_LONG, _BLOCK = 2**17, 2**15
+# Results of so many numbers are long.
+_LONG = 2**17
 # Other names of the same numbers in the same order.
 _RENAMED = (*VIEWS, *COPIES, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 _SUMS = (aten.sum.default, aten.sum.dim_IntList)
+# By one index for all rows: numbers of a table, and sums by group.
+_LOOKUP, _GROUPED = aten.index_select.default, aten.index_add.default
 # What can write over its first argument.
 _IN_PLACE = {
     aten.index_copy.default: aten.index_copy_.default,
     aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
     aten.index_put.default: aten.index_put_.default,
+    aten.masked_fill.Scalar: aten.masked_fill_.Scalar,
     aten.add.Tensor: aten.add_.Tensor,
     aten.addmm.default: aten.addmm_.default,
 }
 
 
-class _Key(NamedTuple):
-    """What is worked on together: matrices of `rows` times `size` numbers, after so many groups before."""
-
-    level: int
-    rows: int
-    size: int
-
-
-class _Blockwise(nn.Module):
-    """Operations number by number, and sums over rows, block after block.
-
-    Args:
-        body: From blocks of shape `(rows or 1, b)`, or `(rows or 1, 1)`, to blocks and sums.
-        key: What of.
-        inputs: Of every input the shape as a matrix.
-        outputs: Of every result its shape and dtype, and whether it is a sum.
-    """
-
-    def __init__(
-        self,
-        body: fx.GraphModule,
-        key: _Key,
-        inputs: list[tuple[int, int]],
-        outputs: list[tuple[tuple[int, ...], torch.dtype, bool]],
-    ) -> None:
-        super().__init__()
-        self.body, self.key, self.inputs, self.outputs = body, key, inputs, outputs
-        self.donors: dict[int, int] = {}  # from results to the inputs that they are written over
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        _, rows, size = self.key
-        matrices = [tensor.reshape(shape) for tensor, shape in zip(tensors, self.inputs, strict=True)]
-        results = []
-        for number, (_, dtype, is_sum) in enumerate(self.outputs):
-            if is_sum:
-                results.append(torch.zeros(rows, dtype=torch.float64, device=tensors[0].device))
-            elif number in self.donors:
-                results.append(matrices[self.donors[number]])
-            else:
-                results.append(torch.empty(rows, size, dtype=dtype, device=tensors[0].device))
-        width = max(1, _BLOCK // rows)
-        for at in range(0, size, width):
-            blocks = [matrix if matrix.shape[1] == 1 else matrix[:, at : at + width] for matrix in matrices]
-            for result, block, (_, _, is_sum) in zip(results, self.body(*blocks), self.outputs, strict=True):
-                if is_sum:
-                    result += block
-                else:
-                    result[:, at : at + width] = block
-        shaped = zip(results, self.outputs, strict=True)
-        return tuple(
-            (result if shape[:1] == (rows,) or rows == 1 else result.sum()).to(dtype).reshape(shape)
-            for result, (shape, dtype, _) in shaped
-        )
-
-
-def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.GraphModule:
+def in_blocks(module: fx.GraphModule, workspace: Workspace | None = None) -> fx.GraphModule:
     """The same operations on long vectors in little memory, and in few passes; results are the same up to rounding.
 
-    What works number by number is put into groups, of which each makes one pass; what is cheap is worked out again
-    where it is used; and results are written over what nothing else needs.
+    What works number by number is put into groups, of which each makes one pass, with sums and with lookups in short
+    tables; what is cheap is worked out again where it is used; and results are written over what nothing else needs.
 
     Args:
         module: The graph, which must not change its inputs, with shapes in its metadata.
-        overwritten: Numbers of results that the next run may write over, see `as_script`.
+        workspace: Where its long results lie, those that it returns too until the next run of any graph there; None
+            for memory of their own.
 
     Returns:
         Another graph, to be run from Python.
@@ -102,11 +55,12 @@ def in_blocks(module: fx.GraphModule, overwritten: Sequence[int] = ()) -> fx.Gra
     _out_of_place(module.graph)
     if any(map(mutates, module.graph.nodes)):
         return module
+    merge_equal(module.graph, {node for node in module.graph.nodes if not is_random(node)})
     made = _Groups(module.graph).rebuilt(module)
+    in_little_memory(made.graph, base_of, _LONG)
     _overwrite(made)
-    results = next(iter(reversed(made.graph.nodes))).args[0]
-    for number in overwritten:
-        keep(made, _written(results[number]), f"_kept{number}")
+    if workspace is not None:
+        workspace.place(made, partial(_memory_of, made), _LONG)
     made.recompile()
     return made
 
@@ -117,7 +71,7 @@ def _out_of_place(graph: fx.Graph) -> None:
         name, overload = node.target._schema.name.removeprefix("aten::"), node.target._overloadname
         packet = getattr(aten, name.removesuffix("_"), None)
         first = node.args[0]
-        is_own = first.op == "call_function" and _base(first) is first and len(first.users) == 1
+        is_own = first.op == "call_function" and base_of(first) is first and len(first.users) == 1
         if is_own and overload in (packet.overloads() if packet else ()):
             node.target = getattr(packet, overload)
 
@@ -160,9 +114,10 @@ class _Groups:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.order = {node: number for number, node in enumerate(graph.nodes)}
-        self.pointwise = {node for node in graph.nodes if self._is_pointwise(node)}
+        self.lookups = {node for node in graph.nodes if self._is_lookup(node)}
+        self.pointwise = self.lookups | {node for node in graph.nodes if self._is_pointwise(node)}
         self.sums = {node for node in graph.nodes if self._is_sum(node)}
-        self.keys: dict[fx.Node, _Key] = {}
+        self.keys: dict[fx.Node, Key] = {}
         self.levels: dict[fx.Node, int] = {}
         for node in graph.nodes:
             self._place(node)
@@ -180,8 +135,19 @@ class _Groups:
         fits = all(shape_of(part) is not None and self._as_matrix(part, shape) is not None for part in inputs)
         return bool(inputs) and dtype.is_floating_point and fits and all(dtype_of(part) == dtype for part in inputs)
 
+    @staticmethod
+    def _is_lookup(node: fx.Node) -> bool:
+        """Whether it holds numbers of a short table, in places that an input says."""
+        if node.target is not _LOOKUP or not _is_long(node) or node.kwargs:
+            return False
+        return _is_by_input(*node.args) and not _is_as_long(node.args[0]) and dtype_of(node).is_floating_point
+
     def _is_sum(self, node: fx.Node) -> bool:
-        """Whether it is the sum over every row of what is worked out in blocks."""
+        """Whether it is the sum over every row, or by groups, of what is worked out in blocks."""
+        if node.target is _GROUPED and len(node.args) == 4 and not node.kwargs and not _is_as_long(node):
+            values = node.args[3]
+            is_matrix = _matrix(shape_of(values)) == _matrix(shape_of(_source(values)))
+            return is_matrix and _source(values) in self.pointwise and _is_by_input(*node.args[:3])
         if node.target not in _SUMS or node.kwargs or _source(node.args[0]) not in self.pointwise:
             return False
         shape = shape_of(node.args[0])
@@ -213,22 +179,22 @@ class _Groups:
         if node not in self.pointwise and node not in self.sums:
             self.levels[node] = max((self.levels[part] for part in node.all_input_nodes), default=0)
             return
-        shape = shape_of(node if node in self.pointwise else node.args[0])
-        rows, size = _matrix(shape)
+        values = node if node in self.pointwise else _summed(node)
+        rows, size = _matrix(shape_of(values))
         level = 0
-        for part in map(_source, node.all_input_nodes):
+        for part in map(_source, [values] if node in self.sums else node.all_input_nodes):
             is_beside = part in self.pointwise and self.keys[part][1:] == (rows, size)
             level = max(level, self.levels[part] + (0 if is_beside or part.op in ("placeholder", "get_attr") else 1))
-        self.keys[node], self.levels[node] = _Key(level, rows, size), level
+        self.keys[node], self.levels[node] = Key(level, rows, size), level
 
     def _is_free(self, node: fx.Node) -> bool:
-        """Whether it comes of inputs alone and is not long in the making."""
+        """Whether it comes of inputs and tables alone and is not long in the making."""
         if node not in self.pointwise:
             return False
         todo, seen = [node], set()
         while todo:
             part = _source(todo.pop())
-            if part in seen or part.op in ("placeholder", "get_attr"):
+            if part in seen or part in self.lookups or part.op in ("placeholder", "get_attr"):
                 continue
             if part not in self.pointwise or len(seen) > 3:
                 return False
@@ -266,8 +232,8 @@ class _Groups:
 
     def rebuilt(self, module: fx.GraphModule) -> fx.GraphModule:
         """The graph with a call for every group."""
-        members: dict[_Key, list[fx.Node]] = {}
-        units: list[tuple[tuple[int, int, int], fx.Node | _Key]] = []
+        members: dict[Key, list[fx.Node]] = {}
+        units: list[tuple[tuple[int, int, int], fx.Node | Key]] = []
         for node in self.graph.nodes:
             if node in self.keys:
                 members.setdefault(self.keys[node], []).append(node)
@@ -283,7 +249,7 @@ class _Groups:
             return new[node]
 
         for _, unit in sorted(units, key=lambda unit: unit[0]):
-            if not isinstance(unit, _Key):
+            if not isinstance(unit, Key):
                 new[unit] = graph.node_copy(unit, copied)
                 continue
             made = self._group(unit, members[unit])
@@ -296,6 +262,9 @@ class _Groups:
             for number, node in enumerate(results):
                 new[node] = graph.call_function(operator.getitem, (call, number))
                 new[node].meta = dict(node.meta)
+                if node.target is _GROUPED:
+                    new[node] = graph.call_function(aten.add.Tensor, (copied(node.args[0]), new[node]))
+                    new[node].meta = dict(node.meta)
         output = next(iter(reversed(self.graph.nodes)))
         graph.output(fx.map_arg(output.args[0], copied))
         for node in graph.nodes:
@@ -305,39 +274,23 @@ class _Groups:
         made.graph.eliminate_dead_code(has_effect)
         return made
 
-    def _group(self, key: _Key, nodes: list[fx.Node]) -> tuple[_Blockwise, list[fx.Node], list[fx.Node]] | None:
+    def _group(self, key: Key, nodes: list[fx.Node]) -> tuple[Blockwise, list[fx.Node], list[fx.Node]] | None:
         """What works one group out, what of, and what it gives; None where that is nothing."""
         results = [node for node in nodes if node in self.sums or self._is_needed_outside(node)]
         if not results:
             return None
-        body, inside, inputs, shapes = fx.Graph(), {}, [], []
-        calls: list[tuple[fx.Node, Any]] = []
-
-        def value(part: fx.Node, shape: tuple[int, ...]) -> Any:
-            source = _source(part)
-            if self.keys.get(source) == key or (source in self.free and _matrix(shape_of(source))[1] == key.size):
-                if source not in inside:
-                    args = fx.map_arg(source.args, lambda part: value(part, shape_of(source)))
-                    inside[source] = body.call_function(source.target, args)
-                return inside[source]
-            matrix = self._as_matrix(part, shape)
-            if (source, matrix) not in inside:
-                last = next((node for node in reversed(body.nodes) if node.op == "placeholder"), body._root)
-                with body.inserting_after(last):
-                    inside[source, matrix] = body.placeholder(f"x{len(inputs)}")
-                inputs.append(source)
-                shapes.append(matrix)
-            return inside[source, matrix]
-
+        body = _Body(self, key)
+        outputs, made = [], []
         for node in results:
-            if node in self.sums:
-                argument = value(node.args[0], shape_of(node.args[0]))
-                calls.append((node, body.call_function(aten.sum.dim_IntList, (argument, [1]))))
-            else:
-                calls.append((node, value(node, shape_of(node))))
-        body.output(tuple(call for _, call in calls))
-        outputs = [(shape_of(node), dtype_of(node), node in self.sums) for node in results]
-        return _Blockwise(fx.GraphModule({}, body), key, shapes, outputs), inputs, results
+            of = _summed(node) if node in self.sums else node
+            values = body.value(of, shape_of(of))
+            index = body.number(node.args[2], (1, key.size)) if node.target is _GROUPED else None
+            if node in self.sums and index is None:
+                values = body.graph.call_function(aten.sum.dim_IntList, (values, [1]))
+            made.append(values)
+            outputs.append(Result(shape_of(node), dtype_of(node), node in self.sums, index))
+        body.graph.output(tuple(made))
+        return Blockwise(fx.GraphModule({}, body.graph), key, body.operands, outputs), body.inputs, results
 
     def _is_needed_outside(self, node: fx.Node) -> bool:
         """Whether it is used otherwise than within its group, or where it is worked out again."""
@@ -349,23 +302,99 @@ class _Groups:
         return False
 
 
-def _base(node: Any) -> Any:
+class _Body:
+    """What one group does with a block.
+
+    Args:
+        groups: All of them.
+        key: Which.
+    """
+
+    def __init__(self, groups: _Groups, key: Key) -> None:
+        self.groups, self.key, self.graph = groups, key, fx.Graph()
+        self.inputs: list[fx.Node] = []
+        self.operands: list[Operand] = []
+        self.taken: list[fx.Node] = []  # the body's names of its inputs
+        self.inside: dict[fx.Node, fx.Node] = {}
+
+    def value(self, part: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+        """An operand of a result of a shape."""
+        groups, source = self.groups, _source(part)
+        is_free = source in groups.free and _matrix(shape_of(source))[1] == self.key.size
+        if groups.keys.get(source) != self.key and not is_free:
+            return self.taken[self.number(part, groups._as_matrix(part, shape))]
+        if source not in self.inside:
+            self.inside[source] = self._lookup(source) if source in groups.lookups else self._call(source)
+        return self.inside[source]
+
+    def _call(self, node: fx.Node) -> fx.Node:
+        args = fx.map_arg(node.args, lambda part: self.value(part, shape_of(node)))
+        return self.graph.call_function(node.target, args)
+
+    def _lookup(self, node: fx.Node) -> fx.Node:
+        table, _, index = node.args
+        rows, size = _matrix(shape_of(table))
+        table = self.taken[self.number(table, (rows, size), is_whole=True)]
+        index = self.taken[self.number(index, (1, self.key.size))]
+        index = self.graph.call_function(aten.reshape.default, (index, [-1]))
+        return self.graph.call_function(_LOOKUP, (table, 1, index))
+
+    def number(self, part: fx.Node, shape: tuple[int, int], *, is_whole: bool = False) -> int:
+        """Which input a part is, taken as a matrix of this shape."""
+        source, operand = _source(part), Operand(shape, is_whole)
+        for number, pair in enumerate(zip(self.inputs, self.operands, strict=True)):
+            if pair == (source, operand):
+                return number
+        with self.graph.inserting_after(self.taken[-1] if self.taken else self.graph._root):
+            self.taken.append(self.graph.placeholder(f"x{len(self.inputs)}"))
+        self.inputs.append(source)
+        self.operands.append(operand)
+        return len(self.inputs) - 1
+
+
+def _summed(node: fx.Node) -> fx.Node:
+    """What a sum is of."""
+    return node.args[3 if node.target is _GROUPED else 0]
+
+
+def _is_by_input(table: fx.Node, axis: int, index: fx.Node) -> bool:
+    """Whether the last of at most two axes of a table is gone through by an input."""
+    shape = shape_of(table)
+    is_last = shape is not None and 1 <= len(shape) <= 2 and axis % len(shape) == len(shape) - 1
+    return is_last and isinstance(index, fx.Node) and index.op in ("placeholder", "get_attr")
+
+
+def _is_as_long(node: Any) -> bool:
+    return math.prod(shape_of(node)) >= _LONG
+
+
+def base_of(node: Any) -> Any:
     """What a result may share memory with."""
-    while isinstance(node, fx.Node) and node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema
-        is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
-        if not is_view and node.target is not aten._unsafe_view.default:
-            return node
-        node = node.args[0]
+    while isinstance(node, fx.Node) and (whole := _whole_of(node)) is not None:
+        node = whole
     return node
 
 
-def _written(node: Any) -> Any:
-    """What first wrote to the memory of a result."""
-    base = _base(node)
-    while isinstance(base, fx.Node) and base.target in _IN_PLACE.values():
-        base = _base(base.args[0])
-    return base if isinstance(base, fx.Node) else None
+def _whole_of(node: fx.Node) -> Any:
+    """What a result is a view of, or one of several; None where it is none."""
+    made = node.args[0] if node.target is operator.getitem else node
+    if made.op != "call_function" or not isinstance(made.target, torch._ops.OpOverload):
+        return None
+    schema = made.target._schema
+    is_view = any(result.alias_info is not None for result in schema.returns) and not schema.is_mutable
+    return made.args[0] if is_view or made.target is aten._unsafe_view.default else None
+
+
+def _memory_of(module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """In whose memory a result lies: what it is a view of, or is written over; else itself."""
+    call = node.args[0] if node.target is operator.getitem else None
+    if node.target in _IN_PLACE.values():
+        return node.args[0]
+    if isinstance(call, fx.Node) and call.op == "call_module":
+        donors = module.get_submodule(call.target).donors
+        return call.args[donors[node.args[1]]] if node.args[1] in donors else node
+    whole = _whole_of(node)
+    return node if whole is None else whole
 
 
 def _overwrite(module: fx.GraphModule) -> None:
@@ -377,24 +406,24 @@ def _overwrite(module: fx.GraphModule) -> None:
     last: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
         for user in node.users:
-            last[_base(node)] = max(last.get(_base(node), -1), order[user])
+            last[base_of(node)] = max(last.get(base_of(node), -1), order[user])
 
     def ends(part: fx.Node, at: fx.Node) -> bool:
         """Whether memory of its own, as long as itself, is used here for the last time, and by no other name."""
-        base = _base(part)
+        base = base_of(part)
         if base.op != "call_function" or shape_of(base) is None or last[base] != order[at]:
             return False
         others = [other for other in pytree.tree_leaves((at.args, at.kwargs)) if isinstance(other, fx.Node)]
-        alone = sum(_base(other) is base for other in others) == 1
+        alone = sum(base_of(other) is base for other in others) == 1
         return alone and math.prod(shape_of(base)) == math.prod(shape_of(part))
 
     for node in module.graph.nodes:
         if node.op == "call_module":
             group = getattr(module, node.target)
-            for number, (_, dtype, is_sum) in enumerate(group.outputs):
+            for number, output in enumerate(group.outputs):
                 for place, part in enumerate(node.args):
-                    is_free = not is_sum and place not in group.donors.values() and dtype_of(part) == dtype
-                    if is_free and group.inputs[place] == group.key[1:] and ends(part, node):
+                    is_taken = output.is_sum or place in group.donors.values() or dtype_of(part) != output.dtype
+                    if not is_taken and group.inputs[place] == Operand(group.key[1:]) and ends(part, node):
                         group.donors[number] = place
                         break
         elif node.target in _IN_PLACE and not node.kwargs and _is_long(node):

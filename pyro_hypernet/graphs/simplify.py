@@ -52,11 +52,11 @@ def simplify(module: fx.GraphModule, *, constants: bool = False) -> fx.GraphModu
         fold(module, fixed)
         permute_back(module, fixed)
     _drop_what_does_nothing(graph, fixed)
-    _merge_equal(graph, fixed)
+    merge_equal(graph, fixed)
     changes = [unexpand_products(graph), _cancel_shifts(graph, fixed)]
     if any(changes):
         graph.eliminate_dead_code()
-        _merge_equal(graph, fixed)
+        merge_equal(graph, fixed)
     if constants:
         fold(module, fixed)
         merge_constants(module, fixed)
@@ -170,8 +170,8 @@ def _drop_what_does_nothing(graph: fx.Graph, fixed: set[fx.Node]) -> None:
             node.args = (source.args[0], list(shape_of(node) or node.args[1]))
 
 
-def _merge_equal(graph: fx.Graph, fixed: set[fx.Node]) -> None:
-    """Computes once what is computed twice from the same."""
+def merge_equal(graph: fx.Graph, fixed: set[fx.Node]) -> None:
+    """Computes once what is computed twice from the same; `fixed`: what is neither random nor written to."""
     seen: dict[Any, fx.Node] = {}
     for node in list(graph.nodes):
         if node not in fixed or node.op not in ("call_function", "get_attr"):

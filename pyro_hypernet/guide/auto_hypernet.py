@@ -96,7 +96,7 @@ class AutoHypernet(FlowGuide):
         asked = named if plan is None else plan
         is_large = getattr(model, "is_large", False) is True
         is_at_network = init_loc_fn is None and asked.init_scale is None and is_large
-        usual = init_to_value(values=model.initial_values) if is_at_network else init_to_median
+        usual = init_to_value(values=model.own_values()) if is_at_network else init_to_median
         super().__init__(model, init_loc_fn or usual)
         self._asked, self._is_at_network, self._is_large = asked, is_at_network, is_large
         self._plan: Plan | None = None

@@ -44,6 +44,7 @@ def read_layout(trace: Trace) -> Layout:
         ValueError: If a site lies inside a subsampled plate.
     """
     refuse_local_latents(trace)
+    trace.nodes["_RETURN"]["value"] = None  # it may hold all that the model computed on its way
     layout = Layout.from_trace(trace)
     for site in layout.sites:
         node = trace.nodes[site.name]

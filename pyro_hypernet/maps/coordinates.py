@@ -1,6 +1,7 @@
 """Coordinates of weight space, and the map that moves them and leaves the rest."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from pyro_hypernet.maps.bounds import SLOWNESS
 
 # Log norms that are further above where they start, by a factor of 3 000, are slowed down.
 _NORM_RANGE = 8.0
+# The groups of so many weights are short integers, which take half the memory: sums of few are faster by long ones.
+_MANY = 2**17
 
 
 class Coordinates(nn.Module):
@@ -140,29 +143,30 @@ class GroupNorms(Coordinates):
     def __init__(self, group: Tensor, loc: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.num_groups = int(group.max()) + 1
-        grouped, free = (group >= 0).nonzero()[:, 0], (group < 0).nonzero()[:, 0]
-        sizes = torch.bincount(group[grouped], minlength=self.num_groups)
-        self.register_buffer("grouped", grouped.to(loc.device))
+        free = (group < 0).nonzero()[:, 0]
+        group = group.index_fill(0, free, self.num_groups)  # the free ones are a group more, that nothing reads
+        sizes = torch.bincount(group, minlength=self.num_groups)[: self.num_groups]
         self.register_buffer("free", free.to(loc.device))
-        self.register_buffer("group", group[grouped].to(loc.device))
+        dtype = torch.int32 if len(group) >= _MANY else torch.long
+        self.register_buffer("group", group.to(loc.device, dtype), persistent=False)
         self.register_buffer("sizes", sizes.to(loc))
         # At loc = 0 the log norm of loc is −inf; of the root mean square it is finite everywhere.
-        square = self._sum_by_group((loc**2 + scale**2)[self.grouped])
+        square = self._sum_by_group(loc**2 + scale**2)
         # The delta method on half the log of the squared norm: (2d)^(-1/2) at loc = 0, less where loc is the larger.
-        variance = self._sum_by_group((2 * scale**4 + 4 * loc**2 * scale**2)[self.grouped])
+        variance = self._sum_by_group(2 * scale**4 + 4 * loc**2 * scale**2)
         spread = variance.sqrt() / (2 * square)
         self.register_buffer("centre", torch.cat([square.log() / 2, loc[self.free]]))
         self.register_buffer("spread", torch.cat([spread, scale[self.free]]))
 
     def read(self, u: Tensor) -> Tensor:
-        log_norms = self._sum_by_group(u[..., self.grouped] ** 2).log() / 2
+        log_norms = self._sum_by_group(u**2).log() / 2
         return (torch.cat([log_norms, u[..., self.free]], dim=-1) - self.centre) / self.spread
 
     def write(self, u: Tensor, old: Tensor, new: Tensor) -> Tensor:
         growth = ((new - old) * self.spread)[..., : self.num_groups]
-        rescaled = u[..., self.grouped] * growth.exp()[..., self.group]
+        factors = functional.pad(growth.exp(), (0, 1)).index_select(-1, self.group)
         free = (new * self.spread + self.centre)[..., self.num_groups :]
-        return u.index_copy(-1, self.grouped, rescaled).index_copy(-1, self.free, free)
+        return (u * factors).index_copy(-1, self.free, free)
 
     def log_det(self, old: Tensor, new: Tensor) -> Tensor:
         growth = ((new - old) * self.spread)[..., : self.num_groups]
@@ -178,8 +182,22 @@ class GroupNorms(Coordinates):
         return new + functional.pad(shift, (0, len(self.spread) - self.num_groups)), log_det
 
     def _sum_by_group(self, values: Tensor) -> Tensor:
-        zeros = values.new_zeros((*values.shape[:-1], self.num_groups))
-        return zeros.index_add(-1, self.group, values)
+        zeros = values.new_zeros((*values.shape[:-1], self.num_groups + 1))
+        return zeros.index_add(-1, self.group, values)[..., : self.num_groups]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As files have it: the numbers of the grouped weights, and the group of each."""
+        grouped = (self.group < self.num_groups).nonzero()[:, 0]
+        destination |= {f"{prefix}grouped": grouped, f"{prefix}free": self.free}
+        destination[f"{prefix}group"] = self.group[grouped].long()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        grouped, group = (state_dict.pop(f"{prefix}{name}", None) for name in ("grouped", "group"))
+        if grouped is not None and group is not None:
+            self.group.fill_(self.num_groups)
+            self.group[grouped.to(self.group.device)] = group.to(self.group)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Steer(Bijection):

@@ -14,6 +14,7 @@ from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_cuda_graph, as_script, same_random_numbers, tensors_in
 from pyro_hypernet.graphs.simplify import simplify
+from pyro_hypernet.graphs.workspace import Workspace, give_back, without_graph
 from pyro_hypernet.model.single_run import outside_of_pyro
 
 # Greatest relative difference of losses and gradients between what was captured and what was not.
@@ -33,6 +34,7 @@ class Captured:
         overwrites: Whether a run may write over the gradients of the run before it.
         loss: For long vectors, of which few copies fit in memory: the loss alone, from a batch, for a check by that.
             Nothing is then run to be captured, and the graph works in blocks.
+        workspace: Where the long results of such a graph lie; what one run returns another may write over.
 
     Raises:
         RuntimeError: If it cannot be captured, or gives other losses or gradients when captured; it says why.
@@ -48,6 +50,7 @@ class Captured:
         num_gradients: int,
         overwrites: bool = False,
         loss: Callable[..., float] | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.function, self.loss = function, loss
         self.leaves = list(leaves)
@@ -59,8 +62,9 @@ class Captured:
             inputs = self.inputs(batch)
             gradients = range(1, 1 + num_gradients) if overwrites else ()
             if loss is not None:
-                self.run: Callable[..., Any] = in_blocks(self.module, gradients)
+                self.run: Callable[..., Any] = in_blocks(self.module, workspace)
                 self.check(batch)
+                self._forget()
                 return
             self.run = as_script(self.module, inputs, overwritten=gradients)
             with same_random_numbers(self.views), torch.no_grad():
@@ -71,6 +75,12 @@ class Captured:
         except Exception as error:
             raise RuntimeError(f"it could not be captured: {first_line(error)}") from error
         self.check(batch)
+
+    def _forget(self) -> None:
+        """Lets go of what capturing took and a run does not."""
+        del self.module
+        self.run = without_graph(self.run)
+        give_back()
 
     def _trace(self, batch: tuple) -> torch.fx.GraphModule:
         values, spec = pytree.tree_flatten(batch)
@@ -128,9 +138,9 @@ class Captured:
 
     def _difference_of_losses(self, batch: tuple) -> float:
         with same_random_numbers(self.views):
-            theirs = float(self(batch)[0][0])
-        with same_random_numbers(self.views):
             ours = self.loss(*batch)
+        with same_random_numbers(self.views):  # last: what it works in stays
+            theirs = float(self(batch)[0][0])
         if not math.isfinite(ours):
             return math.inf if math.isfinite(theirs) else 0.0
         difference = abs(ours - theirs) / max(1.0, abs(ours))

@@ -193,7 +193,7 @@ class Optimiser:
         self.num_steps = num_steps
         self.is_long = are_long(vectors)
         self.window = max(_LEAST_WINDOW if self.is_long else 1, num_steps // _WINDOWS)
-        self.moments = [[torch.zeros_like(vector) for vector in vectors] for _ in range(2)]
+        self.moments: list[list[Tensor]] | None = None  # made at the first step, when what captured it is gone
         self.counts = [torch.zeros((), device=vector.device) for vector in vectors]
         self.is_fused = all(vector.device.type in ("cpu", "cuda") for vector in vectors)
         self.method = None if optim.method is None else optim.make(vectors)
@@ -208,7 +208,7 @@ class Optimiser:
         self.best_loss = math.inf
         self.is_annealed = self.was_annealed = False
         self.kept: list[Tensor] | None = None
-        self.first: list[Tensor] | None = copies(vectors) if optim.keep == "best" else None
+        self.first: list[Tensor] | None = None
         self.caution = 1.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,6 +228,7 @@ class Optimiser:
 
     def step(self, step: Step) -> None:
         """Steps the parameters by Adam; does nothing but count where loss or gradient cannot be right."""
+        self._begin()
         is_good = step.is_finite and step.loss >= self.least_loss
         if is_good:
             self._update(step, self.caution * self.optim.rate(len(self.losses), self.num_steps))
@@ -240,6 +241,14 @@ class Optimiser:
         self.losses.append(step.loss if is_good else math.nan)
         if self.optim.keep == "average" and len(self.losses) > self.averaged_from:
             self._average()
+
+    def _begin(self) -> None:
+        """Copies the parameters before the first step, and makes the moments."""
+        if self.moments is not None:
+            return
+        self.moments = [[torch.zeros_like(vector) for vector in self.parameters] for _ in range(2)]
+        if self.optim.keep == "best":
+            self.first = copies(self.parameters)
 
     @torch.no_grad()
     def _back_off(self) -> None:

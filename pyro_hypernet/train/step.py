@@ -20,6 +20,7 @@ from pyro_hypernet.graphs.run import (
     same_random_numbers,
     why_no_script,
 )
+from pyro_hypernet.graphs.workspace import Workspace
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.train.capture import Captured
@@ -87,6 +88,7 @@ class FlatParameters:
 
     def __init__(self, leaves: Sequence[Tensor], shares: Mapping[Tensor, float] | None = None) -> None:
         self.leaves, shares = list(leaves), shares or {}
+        self.workspace = Workspace()  # of all graphs that work out their gradients
         self._groups: dict[tuple, list[int]] = {}
         for number, leaf in enumerate(self.leaves):
             alone = number if leaf.numel() > _ALONE else -1
@@ -305,7 +307,7 @@ class Stepper:
             eager.prepare(self.model, self.guide, batch, {})
         eager.share = self.elbo.share
         count = len(self.parameters.vectors)
-        options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
+        options = {"is_fixed": self.is_fixed, "num_gradients": count, "workspace": self.parameters.workspace}
         try:
             captured = Captured(
                 self._run_in_blocks, leaves, batch, **options, loss=partial(eager.loss, self.model, self.guide)

@@ -827,3 +827,12 @@ def test_particles_vectorised_by_pyro_are_refused():
     svi = SVI(model, AutoNormal(model), pyro.optim.Adam({}), Trace_ELBO(num_particles=4, vectorize_particles=True))
     with pytest.raises(ValueError, match=r"^A value of site '0.weight' must have shape \(4, 3\); got \(4, 1, 4, 3\)"):
         svi.step(X, X[:, 0])
+
+
+def test_the_network_holds_the_only_copy_of_its_random_values():
+    net = nn.Linear(3, 2)
+    model = bayesianize(net)
+    own = model.own_values()["weight"]
+    assert own.data_ptr() == model.net.weight.data_ptr()
+    model.initial_values["weight"].zero_()
+    torch.testing.assert_close(own, net.weight.detach())

@@ -10,6 +10,7 @@ from pyro_hypernet.graphs.blocks import in_blocks
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import as_inductor, as_script, is_compiled, why_no_script
 from pyro_hypernet.graphs.simplify import simplify
+from pyro_hypernet.graphs.workspace import Workspace
 from pyro_hypernet.model.density import LogJoint
 from tests.fits import fit
 from tests.seeds import seed
@@ -188,8 +189,21 @@ def test_random_numbers_are_neither_merged_nor_folded():
     assert bool((found != module(points())).all())
 
 
-@pytest.mark.parametrize("run_by", [as_script, lambda module, _, overwritten: in_blocks(module, overwritten)])
-def test_only_results_that_may_be_overwritten_are(run_by):
+IN_BLOCKS = {
+    "memory of their own": lambda module, *_, **__: in_blocks(module),
+    "a workspace": lambda module, *_, **__: in_blocks(module, Workspace()),
+}
+
+
+@pytest.mark.parametrize(
+    "run_by, are_kept",
+    [
+        (as_script, [True, True, False, True, True]),
+        (IN_BLOCKS["memory of their own"], [True] * 5),
+        (IN_BLOCKS["a workspace"], [True, False, False, True, False]),  # the others are short
+    ],
+)
+def test_only_results_that_may_be_overwritten_are(run_by, are_kept):
     rows = 2**20 // 5 + 1
 
     def outer(w, x):
@@ -206,8 +220,8 @@ def test_only_results_that_may_be_overwritten_are(run_by):
     after = run(w + 1, x)
     for result, expected in zip(after, outer(w + 1, x), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
-    assert [torch.equal(now, then) for now, then in zip(before, kept, strict=True)] == [True, True, False, True, True]
-    assert after[2].data_ptr() == before[2].data_ptr()
+    assert [torch.equal(now, then) for now, then in zip(before, kept, strict=True)] == are_kept
+    assert (after[2].data_ptr() == before[2].data_ptr()) == (not are_kept[2])
 
 
 @pytest.mark.gpu

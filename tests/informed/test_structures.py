@@ -9,6 +9,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_hypernet.informed.structures import STRUCTURES, choose_structure, last_layer, patterns, resolve_structure
+from pyro_hypernet.maps import coordinates
 from pyro_hypernet.maps.coordinates import GroupNorms
 from pyro_hypernet.maps.hypernets import HYPERNETS, coupling, identity, resolve_hypernet
 from pyro_hypernet.maps.linear import Permute
@@ -109,8 +110,8 @@ def test_density_over_two_norms_integrates_to_one(structure, hypernet):
 def test_norm_coordinates_are_of_order_one_at_the_start(loc):
     size, scale = 20, 0.3
     centre, spread = torch.full((size + 1,), loc), torch.full((size + 1,), scale)
-    coordinates = GroupNorms(torch.tensor([0] * size + [-1]), centre, spread)
-    read = coordinates.read(centre + spread * torch.randn(20_000, size + 1))
+    norms = GroupNorms(torch.tensor([0] * size + [-1]), centre, spread)
+    read = norms.read(centre + spread * torch.randn(20_000, size + 1))
     torch.testing.assert_close(read.mean(0), torch.zeros(2), atol=0.2, rtol=0)
     torch.testing.assert_close(read.std(0), torch.ones(2), atol=0.1, rtol=0)
 
@@ -168,3 +169,25 @@ def test_nicknames(resolve):
         resolve("none")
     with pytest.raises(TypeError, match="must be a nickname or a function"):
         resolve(3)
+
+
+def test_norms_are_saved_by_the_numbers_of_the_grouped_weights():
+    group, loc = torch.tensor([0, 0, -1, 1, 1, -1]), torch.arange(1.0, 7.0)
+    norms = GroupNorms(group, loc, torch.ones(6))
+    saved = norms.state_dict()
+    assert list(saved) == ["grouped", "free", "group", "sizes", "centre", "spread"]
+    assert saved["grouped"].tolist() == [0, 1, 3, 4]
+    assert saved["group"].tolist() == [0, 0, 1, 1]
+    other = GroupNorms(torch.tensor([1, 0, 0, -1, -1, 1]), loc, torch.ones(6))
+    other.load_state_dict(saved)
+    torch.testing.assert_close(other.read(loc), norms.read(loc))
+
+
+def test_groups_of_many_weights_are_short_integers(monkeypatch):
+    group, loc = torch.tensor([0, 0, -1, 1, 1, -1]), torch.arange(1.0, 7.0)
+    long = GroupNorms(group, loc, torch.ones(6))
+    monkeypatch.setattr(coordinates, "_MANY", 6)
+    short = GroupNorms(group, loc, torch.ones(6))
+    assert (long.group.dtype, short.group.dtype) == (torch.long, torch.int32)
+    old = long.read(loc)
+    torch.testing.assert_close(short.write(loc, old, 2 * old), long.write(loc, old, 2 * old))

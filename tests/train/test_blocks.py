@@ -10,9 +10,10 @@ from pyro.infer.autoguide import init_to_value
 from torch import nn
 
 from pyro_hypernet import AutoHypernet, Checkpoint, Optim, Plan, VectorizedELBO, bayesianize, fit
-from pyro_hypernet.graphs import blocks
+from pyro_hypernet.graphs import blocks, blockwise
 from pyro_hypernet.graphs.record import record
 from pyro_hypernet.graphs.run import same_random_numbers
+from pyro_hypernet.graphs.workspace import Workspace
 from pyro_hypernet.train import optimiser, step
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.optimiser import Optimiser, step_shares
@@ -67,7 +68,7 @@ def short(monkeypatch):
 def _make_short(patch):
     patch.setattr(step, "_LONG", 1)
     patch.setattr(blocks, "_LONG", 50)
-    patch.setattr(blocks, "_BLOCK", 64)
+    patch.setattr(blockwise, "_BLOCK", 64)
 
 
 def _made(name):
@@ -96,7 +97,7 @@ def test_blocks_give_the_loss_and_gradient_of_the_step_as_it_stands(name, partic
     stepper(batch)
     assert stepper.reason.startswith("captured in blocks")
     captured = next(iter(stepper._graphs.values()))
-    assert any(isinstance(part, blocks._Blockwise) for part in captured.run.children())
+    assert any(isinstance(part, blockwise.Blockwise) for part in captured.run.children())
     for _ in range(2):  # the second run finds what the first has written over
         with same_random_numbers(parameters.leaves):
             numbers, *gradients, _, log_p, log_q = stepper._run(*batch)
@@ -242,3 +243,96 @@ def test_what_an_operation_writes_over_is_used_by_nothing_else():
     before = x.clone(), y.clone()
     torch.testing.assert_close(made(x, y), function(x, y))
     torch.testing.assert_close((x, y), before)
+
+
+def _groups_and_tables(x, index, table):
+    """Sums by group of what is worked out number by number, and that times numbers of a table."""
+    values = x.exp() * 2
+    sums = x.new_zeros(len(x), 5).index_add(-1, index, values)
+    return sums, values * table.index_select(-1, index), (values * sums.index_select(-1, index)).sum(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.int32])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sums_by_group_and_lookups_are_worked_out_in_blocks(rows, dtype, monkeypatch):
+    monkeypatch.setattr(blocks, "_LONG", 50)
+    monkeypatch.setattr(blockwise, "_BLOCK", 64)
+    x, table = torch.randn(rows, 300, dtype=torch.float64), torch.randn(rows, 5, dtype=torch.float64)
+    index = torch.randint(5, (300,)).to(dtype)
+    made = blocks.in_blocks(record(_groups_and_tables, x, index, table), Workspace())
+    torch.testing.assert_close(made(x, index, table), _groups_and_tables(x, index, table))
+    left = [node.target for node in made.graph.nodes]
+    assert torch.ops.aten.index_add.default not in left
+    assert torch.ops.aten.index_select.default not in left
+
+
+def test_long_results_that_are_not_needed_at_once_lie_in_one_place(monkeypatch):
+    """In the order that is written all four would be there at once."""
+
+    def function(x, places):
+        chosen = [x[place] for place in places]
+        return [part.dot(part) for part in chosen]
+
+    monkeypatch.setattr(blocks, "_LONG", 50)
+    x, places = torch.randn(300, dtype=torch.float64), torch.randint(300, (4, 100))
+    workspace = Workspace()
+    made = blocks.in_blocks(record(function, x, places), workspace)
+    assert [len(piece) for piece in workspace.pieces] == [800]
+    for _ in range(2):
+        torch.testing.assert_close(made(x, places), function(x, places))
+
+
+def test_parts_are_made_where_they_are_put_together(monkeypatch):
+    def function(x, y):
+        return torch.cat([x[:2].flatten(), (x @ y).flatten(), y[:, :2].flatten()])
+
+    monkeypatch.setattr(blocks, "_LONG", 50)
+    x, y = torch.randn(2, 10, 10, dtype=torch.float64)
+    workspace = Workspace()
+    made = blocks.in_blocks(record(function, x, y), workspace)
+    assert [len(piece) for piece in workspace.pieces] == [8 * 140]
+    for _ in range(2):
+        torch.testing.assert_close(made(x, y), function(x, y))
+
+
+def test_a_transposed_product_is_not_taken_for_one_in_its_place(monkeypatch):
+    def function(x, y):
+        return torch.cat([x[:2].flatten(), (x @ y).mT.reshape(-1)])
+
+    monkeypatch.setattr(blocks, "_LONG", 50)
+    x, y = torch.randn(2, 10, 10, dtype=torch.float64)
+    made = blocks.in_blocks(record(function, x, y), Workspace())
+    torch.testing.assert_close(made(x, y), function(x, y))
+
+
+def test_parts_of_a_split_vector_are_not_written_over():
+    def function(x):
+        whole = x.exp()
+        one, other = (whole + 1).split([100, 200])
+        moved = one.index_fill(0, torch.tensor([0]), 0.0)
+        return moved.sin(), one.cos(), other.tanh()
+
+    x = torch.randn(300, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_LONG", 50)
+        made = blocks.in_blocks(record(function, x), Workspace())
+    torch.testing.assert_close(made(x), function(x))
+
+
+def test_what_capturing_took_is_let_go_of(short):
+    model, guide, batch = _made("mean field")
+    assert guide.prototype_trace.nodes["_RETURN"]["value"] is None
+    elbo = VectorizedELBO(1)
+    elbo.prepare(model, guide, batch, {})
+    parameters = FlatParameters(list(guide.parameters()))
+    stepper = Stepper(model, guide, elbo, parameters, compile="graph", num_steps=10, is_fixed=False)
+    run = Optimiser(parameters.vectors, 10, Optim(0.1))
+    first = [vector.clone() for vector in parameters.vectors]
+    step_of_it = stepper(batch)
+    assert run.moments is None
+    assert run.first is None
+    run.step(step_of_it)
+    torch.testing.assert_close(run.first, first)
+    captured = next(iter(stepper._graphs.values()))
+    assert not hasattr(captured, "module")
+    assert not hasattr(captured.run, "graph")
