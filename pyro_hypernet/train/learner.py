@@ -53,6 +53,7 @@ class Learner:
         )
         self.elbo.prepare(self.model, guide, batches.first, {})
         self.elbo.share = self.processes.share_of_particles(self.elbo.num_particles, self.elbo.bound)
+        self.elbo.skip = self.processes.rank
         self.processes.share_tensors(self.learnt())
         self.anneal: float | None = self.processes.share(self._choose_anneal)
 

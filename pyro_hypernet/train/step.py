@@ -303,7 +303,7 @@ class Stepper:
         eager, leaves = self.elbo.with_options(mode="eager"), self.parameters.leaves
         with same_random_numbers(leaves):
             eager.prepare(self.model, self.guide, batch, {})
-        eager.share = self.elbo.share
+        eager.share, eager.skip = self.elbo.share, self.elbo.skip
         count = len(self.parameters.vectors)
         options = {"is_fixed": self.is_fixed, "num_gradients": count, "overwrites": True}
         try:

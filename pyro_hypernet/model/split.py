@@ -1,0 +1,180 @@
+"""The density of a minibatch in parts: every draw of the weights meets a part of the data of its own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_hypernet.model.called import blaming_arguments
+from pyro_hypernet.model.density import LogJoint, zero_density
+from pyro_hypernet.model.single_run import trace_one
+from pyro_hypernet.model.tempered import TemperedModel
+from pyro_hypernet.model.vectorize import Vectorized, grad_and_value, outside_of_pyro
+
+# Likelihoods of parts add up to that of the whole within this, relative, in float32, and the square of it in float64.
+_TOLERANCE = 1e-3
+
+
+class SplitJoint:
+    """log p(data, w) of a minibatch, each draw's by its own part of it, scaled to the whole; called as a `LogJoint` is.
+
+    Of K draws and B rows each gets B / K consecutive rows, some one row more where K does not divide B; where there are
+    fewer rows than draws the last draws have none. With equal weights the mean over draws has the expectation of the
+    ordinary one, for every row counts as often as there.
+
+    Args:
+        log_joint: The density of the model, whose data are the rows of all tensors among its arguments.
+        w: Weights at which the model is tried, shape `(D,)`.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        num_draws: K, of all processes.
+        is_turned: Whether rows are turned round by a random number first, for draws that are not alike.
+        mode: As of `LogJoint`.
+
+    Attributes:
+        share: Which of the draws it is called with; None for all.
+
+    Raises:
+        ValueError: If the arguments are no rows, or the likelihood is no sum over them.
+    """
+
+    def __init__(
+        self,
+        log_joint: LogJoint,
+        w: Tensor,
+        args: tuple,
+        kwargs: dict[str, Any],
+        *,
+        num_draws: int,
+        is_turned: bool = False,
+        mode: str = "graph",
+    ) -> None:
+        self.layout, self._plain, self._model = log_joint.layout, log_joint.model, TemperedModel(log_joint.model)
+        self._num_draws, self._is_turned = num_draws, is_turned
+        self.share: slice | None = None
+        self._is_scaled = _find_scaling(log_joint, w, args, kwargs)
+        self._value = Vectorized(self._value_of_one, mode=mode, failed=lambda draw, _: zero_density(draw[0]))
+        self._grad_and_value = Vectorized(
+            self._grad_and_value_of_one,
+            mode=mode,
+            differentiable=False,
+            failed=lambda draw, _: (0 * draw[0], zero_density(draw[0])),
+        )
+
+    def __call__(self, w: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """log p in nats, shape `(K,)`, at `w` of shape `(K, D)`."""
+        return torch.cat([self._value(*group) for group in self._groups(w, args, kwargs)])
+
+    def value_and_grad(self, w: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The same and its gradient, shape `(K, D)`, both detached."""
+        with torch.no_grad():
+            pairs = [self._grad_and_value(*group) for group in self._groups(w.detach(), args, kwargs)]
+        return torch.cat([value for _, value in pairs]), torch.cat([gradient for gradient, _ in pairs])
+
+    def _groups(self, w: Tensor, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, tuple, dict]]:
+        """Draws with as many rows, as a `Vectorized` is called: those with a row more, and the others."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        number = num_rows(args, kwargs)
+        positions = range(self._num_draws)[self.share or slice(None)]
+        each, more = divmod(number, self._num_draws)
+        is_rows = [isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves]
+        rows = [leaf for leaf, is_row in zip(leaves, is_rows, strict=True) if is_row]
+        if self._is_turned:
+            index = torch.arange(number, device=w.device) + torch.randint(number, (1,), device=w.device)
+            rows = [row[index % number] for row in rows]
+        rest = [None if is_row else leaf for leaf, is_row in zip(leaves, is_rows, strict=True)]
+        groups = []
+        for count, first, draws in ((each + 1, 0, range(more)), (each, more, range(more, self._num_draws))):
+            own = [at for at, position in enumerate(positions) if position in draws]
+            if not own:
+                continue
+            taken = max(1, count)  # a row that does not count, where there is none
+            start = first * (each + 1) if count else 0
+            parts = [row[start : start + taken * len(draws)] for row in rows] if count else [row[:1] for row in rows]
+            parts = [part.reshape(-1, taken, *part.shape[1:]) for part in parts]
+            wanted = [positions[at] - first for at in own] if count else [0] * len(own)
+            if wanted != list(range(len(draws))) or not count:
+                parts = [part[wanted] for part in parts]
+            factor = self._factor(count, number)
+            draw = (w if len(own) == len(w) else w[own[0] : own[-1] + 1], parts)
+            groups.append((draw, (factor, rest, spec), {}))
+        return groups
+
+    def _factor(self, count: int, number: int) -> float:
+        """How often the likelihood of so many of the rows counts."""
+        if count == 0:
+            return 0.0
+        if self._is_turned:  # each part stands for the whole
+            return 1.0 if self._is_scaled else number / count
+        return self._num_draws * count / number if self._is_scaled else float(self._num_draws)
+
+    def _value_of_one(self, draw: tuple[Tensor, list[Tensor]], args: tuple, _: dict) -> Tensor:
+        return self._value_at(draw[0], draw[1], *args)
+
+    def _grad_and_value_of_one(self, draw: tuple[Tensor, list[Tensor]], args: tuple, _: dict) -> tuple[Tensor, Tensor]:
+        w, parts = draw
+        return grad_and_value(lambda w: self._value_at(w, parts, *args))(w)
+
+    def _value_at(self, w: Tensor, parts: list[Tensor], factor: float, rest: list[Any], spec: Any) -> Tensor:
+        values, log_det = self.layout.constrain(w)
+        remaining = iter(parts)
+        args, kwargs = pytree.tree_unflatten([next(remaining) if leaf is None else leaf for leaf in rest], spec)
+        model, args = (self._plain, args) if factor == 1 else (self._model, (factor, *args))
+        with blaming_arguments(self._plain, args, kwargs):
+            return trace_one(model, values, args, kwargs).log_prob_sum() + log_det
+
+
+def num_rows(args: tuple, kwargs: dict[str, Any]) -> int:
+    """The number of data among a model's arguments: the length of all tensors that have one.
+
+    Raises:
+        ValueError: If there is none, or they differ.
+    """
+    lengths = [len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    if len(set(lengths)) != 1:
+        raise ValueError(
+            'draws="split" needs data as rows, along the first axis of all tensors among the model\'s arguments; their '
+            f"lengths are {lengths}. Give what is no row by a partial of the model, or use draws=\"batch\"."
+        )
+    return lengths[0]
+
+
+def rows_of(args: tuple, kwargs: dict[str, Any], rows: slice) -> tuple[tuple, dict[str, Any]]:
+    """The same arguments of some of the data."""
+
+    def cut(leaf: Any) -> Any:
+        return leaf[rows] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
+
+    return pytree.tree_map(cut, (args, kwargs))
+
+
+def _find_scaling(log_joint: LogJoint, w: Tensor, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether the model scales the likelihood of a minibatch to all data, found by trying two parts of it.
+
+    Raises:
+        ValueError: If the likelihood is no sum over rows, or the prior is another for a part of them.
+    """
+    number = num_rows(args, kwargs)
+    if number < 2:
+        raise ValueError(f'draws="split" shares the data of a batch among draws; the first batch holds {number} of them.')
+    eager, half = log_joint.of(log_joint.model, mode="eager"), number // 2
+    parts = [rows_of(args, kwargs, rows) for rows in (slice(half), slice(half, None))]
+    with torch.no_grad(), outside_of_pyro(seed=0):
+        whole, *halves = (eager.parts(w[None], *a, **k)[0].double() for a, k in ((args, kwargs), *parts))
+    size = max(1.0, float(sum(part[1].abs() for part in halves)), float(whole[0].abs()))
+    most = size * (_TOLERANCE if w.dtype == torch.float32 else _TOLERANCE**2)
+    shares = torch.tensor([half, number - half], dtype=torch.float64) / number
+    scaled = float(sum(share * part[1] for share, part in zip(shares, halves, strict=True)))
+    once = float(sum(part[1] for part in halves))
+    has_one_prior = all(abs(float(part[0] - whole[0])) <= most for part in halves)
+    if has_one_prior and abs(scaled - float(whole[1])) <= most:
+        return True
+    if has_one_prior and abs(once - float(whole[1])) <= most:
+        return False
+    what = f"{float(whole[1]):.6g} nats; of two halves {once:.6g} if they count once, {scaled:.6g} scaled"
+    raise ValueError(
+        'draws="split" needs a likelihood that is a sum over the rows of the batch, in one plate, and a prior that does '
+        f"not depend on them: that of the whole batch is {what}"
+        f"{'' if has_one_prior else '; and the prior of a half is another'}. Use draws=\"batch\"."
+    )
