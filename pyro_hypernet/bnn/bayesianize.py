@@ -384,9 +384,7 @@ class BayesianNet(nn.Module):
         self._random = left if leaves_out else self._random
 
 
-def _find_ways(
-    model: BayesianNet, present: Local, call: Call, values: Mapping[str, Tensor | Normed | Spread]
-) -> None:
+def _find_ways(model: BayesianNet, present: Local, call: Call, values: Mapping[str, Tensor | Normed | Spread]) -> None:
     """Finds which layers of a network can draw their weights anew for every datum, tried with few data."""
     counts = [count for count in (3, 2) if count <= len(call.tensors[0])] or [1]
     runs = [(n, partial(model._outputs, call.rows(n), values, on_outputs=model._on_outputs)) for n in counts]

@@ -1,16 +1,18 @@
 """The density of a minibatch in parts: every draw of the weights meets a part of the data of its own."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_hypernet.graphs.culprits import first_line
 from pyro_hypernet.model.called import blaming_arguments
 from pyro_hypernet.model.density import LogJoint, zero_density
 from pyro_hypernet.model.single_run import trace_one
 from pyro_hypernet.model.tempered import TemperedModel
-from pyro_hypernet.model.vectorize import Vectorized, grad_and_value, outside_of_pyro
+from pyro_hypernet.model.vectorize import MODES, Vectorized, grad_and_value, outside_of_pyro
 
 # Likelihoods of parts add up to that of the whole within this, relative, in float32, and the square of it in float64.
 _TOLERANCE = 1e-3
@@ -53,7 +55,7 @@ class SplitJoint:
         self.layout, self._plain, self._model = log_joint.layout, log_joint.model, TemperedModel(log_joint.model)
         self._num_draws, self._is_turned = num_draws, is_turned
         self.share: slice | None = None
-        self._is_scaled = _find_scaling(log_joint, w, args, kwargs)
+        self._is_scaled = is_scaled(log_joint, w, args, kwargs, 'draws="split"')
         self._value = Vectorized(self._value_of_one, mode=mode, failed=lambda draw, _: zero_density(draw[0]))
         self._grad_and_value = Vectorized(
             self._grad_and_value_of_one,
@@ -72,34 +74,39 @@ class SplitJoint:
             pairs = [self._grad_and_value(*group) for group in self._groups(w.detach(), args, kwargs)]
         return torch.cat([value for _, value in pairs]), torch.cat([gradient for gradient, _ in pairs])
 
-    def _groups(self, w: Tensor, args: tuple, kwargs: dict[str, Any]) -> list[tuple[tuple, tuple, dict]]:
-        """Draws with as many rows, as a `Vectorized` is called: those with a row more, and the others."""
+    @property
+    def mode(self) -> str:
+        """How the density runs now, as of `LogJoint`."""
+        used = {self._value.mode, self._grad_and_value.mode}
+        return next(mode for mode in reversed(MODES) if mode in used)
+
+    def _groups(self, w: Tensor, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[tuple, tuple]]:
+        """Draws with as many rows, as a `Vectorized` is called: those with a row more, the others, those with none."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        number = num_rows(args, kwargs)
-        positions = range(self._num_draws)[self.share or slice(None)]
-        each, more = divmod(number, self._num_draws)
-        is_rows = [isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves]
-        rows = [leaf for leaf, is_row in zip(leaves, is_rows, strict=True) if is_row]
+        number, are_rows = num_rows(args, kwargs), tuple(map(_is_rows, leaves))
+        rows = [leaf for leaf, is_row in zip(leaves, are_rows, strict=True) if is_row]
+        rest = pytree.tree_unflatten([None if is_row else x for x, is_row in zip(leaves, are_rows, strict=True)], spec)
         if self._is_turned:
-            index = torch.arange(number, device=w.device) + torch.randint(number, (1,), device=w.device)
-            rows = [row[index % number] for row in rows]
-        rest = [None if is_row else leaf for leaf, is_row in zip(leaves, is_rows, strict=True)]
-        groups = []
-        for count, first, draws in ((each + 1, 0, range(more)), (each, more, range(more, self._num_draws))):
-            own = [at for at, position in enumerate(positions) if position in draws]
+            index = (torch.arange(number, device=w.device) + torch.randint(number, (1,), device=w.device)) % number
+            rows = [row[index] for row in rows]
+        each, more = divmod(number, self._num_draws)
+        positions, at = range(self._num_draws)[self.share or slice(None)], 0
+        for count, first, last in ((each + 1, 0, more), (each, more, self._num_draws)):
+            own = [position - first for position in positions if first <= position < last]
             if not own:
                 continue
-            taken = max(1, count)  # a row that does not count, where there is none
-            start = first * (each + 1) if count else 0
-            parts = [row[start : start + taken * len(draws)] for row in rows] if count else [row[:1] for row in rows]
-            parts = [part.reshape(-1, taken, *part.shape[1:]) for part in parts]
-            wanted = [positions[at] - first for at in own] if count else [0] * len(own)
-            if wanted != list(range(len(draws))) or not count:
-                parts = [part[wanted] for part in parts]
-            factor = self._factor(count, number)
-            draw = (w if len(own) == len(w) else w[own[0] : own[-1] + 1], parts)
-            groups.append((draw, (factor, rest, spec), {}))
-        return groups
+            start = first * (each + 1)
+            parts = [self._part(row, start, count, last - first, own) for row in rows]
+            yield (w[at : at + len(own)], parts), (self._factor(count, number), are_rows, rest)
+            at += len(own)
+
+    @staticmethod
+    def _part(row: Tensor, start: int, count: int, num_draws: int, own: list[int]) -> Tensor:
+        """Rows of some draws of a group, shape `(len(own), count, …)`; one that does not count where they have none."""
+        if count == 0:
+            return row[:1].expand(len(own), 1, *row.shape[1:])
+        parts = row[start : start + count * num_draws].reshape(num_draws, count, *row.shape[1:])
+        return parts if len(own) == num_draws else parts[own]
 
     def _factor(self, count: int, number: int) -> float:
         """How often the likelihood of so many of the rows counts."""
@@ -110,58 +117,80 @@ class SplitJoint:
         return self._num_draws * count / number if self._is_scaled else float(self._num_draws)
 
     def _value_of_one(self, draw: tuple[Tensor, list[Tensor]], args: tuple, _: dict) -> Tensor:
-        return self._value_at(draw[0], draw[1], *args)
-
-    def _grad_and_value_of_one(self, draw: tuple[Tensor, list[Tensor]], args: tuple, _: dict) -> tuple[Tensor, Tensor]:
         w, parts = draw
-        return grad_and_value(lambda w: self._value_at(w, parts, *args))(w)
-
-    def _value_at(self, w: Tensor, parts: list[Tensor], factor: float, rest: list[Any], spec: Any) -> Tensor:
+        factor, are_rows, rest = args
         values, log_det = self.layout.constrain(w)
+        leaves, spec = pytree.tree_flatten(rest)
         remaining = iter(parts)
-        args, kwargs = pytree.tree_unflatten([next(remaining) if leaf is None else leaf for leaf in rest], spec)
+        merged = [next(remaining) if is_row else leaf for leaf, is_row in zip(leaves, are_rows, strict=True)]
+        args, kwargs = pytree.tree_unflatten(merged, spec)
         model, args = (self._plain, args) if factor == 1 else (self._model, (factor, *args))
         with blaming_arguments(self._plain, args, kwargs):
             return trace_one(model, values, args, kwargs).log_prob_sum() + log_det
 
+    def _grad_and_value_of_one(self, draw: tuple[Tensor, list[Tensor]], args: tuple, _: dict) -> tuple[Tensor, Tensor]:
+        w, parts = draw
+        return grad_and_value(lambda w: self._value_of_one((w, parts), args, {}))(w)
 
-def num_rows(args: tuple, kwargs: dict[str, Any]) -> int:
+
+def _is_rows(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
+
+
+def num_rows(args: tuple, kwargs: dict[str, Any], what: str = "Splitting a batch") -> int:
     """The number of data among a model's arguments: the length of all tensors that have one.
+
+    Args:
+        args: The arguments.
+        kwargs: The keyword arguments.
+        what: What needs rows, for the message.
 
     Raises:
         ValueError: If there is none, or they differ.
     """
-    lengths = [len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    lengths = [len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if _is_rows(leaf)]
     if len(set(lengths)) != 1:
         raise ValueError(
-            'draws="split" needs data as rows, along the first axis of all tensors among the model\'s arguments; their '
-            f"lengths are {lengths}. Give what is no row by a partial of the model, or use draws=\"batch\"."
+            f"{what} needs data as rows, along the first axis of all tensors among the model's arguments; their "
+            f'lengths are {lengths}. Give what is no row by a partial of the model, or use draws="batch".'
         )
     return lengths[0]
 
 
-def rows_of(args: tuple, kwargs: dict[str, Any], rows: slice) -> tuple[tuple, dict[str, Any]]:
+def _rows_of(args: tuple, kwargs: dict[str, Any], rows: slice) -> tuple[tuple, dict[str, Any]]:
     """The same arguments of some of the data."""
-
-    def cut(leaf: Any) -> Any:
-        return leaf[rows] if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf
-
-    return pytree.tree_map(cut, (args, kwargs))
+    return pytree.tree_map(lambda leaf: leaf[rows] if _is_rows(leaf) else leaf, (args, kwargs))
 
 
-def _find_scaling(log_joint: LogJoint, w: Tensor, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether the model scales the likelihood of a minibatch to all data, found by trying two parts of it.
+def is_scaled(log_joint: LogJoint, w: Tensor, args: tuple, kwargs: dict[str, Any], what: str) -> bool:
+    """Whether a model scales the likelihood of a minibatch to all data, found by trying two parts of it.
+
+    Args:
+        log_joint: Its density.
+        w: Weights at which it is tried, shape `(D,)`.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        what: What needs a likelihood that is a sum over rows, for the messages.
 
     Raises:
-        ValueError: If the likelihood is no sum over rows, or the prior is another for a part of them.
+        ValueError: If it is none, or the prior is another for a part of the rows.
     """
-    number = num_rows(args, kwargs)
+    number = num_rows(args, kwargs, what)
     if number < 2:
-        raise ValueError(f'draws="split" shares the data of a batch among draws; the first batch holds {number} of them.')
+        raise ValueError(
+            f"{what} shares the rows of a batch among draws; the first batch holds {number}: make it larger."
+        )
     eager, half = log_joint.of(log_joint.model, mode="eager"), number // 2
-    parts = [rows_of(args, kwargs, rows) for rows in (slice(half), slice(half, None))]
+    parts = [_rows_of(args, kwargs, rows) for rows in (slice(half), slice(half, None))]
     with torch.no_grad(), outside_of_pyro(seed=0):
-        whole, *halves = (eager.parts(w[None], *a, **k)[0].double() for a, k in ((args, kwargs), *parts))
+        whole = eager.parts(w[None], *args, **kwargs)[0].double()
+        try:
+            halves = [eager.parts(w[None], *a, **k)[0].double() for a, k in parts]
+        except Exception as error:
+            raise ValueError(
+                f"{what} takes a model that runs on parts of a batch; on a half of its {number} rows it fails "
+                f'({first_line(error)}). Its latents and its shapes must not depend on the rows: use draws="batch".'
+            ) from error
     size = max(1.0, float(sum(part[1].abs() for part in halves)), float(whole[0].abs()))
     most = size * (_TOLERANCE if w.dtype == torch.float32 else _TOLERANCE**2)
     shares = torch.tensor([half, number - half], dtype=torch.float64) / number
@@ -172,9 +201,9 @@ def _find_scaling(log_joint: LogJoint, w: Tensor, args: tuple, kwargs: dict[str,
         return True
     if has_one_prior and abs(once - float(whole[1])) <= most:
         return False
-    what = f"{float(whole[1]):.6g} nats; of two halves {once:.6g} if they count once, {scaled:.6g} scaled"
+    found = f"{float(whole[1]):.6g} nats; of its halves {once:.6g} if they count once, {scaled:.6g} if they are scaled"
     raise ValueError(
-        'draws="split" needs a likelihood that is a sum over the rows of the batch, in one plate, and a prior that does '
-        f"not depend on them: that of the whole batch is {what}"
-        f"{'' if has_one_prior else '; and the prior of a half is another'}. Use draws=\"batch\"."
+        f"{what} needs a likelihood that is a sum over the rows of the batch, in one plate, and a prior that does not "
+        f"depend on them: that of the whole batch is {found}{'' if has_one_prior else '; and the prior is another'}. "
+        'Use draws="batch".'
     )

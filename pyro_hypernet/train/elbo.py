@@ -162,6 +162,11 @@ class VectorizedELBO(ELBO):
         self._drawing.share = self.share
         return self._drawing
 
+    @property
+    def runs(self) -> str:
+        """How the model runs, once it was prepared: "graph", "eager" or "loop"."""
+        return (self._drawing or self.log_joint).mode
+
     def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
         """Estimates the bound and a surrogate for its gradient; arguments and errors as of `prepare`."""
         self.prepare(model, guide, args, kwargs)
@@ -235,7 +240,7 @@ class VectorizedELBO(ELBO):
 
     def _captured(self, guide: VectorizedGuide, args: tuple) -> Captured | None:
         """The whole estimate with its gradient as one graph, once there were many steps of the same shapes."""
-        if not self._may_capture or not isinstance(guide, AutoHypernet) or self.log_joint.mode != "graph":
+        if not self._may_capture or not isinstance(guide, AutoHypernet) or self.runs != "graph":
             return None
         key = describe_shapes(args)
         if key is None or not all(isinstance(handler, TRANSPARENT) for handler in _PYRO_STACK):

@@ -19,6 +19,8 @@ from pyro_hypernet.maps.linear import Affine, Identity
 from pyro_hypernet.model.density import LogJoint, zero_density
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.single_run import trace_aside, trace_one
+from pyro_hypernet.model.split import is_scaled
+from pyro_hypernet.model.traces import observed_nodes
 from pyro_hypernet.model.vectorize import Vectorized
 from pyro_hypernet.train.estimate import Estimate, VectorizedGuide, flat_normal
 
@@ -70,12 +72,20 @@ class LocalBound:
                 f"the data along the first axis of their inputs, and whose random weights nothing else reads; {found} "
                 'suits. Use draws="split", which works with any model whose data are rows, or draws="batch".'
             )
-        self._integrated = frozenset(name for name in self.layout.names if _is_normal(trace.nodes[name], self.layout, name))
+        observed = {*observed_nodes(trace, self.layout.names)}
+        if observed != {"y"}:  # not the network's own likelihood alone
+            is_scaled(log_joint, w, args, kwargs, 'draws="local"')
+        self._integrated = frozenset(
+            name for name in self.layout.names if _is_normal(trace.nodes[name], self.layout, name)
+        )
         needs_no_draw = {name for name in self._integrated if self._local.sites.get(name) == OUTPUTS}
         self._drawn = [site.name not in needs_no_draw for site in self.layout.sites]
-        self._run = Vectorized(
-            self._of_one, mode=mode, randomness="different", failed=lambda w, _: zero_density(w)
-        )
+        self._run = Vectorized(self._of_one, mode=mode, randomness="different", failed=lambda w, _: zero_density(w))
+
+    @property
+    def mode(self) -> str:
+        """How the model runs now, as of `LogJoint`."""
+        return self._run.mode
 
     def estimate(
         self,
@@ -172,7 +182,7 @@ def mean_field(guide: Any) -> tuple[Tensor, Tensor, list[Bounded]]:
             f'draws="local" needs a guide of independent normal weights, AutoHypernet(model, "identity", "full"); got '
             f'{_spell(guide)}. Make such a guide, or use draws="split", which works with any.'
         )
-    guide.get_transform()  # which announces its parameters to Pyro
+    guide._announce_parameters()
     loc, log_scale = affine[0].loc_and_log_scale()
     return loc, log_scale.exp(), [part for part in parts if isinstance(part, Bounded)]
 
@@ -180,7 +190,8 @@ def mean_field(guide: Any) -> tuple[Tensor, Tensor, list[Bounded]]:
 def _spell(guide: Any) -> str:
     if not isinstance(guide, AutoHypernet):
         return type(guide).__name__
-    return f"hypernet={guide.plan.hypernet!r}, structure={guide.plan.structure!r}, num_components={guide.plan.num_components}"
+    plan = guide.plan
+    return f"hypernet={plan.hypernet!r}, structure={plan.structure!r}, num_components={plan.num_components}"
 
 
 def _by_site(layout: Layout, flat: Tensor) -> Mapping[str, Tensor]:

@@ -257,7 +257,7 @@ class Stepper:
 
     def _advance(self, batch: tuple) -> None:
         """Moves on to a faster stage if that pays."""
-        if self.elbo.log_joint.mode != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
+        if self.elbo.runs != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
             self._stages.settle("off", "the model cannot be captured as a graph")
         goal = self._stages.next(self._compile_seconds(batch), len(self._counts))
         if goal is None:
