@@ -22,8 +22,9 @@ class SplitJoint:
     """log p(data, w) of a minibatch, each draw's by its own part of it, scaled to the whole; called as a `LogJoint` is.
 
     Of K draws and B rows each gets B / K consecutive rows, some one row more where K does not divide B; where there are
-    fewer rows than draws the last draws have none. With equal weights the mean over draws has the expectation of the
-    ordinary one, for every row counts as often as there.
+    fewer rows than draws the last draws have none. The mean over draws has the expectation of the ordinary one, for
+    every row counts as often as there. Of draws with unequal weights each stands for the whole instead, by rows that
+    are drawn at random.
 
     Args:
         log_joint: The density of the model, whose data are the rows of all tensors among its arguments.
@@ -31,7 +32,7 @@ class SplitJoint:
         args: Its arguments.
         kwargs: Its keyword arguments.
         num_draws: K, of all processes.
-        is_turned: Whether rows are turned round by a random number first, for draws that are not alike.
+        is_turned: Whether rows are turned round by a random number first, for draws of unequal weights, or not alike.
         mode: As of `LogJoint`.
 
     Attributes:
@@ -86,10 +87,12 @@ class SplitJoint:
         number, are_rows = num_rows(args, kwargs), tuple(map(_is_rows, leaves))
         rows = [leaf for leaf, is_row in zip(leaves, are_rows, strict=True) if is_row]
         rest = pytree.tree_unflatten([None if is_row else x for x, is_row in zip(leaves, are_rows, strict=True)], spec)
-        if self._is_turned:
-            index = (torch.arange(number, device=w.device) + torch.randint(number, (1,), device=w.device)) % number
+        length = number
+        if self._is_turned:  # and every draw has a row, some the same
+            length = max(number, self._num_draws)
+            index = (torch.arange(length, device=w.device) + torch.randint(number, (1,), device=w.device)) % number
             rows = [row[index] for row in rows]
-        each, more = divmod(number, self._num_draws)
+        each, more = divmod(length, self._num_draws)
         positions, at = range(self._num_draws)[self.share or slice(None)], 0
         for count, first, last in ((each + 1, 0, more), (each, more, self._num_draws)):
             own = [position - first for position in positions if first <= position < last]

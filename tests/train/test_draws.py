@@ -173,6 +173,7 @@ SPLIT = {
     "not scaled": (all_at_once, {}, 4),
     "a mixture": (all_at_once, {"num_components": 2}, 5),
     "a mixture, scaled": (of_a_plate, {"num_components": 2}, 4),
+    "a mixture of more draws than rows": (all_at_once, {"num_components": 2}, 8),
 }
 
 
