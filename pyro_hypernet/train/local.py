@@ -60,7 +60,7 @@ class LocalBound:
         *,
         mode: str,
     ) -> None:
-        mean_field(guide)
+        _mean_field(guide)
         self.model, self.layout, self._local = log_joint.model, log_joint.layout, Local()
         values = self.layout.constrain(w)[0]
         with self._local.looking():
@@ -109,7 +109,7 @@ class LocalBound:
             share: Which of the draws are evaluated; None for all.
             skip: So many random numbers are passed over, for a process that is not to draw what others do.
         """
-        loc, scale, bounds = mean_field(guide)
+        loc, scale, bounds = _mean_field(guide)
         eps = self._noise(num_particles, loc)
         eps = eps if share is None else eps[share]
         if skip:
@@ -161,7 +161,7 @@ class LocalBound:
         return total
 
 
-def mean_field(guide: Any) -> tuple[Tensor, Tensor, list[Bounded]]:
+def _mean_field(guide: Any) -> tuple[Tensor, Tensor, list[Bounded]]:
     """Means and standard deviations of all unconstrained weights, shape `(D,)`, and bounds that draws go through.
 
     Raises:
