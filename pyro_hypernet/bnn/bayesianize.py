@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import pyro
@@ -18,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from pyro_hypernet.bnn.calls import Call, Interface, Output, check_finite, counted, interface_of, per_datum, pick
 from pyro_hypernet.bnn.last_layer import find_unused, last_layer
 from pyro_hypernet.bnn.likelihoods import Likelihood, resolve_likelihood
+from pyro_hypernet.bnn.local import Local, Spread, find_ways, local, spread
 from pyro_hypernet.bnn.modules import Needs, check_modules, copy_of, kind_of, run_network
 from pyro_hypernet.bnn.priors import Prior, RandomTensor, assign_priors, check_patterns
 from pyro_hypernet.bnn.shrinkage import Scaled
@@ -260,7 +262,10 @@ class BayesianNet(nn.Module):
             _check_counts(call, y)
             self._warn_of_unused(call)
             self._try_gains(call)
-        f = self._outputs(call, self._values(), on_outputs=self._on_outputs)
+        values = self._values()
+        if (present := local()) is not None and present.is_looking:
+            _find_ways(self, present, call, values)
+        f = self._outputs(call, values, on_outputs=self._on_outputs)
         number = call.tensors[0].shape[0]
         if is_readable:
             _check_shape(f, call, self._class_axis)
@@ -302,10 +307,10 @@ class BayesianNet(nn.Module):
         forget_announcements(self)
         return {**self.__dict__, "_prefix": None}
 
-    def _values(self) -> dict[str, Tensor | Normed]:
+    def _values(self) -> dict[str, Tensor | Normed | Spread]:
         """All parameters that are not fixed: sampled, or learnt."""
         learnt = self._announced()
-        values: dict[str, Tensor | Normed] = {}
+        values: dict[str, Tensor | Normed | Spread] = {}
         for site in self._random:
             prior = self.priors[site.name]
             value = prior.sample(site.name) if isinstance(prior, Scaled) else pyro.sample(site.name, prior)
@@ -317,7 +322,7 @@ class BayesianNet(nn.Module):
                 )
             if site.kind == "scale":
                 value = Normed(learnt.pop(f"{site.parameter}.v"), value, site.axis)
-            values[site.parameter] = value
+            values[site.parameter] = value if isinstance(value, Normed) else spread(site.name, value)
         return values | learnt
 
     def _announced(self) -> dict[str, Tensor]:
@@ -328,7 +333,7 @@ class BayesianNet(nn.Module):
         values, self._prefix = announce(named, type(self).__name__, self._prefix)
         return values
 
-    def _outputs(self, call: Call, values: dict[str, Tensor | Normed], *, on_outputs: bool = False) -> Tensor:
+    def _outputs(self, call: Call, values: dict[str, Tensor | Normed | Spread], *, on_outputs: bool = False) -> Tensor:
         """The network's outputs at values of its parameters."""
         try:
             result = run_network(self.net, self._needs, values, call.args, call.kwargs, on_outputs=on_outputs)
@@ -386,6 +391,20 @@ class BayesianNet(nn.Module):
                 self._learnt[site.parameter] = site.parameter
                 del self.priors[site.name]
         self._random = left if leaves_out else self._random
+
+
+def _find_ways(model: BayesianNet, present: Local, call: Call, values: Mapping[str, Tensor | Normed | Spread]) -> None:
+    """Finds which layers of a network can draw their weights anew for every datum, tried with few data."""
+    counts = [count for count in (3, 2) if count <= len(call.tensors[0])] or [1]
+    runs = [(n, partial(model._outputs, call.rows(n), values, on_outputs=model._on_outputs)) for n in counts]
+    ways, present.has_network = find_ways(model.net, runs), True
+    for site in model._random:
+        prefix = site.parameter.rpartition(".")[0]
+        owner = model.net.get_submodule(prefix)
+        names = [f"{prefix}.{leaf}".lstrip(".") for leaf, _ in owner.named_parameters(recurse=False)]
+        is_plain = not any(isinstance(values.get(name), Normed) for name in names)
+        if owner in ways and is_plain and not isinstance(model.priors[site.name], Scaled):
+            present.ways[owner] = present.sites[site.name] = ways[owner]
 
 
 def _learnt_of_one(nets: Sequence[nn.Module], learnt: Mapping[str, str]) -> dict[str, Tensor]:

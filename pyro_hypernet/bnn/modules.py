@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils import checkpoint
 
+from pyro_hypernet.bnn.local import Spread, drawing_anew
 from pyro_hypernet.bnn.unfused import Unfused
 from pyro_hypernet.bnn.weight_norm import Normed, call
 from pyro_hypernet.graphs.culprits import warn_caller
@@ -104,7 +105,7 @@ class Needs:
 def run_network(
     net: nn.Module,
     needs: Needs,
-    values: dict[str, Tensor | Normed],
+    values: dict[str, Tensor | Normed | Spread],
     args: tuple,
     kwargs: dict[str, Any],
     *,
@@ -132,6 +133,9 @@ def run_network(
         if needs.checkpoints:
             stack.enter_context(mock.patch.object(checkpoint, "CheckpointFunction", _Once))
             stack.enter_context(mock.patch.object(checkpoint, "_checkpoint_without_reentrant_generator", _once))
+        if spreads := {name: value for name, value in values.items() if isinstance(value, Spread)}:
+            stack.enter_context(drawing_anew(net, spreads))
+            values = values | {name: value.draw for name, value in spreads.items()}
         return call(net, values, args, kwargs, on_outputs=on_outputs)
 
 

@@ -16,9 +16,11 @@ from pyro_hypernet.graphs.cache import describe_shapes
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.model.density import LogJoint, density_of
 from pyro_hypernet.model.single_run import TRANSPARENT, Model, outside_of_pyro
+from pyro_hypernet.model.split import SplitJoint
 from pyro_hypernet.model.vectorize import MODES
 from pyro_hypernet.train.capture import Captured
 from pyro_hypernet.train.estimate import Estimate, VectorizedGuide, densities, path_estimate, reduce, total_estimate
+from pyro_hypernet.train.local import LocalBound
 from pyro_hypernet.train.notices import warn_once
 
 _CHOICES = {
@@ -26,6 +28,7 @@ _CHOICES = {
     "bound": ("elbo", "importance_weighted"),
     "mode": MODES,
     "compile": ("auto", "graph", "inductor", "off"),
+    "draws": ("batch", "split", "local"),
 }
 _NUM_PARTICLES = 8
 # Steps of the same shapes before the whole of one is captured; and how many shapes are.
@@ -54,17 +57,26 @@ class VectorizedELBO(ELBO):
             rounding: "off": the guide by Python; "graph": captured; "inductor": compiled by torch's inductor, which
             takes a minute or so; "auto": the one of them that earns its time back. Plain SVI captures a step after a
             while, unless it is "off".
+        draws: Which data share a draw of the weights; the expectation is the same. "batch": every particle meets the
+            whole batch. "split": each of the K particles meets a part of its own, 1/K of the rows, so that K draws cost
+            the model one pass; with any guide, of models whose data are rows in a plate; K as large as the batch is one
+            draw for every datum. "local": layers of a network of `bayesianize` draw anew for every datum, dense ones
+            by local reparametrisation, convolutions and others by flipout, what is left once a particle; normal priors
+            are integrated; for guides of independent normal weights.
 
     Attributes:
         options: All arguments, by name.
         log_joint: The density of the model that is trained, once `prepare` was called.
         params: The parameters of this model's own, by name.
         share: Which of the particles are evaluated, None for all; the bound is then theirs of a sum over all.
+        skip: Random numbers passed over within a step, so that processes with the same draws differ in the rest.
 
     Raises:
-        ValueError: If an option is unknown or the number of particles is not positive.
+        ValueError: If an option is unknown, the number of particles is not positive, or "draws" and "bound" do not go
+            together; once model and guide are known, if they do not allow for such draws.
 
-    Source: Roeder et al. 2017 (path gradients, "sticking the landing"); Tucker et al. 2019 (DReG); Burda et al. 2016.
+    Source: Roeder et al. 2017 (path gradients, "sticking the landing"); Tucker et al. 2019 (DReG); Burda et al. 2016;
+    Kingma et al. 2015 (local reparametrisation); Wen et al. 2018 (flipout).
 
     Example:
         >>> import pyro
@@ -86,13 +98,16 @@ class VectorizedELBO(ELBO):
         bound: str = "elbo",
         mode: str = "graph",
         compile: str = "auto",
+        draws: str = "batch",
     ) -> None:
         if num_particles is not None and (not isinstance(num_particles, int) or num_particles < 1):
             raise ValueError(f"num_particles must be a positive integer; got {num_particles!r}.")
-        chosen = {"gradient": gradient, "bound": bound, "mode": mode, "compile": compile}
+        chosen = {"gradient": gradient, "bound": bound, "mode": mode, "compile": compile, "draws": draws}
         for name, value in chosen.items():
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}; got {value!r}.")
+        if draws != "batch" and bound != "elbo":
+            raise ValueError(f'draws={draws!r} estimates a sum over data: bound={bound!r} needs draws="batch".')
         super().__init__(num_particles=num_particles or _NUM_PARTICLES, vectorize_particles=True)
         self.options = {"num_particles": num_particles, **chosen}
         self.gradient = gradient
@@ -101,6 +116,8 @@ class VectorizedELBO(ELBO):
         self.log_joint: LogJoint | None = None
         self.params: dict[str, Tensor] = {}
         self.share: slice | None = None
+        self.skip = 0
+        self._drawing: SplitJoint | LocalBound | None = None
         self._prototype: Trace | None = None
         self._is_distrusted = False
         self._may_capture = mode == "graph" and compile != "off"
@@ -135,12 +152,29 @@ class VectorizedELBO(ELBO):
             with torch.no_grad():
                 w = densities(guide, args, kwargs)[0](1)[0][0]
             self.params = self.log_joint.params(w, *args, **kwargs)
+            self._drawing = _draw_otherwise(self, guide, w, args, kwargs)
         return self.log_joint
+
+    def _joint(self) -> LogJoint | SplitJoint:
+        """The density that particles are weighed by."""
+        if not isinstance(self._drawing, SplitJoint):
+            return self.log_joint
+        self._drawing.share = self.share
+        return self._drawing
+
+    @property
+    def runs(self) -> str:
+        """How the model runs, once it was prepared: "graph", "eager" or "loop"."""
+        return (self._drawing or self.log_joint).mode
 
     def estimate(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> Estimate:
         """Estimates the bound and a surrogate for its gradient; arguments and errors as of `prepare`."""
-        log_joint = self.prepare(model, guide, args, kwargs)
+        self.prepare(model, guide, args, kwargs)
+        if isinstance(self._drawing, LocalBound):
+            options = {"is_path": self.is_path(guide), "share": self.share, "skip": self.skip}
+            return self._drawing.estimate(guide, self.num_particles, args, kwargs, **options)
         sample, log_prob = densities(guide, args, kwargs, self.share)
+        log_joint = self._joint()
         particles, options = sample(self.num_particles), {"bound": self.bound, "is_learnt": bool(self.params)}
         if self.is_path(guide):
             return path_estimate(particles, log_prob, log_joint, args, kwargs, **options)
@@ -157,9 +191,12 @@ class VectorizedELBO(ELBO):
     def loss(self, model: Model, guide: VectorizedGuide, *args: Any, **kwargs: Any) -> float:
         """Minus the estimated bound, in nats."""
         with torch.no_grad():
-            log_joint = self.prepare(model, guide, args, kwargs)
-            w, log_q, weights = densities(guide, args, kwargs, self.share)[0](self.num_particles)
-            loss = -reduce(log_joint(w, *args, **kwargs) - log_q, weights, self.bound).item()
+            self.prepare(model, guide, args, kwargs)
+            if isinstance(self._drawing, LocalBound):
+                loss = self.estimate(model, guide, *args, **kwargs).loss.item()
+            else:
+                w, log_q, weights = densities(guide, args, kwargs, self.share)[0](self.num_particles)
+                loss = -reduce(self._joint()(w, *args, **kwargs) - log_q, weights, self.bound).item()
         warn_if_nan(loss, "loss")
         return loss
 
@@ -203,7 +240,7 @@ class VectorizedELBO(ELBO):
 
     def _captured(self, guide: VectorizedGuide, args: tuple) -> Captured | None:
         """The whole estimate with its gradient as one graph, once there were many steps of the same shapes."""
-        if not self._may_capture or not isinstance(guide, AutoHypernet) or self.log_joint.mode != "graph":
+        if not self._may_capture or not isinstance(guide, AutoHypernet) or self.runs != "graph":
             return None
         key = describe_shapes(args)
         if key is None or not all(isinstance(handler, TRANSPARENT) for handler in _PYRO_STACK):
@@ -248,3 +285,22 @@ class VectorizedELBO(ELBO):
 
     def _get_trace(self, model: Model, guide: VectorizedGuide, args: tuple, kwargs: dict) -> Any:
         raise TypeError("VectorizedELBO makes no traces; use pyro.infer.Trace_ELBO where traces are needed.")
+
+
+def _draw_otherwise(
+    elbo: VectorizedELBO, guide: VectorizedGuide, w: Tensor, args: tuple, kwargs: dict
+) -> SplitJoint | LocalBound | None:
+    """What evaluates draws that not all data share, of a bound that knows its density; None where they do.
+
+    Args:
+        w: Weights at which the model is tried, shape `(D,)`.
+    """
+    draws, options = elbo.options["draws"], {"mode": elbo.mode}
+    if draws == "batch":
+        return None
+    if draws == "local":
+        return LocalBound(elbo.log_joint, guide, w, args, kwargs, **options)
+    num_components = guide.plan.num_components if isinstance(guide, AutoHypernet) else 1
+    num_draws = -(-elbo.num_particles // num_components) * num_components
+    options |= {"num_draws": num_draws, "is_turned": num_components > 1}
+    return SplitJoint(elbo.log_joint, w, args, kwargs, **options)

@@ -254,7 +254,7 @@ def _fit(learner: Learner, folder: RunFolder | None, at_start: dict[str, Any], *
         num_skipped=run.num_skipped,
         stopped_because=why or stopped_because,
         gradient="path" if all(elbo.is_path(learner.guide) for elbo in bounds) else "total",
-        mode=learner.elbo.log_joint.mode,
+        mode=learner.elbo.runs,
         compile=trainer.stepper.compile,
         compile_reason=trainer.stepper.reason,
         acceptance=learner.guide.rejection.rate if chosen else 1.0,

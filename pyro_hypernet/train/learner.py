@@ -53,6 +53,7 @@ class Learner:
         )
         self.elbo.prepare(self.model, guide, batches.first, {})
         self.elbo.share = self.processes.share_of_particles(self.elbo.num_particles, self.elbo.bound)
+        self.elbo.skip = self.processes.rank
         self.processes.share_tensors(self.learnt())
         self.anneal: float | None = self.processes.share(self._choose_anneal)
 
@@ -90,7 +91,7 @@ class Learner:
         if self.elbo.params or rejection != "auto":
             return rejection is not None and not self.elbo.params
         has_all_data = self.batches.is_fixed and not self.processes.are_shards and not self.traits.noise
-        suits = has_all_data and self.elbo.log_joint.mode != "loop"
+        suits = has_all_data and self.elbo.runs != "loop"
         return suits and self.guide.suits_rejection(self.first, self.named)
 
     def _reject(self) -> tuple[Choice | None, str | None]:

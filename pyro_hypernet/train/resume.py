@@ -139,7 +139,8 @@ class RunFolder:
         """
         header = json.loads(json.dumps(describe(guide)))
         here = {**options, **{key: header[key] for key in _OF_GUIDE}}
-        there = {**self.saved["options"], **{key: self._header[key] for key in _OF_GUIDE}}
+        # Runs begun before there was a choice of draws had none.
+        there = {"draws": "batch", **self.saved["options"], **{key: self._header[key] for key in _OF_GUIDE}}
         differ = [key for key in here if here[key] != there.get(key)]
         if differ:
             spelt = "; ".join(f"{key} was {_short(there.get(key))} and is {_short(here[key])}" for key in differ)

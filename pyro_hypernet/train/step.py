@@ -259,7 +259,7 @@ class Stepper:
 
     def _advance(self, batch: tuple) -> None:
         """Moves on to a faster stage if that pays."""
-        if self.elbo.log_joint.mode != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
+        if self.elbo.runs != "graph" and self._stages.stage == "off" and self._stages.goal != "off":
             self._stages.settle("off", "the model cannot be captured as a graph")
         goal = self._stages.next(self._compile_seconds(batch), len(self._counts))
         if goal is None:
@@ -305,7 +305,7 @@ class Stepper:
         eager, leaves = self.elbo.with_options(mode="eager"), self.parameters.leaves
         with same_random_numbers(leaves):
             eager.prepare(self.model, self.guide, batch, {})
-        eager.share = self.elbo.share
+        eager.share, eager.skip = self.elbo.share, self.elbo.skip
         count = len(self.parameters.vectors)
         options = {"is_fixed": self.is_fixed, "num_gradients": count, "workspace": self.parameters.workspace}
         try:

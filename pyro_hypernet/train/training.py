@@ -59,7 +59,7 @@ class Trainer:
         self.shares = Shares(traits, batches.first, learner.find_traits)
         if self.processes.are_shards:
             self._size(batches.peek())
-        is_plain = elbo.bound == "elbo" and guide.plan.num_components == 1
+        is_plain = elbo.bound == "elbo" and elbo.options["draws"] == "batch" and guide.plan.num_components == 1
         self.has_one_target = is_plain and batches.is_fixed and not traits.noise and not elbo.params
         self.least_loss = -_MOST_BOUND - _ROUNDING * guide.latent_dim if traits.is_discrete else -math.inf
         self.stepper = self._plain = self._make_stepper(self.model, elbo, self.num_steps, is_fixed=batches.is_fixed)
@@ -191,7 +191,7 @@ class Trainer:
     def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
         model, elbo = TemperedModel(self.model), self.elbo.with_options()
         elbo.prepare(model, self.guide, model.arguments(1.0, batch), {})
-        elbo.share = self.elbo.share
+        elbo.share, elbo.skip = self.elbo.share, self.elbo.skip
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 
     def _make_stepper(self, model: Model, elbo: VectorizedELBO, num_steps: int, *, is_fixed: bool) -> Stepper:

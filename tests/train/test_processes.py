@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pyro_hypernet import AutoHypernet, Checkpoint, GuideMixture, Optim, Plan, VectorizedELBO, bayesianize, fit
+from pyro_hypernet.train.local import LocalBound
 from pyro_hypernet.train.optimiser import Optimiser
 from tests.seeds import seed
 from tests.train.conjugate import make_data, regression
@@ -77,6 +78,7 @@ def shuffled(rank, size):
 CASES = {
     "particles": (heavy, lambda rank, size: (X, Y), {"guide": {}, "plan": {"rejection": (0.3,)}}),
     "an odd number of particles": (scaled, lambda rank, size: (X, Y), {"elbo": {"num_particles": 5}}),
+    "parts of the data": (scaled, lambda rank, size: (X, Y), {"elbo": {"num_particles": 6, "draws": "split"}}),
     "total gradients": (scaled, lambda rank, size: (X, Y), {"elbo": {"gradient": "total"}}),
     "a captured step": (scaled, lambda rank, size: (X, Y), {"elbo": {"compile": "graph"}}),
     "a mixed base": (scaled, lambda rank, size: (X, Y), {"guide": {"num_components": 2}}),
@@ -168,13 +170,31 @@ def mixes(rank):
     return result.losses, mixture.state_dict()
 
 
+def draws_anew(rank):
+    """A network whose layers draw for every datum, in processes with the same batch."""
+    model, seen, estimate = network(), [], LocalBound.estimate
+    guide = AutoHypernet(model, "identity", "full")
+
+    def noted(self, *args, **options):
+        seen.append((options["share"], options["skip"]))
+        return estimate(self, *args, **options)
+
+    LocalBound.estimate = noted
+    try:
+        elbo = VectorizedELBO(2, draws="local")
+        result = fit(model, guide, (X, Y), num_steps=STEPS, elbo=elbo, progress=False)
+    finally:
+        LocalBound.estimate = estimate
+    return result.losses, guide.state_dict(), set(map(str, seen))
+
+
 def fit_all(rank, folder):
     """All in the same processes, for starting them takes the most time."""
     results = {}
     for name in CASES:
         pyro.clear_param_store()
         results[name] = fit_one(rank, name, SIZE)
-    for function in (skips, breaks, refused, samples, mixes):
+    for function in (skips, breaks, refused, samples, mixes, draws_anew):
         pyro.clear_param_store()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -265,6 +285,15 @@ def test_a_distributed_sampler_gives_a_network_its_shards(by_two):
     (first, epoch), (second, _) = (results["samples"] for results in by_two)
     assert same_bits(first, second)
     assert epoch > 0  # else every pass would have the same order
+
+
+def test_layers_draw_otherwise_in_every_process(by_two):
+    """Else two draws of the noise within layers would be one; the fit is one all the same."""
+    first, second = (results["draws_anew"] for results in by_two)
+    assert same_bits(first[:2], second[:2])
+    assert bool(first[0].isfinite().all())
+    assert first[2] == {"(slice(0, None, 2), 0)"}
+    assert second[2] == {"(slice(1, None, 2), 1)"}
 
 
 def test_a_mixture_is_trained_by_all(by_two):
