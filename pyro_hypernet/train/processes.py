@@ -149,8 +149,8 @@ class Processes:
         lengths = [int(value) for value in self._gather(_FINE, length or 0)[:, 1]]
         if 0 not in lengths and len(set(lengths)) > 1:
             raise ValueError(
-                f"The processes of the group have {', '.join(map(str, lengths))} batches in a pass, so that data of the "
-                "shortest would count more often than others: give all as many, by a DistributedSampler, which pads, "
+                f"The processes of the group have {', '.join(map(str, lengths))} batches in a pass, so that data of "
+                "the shortest would count more often: give all as many, by a DistributedSampler, which pads, "
                 "or Accelerate's even_batches=True."
             )
         devices = [leaf.device for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]

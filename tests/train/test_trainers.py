@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from pyro_hypernet import AutoHypernet, Checkpoint, VectorizedELBO, bayesianize, diagnose, fit
 from pyro_hypernet.train.batches import Batches
-from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.optimiser import Optimiser
 from tests.seeds import seed
 from tests.train.processes import SIZE, run
