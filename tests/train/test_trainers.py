@@ -154,7 +154,7 @@ def test_two_processes_fit_as_one(by_two):
     """Whatever the seed of the second: that of the first decides."""
     (first, bound), (second, _) = (results["in turn"] for results in by_two)
     assert torch.equal(first, second)
-    alone, own_bound = fit_one(JOINT, num_data=20)
+    alone, own_bound = fit_one(DataLoader(DATA, batch_size=10), num_data=20)
     torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-9)
     assert bound == pytest.approx(own_bound, rel=1e-6)
 
