@@ -44,6 +44,7 @@ def check_modules(net: nn.Module) -> None:
         what = f"{'The network' if module is net else f'Module {name!r}'}, {type(module).__name__}, "
         inner = [inner for wrapper, inner in _WRAPPERS.items() if isinstance(module, wrapper)]
         inner += ["net._orig_mod"] if hasattr(module, "_orig_mod") else []  # torch.compile's
+        inner += ["net.module"] if hasattr(module, "_original_module") else []  # Lightning Fabric's
         if inner:
             raise ValueError(f"{what}cannot be run at drawn weights: use {inner[0]}.")
         if any(is_lazy(value) for value in [*module.parameters(False), *module.buffers(False)]):

@@ -203,6 +203,15 @@ def check_range(facts: Facts) -> Check | None:
     return _good_if(outside <= 0.5, "range", outside, reading, remedy)
 
 
+def check_whole(khat: float, dim: int) -> Check:
+    """That weights of whole draws fail where the last layer is then looked at alone."""
+    reading = (
+        f"k-hat of the weights of all {dim} random coordinates is {khat:.2f}: above 0.7, whole draws are not the "
+        "posterior's. Looked at next is the last layer given all others."
+    )
+    return Check("all coordinates", khat, DOUBTFUL, reading, "Train longer, or use a richer guide or a GuideMixture.")
+
+
 # In the order in which a diagnosis names them.
 CHECKS: list[Callable[[Facts], Check | None]] = [
     check_khat,

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pyro_hypernet.evaluation.checks import CHECKS, LAST_LAYER_CHECKS, Facts
+from pyro_hypernet.evaluation.checks import CHECKS, LAST_LAYER_CHECKS, Facts, check_whole
 from pyro_hypernet.evaluation.convergence import function_values
 from pyro_hypernet.evaluation.evidence import Bracket, evidence_bracket
 from pyro_hypernet.evaluation.importance import (
+    BELIEVABLE_KHAT,
     WeightedDraws,
     bind_to_weigh,
     draw_weighted,
@@ -24,11 +24,15 @@ from pyro_hypernet.evaluation.importance import (
 from pyro_hypernet.evaluation.independent_check import IndependentDraws, find_independently
 from pyro_hypernet.evaluation.last_layer_check import weigh_last_layer
 from pyro_hypernet.evaluation.psis import smoothed
+from pyro_hypernet.evaluation.streamed import pairs_of
 from pyro_hypernet.evaluation.symmetric import symmetries_of
-from pyro_hypernet.evaluation.verdict import USE, Diagnosis, diagnosis_of
+from pyro_hypernet.evaluation.verdict import USE, Check, Diagnosis, diagnosis_of
+from pyro_hypernet.evaluation.whole_check import Wholes, weigh_all
+from pyro_hypernet.model.called import is_loader
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 from pyro_hypernet.sample.tempering import effective_sample_size
 from pyro_hypernet.target import Target
+from pyro_hypernet.train.batches import one_pass
 from pyro_hypernet.train.notices import remember
 
 _PRIOR_DRAWS = 1000
@@ -37,6 +41,8 @@ _FUNCTION_DRAWS = 2000
 _MOST_NUMBERS = 2**25
 # With a loader: draws of all but the last layer, and of that for each.
 _NUM_SECTIONS, _MOST_SECTIONED = 4, 250
+# Guides of so many random coordinates at most are weighed by all of them first.
+MOST_COORDINATES = 1000
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,17 @@ def diagnose(
     guide misses, and what it predicts. "use it" where all is well; "refine it" where something is off that weights,
     more training or `refine` mend; "do not trust it" where the guide is of no use.
 
-    Networks too large for weights of all their weights are given with a loader, `diagnose(model, guide, loader)`: k-hat
-    and acceptance are then those of the last layer given four draws of all others, medians over these, by one pass over
-    all data, and the ELBO is of as many. How a guide predicts data that were held out, `score` says.
+    Data that come by a loader are weighed by in one pass, `diagnose(model, guide, loader)`: up to 1 000 random
+    coordinates, such as the norms of a network whose directions are learnt, all together, as without a loader and
+    `max_seconds=0`; of a mixture whose components learn parameters each component by itself, medians over these. Where
+    their k-hat is above 0.7 that is said, and looked at is the last layer, and so it is where there are more: k-hat
+    and acceptance are then those of the last layer given four draws of all others, medians over these, by another pass,
+    and the ELBO is of as many. `judged` says which it was. How a guide predicts data that were held out, `score` says.
 
     Args:
         model: The Pyro model.
         guide: A trained guide with a density.
-        args: The model's arguments, data included; or one DataLoader of all data.
+        args: The model's arguments, data included; or one DataLoader of all data, or a trainer's wrapper of one.
         fit: What `fit` returned, to look at how training went.
         num_samples: Number of draws of the guide; fewer where these have more than 2²⁵ weights together, and 1 000 at
             most with a loader.
@@ -107,12 +116,12 @@ def diagnose(
         >>> diagnose(model, guide, torch.tensor(0.0)).verdict
         'do not trust it'
     """
-    if len(args) == 1 and isinstance(args[0], DataLoader):
+    if len(args) == 1 and is_loader(args[0]):
         if draws is not None:
             raise ValueError(
-                "With a loader the last layer alone is looked at, and no draws: pass the data, or no draws=."
+                "With a loader the guide's own draws alone are looked at: pass the data themselves, or no draws=."
             )
-        return _diagnose_last_layer(model, guide, args[0], kwargs, fit=fit, num_samples=num_samples)
+        return _diagnose_by_loader(model, guide, args[0], kwargs, fit=fit, num_samples=num_samples)
     options = {"fit": fit, "num_samples": num_samples, "max_seconds": max_seconds, "draws": draws}
     return examine(model, guide, args, kwargs, **options).diagnosis
 
@@ -142,45 +151,99 @@ def examine(
     is_one_copy = found.log_weights is not None and _holds_some_copies(target, guide)
     usable = found.has_draws and found.log_weights is not None and not is_one_copy
     bracket = evidence_bracket(log_weights, found.log_weights if usable else None)
+    known = {"found": found, "is_one_copy": is_one_copy, "fit": fit}
+    known |= {"w": target.layout.unconstrain(proposals.samples)[0], "prior": _prior_draws(target)}
+    diagnosis = _judge(
+        log_weights, bracket, start, **known, functions=_functions(target, proposals, found, num_functions)
+    )
+    remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
+    return Examination(diagnosis, bracket, found)
+
+
+def _judge(log_weights: Tensor, bracket: Bracket, start: float, **known: Any) -> Diagnosis:
+    """The diagnosis of weights of all random coordinates, shape `(S,)`, begun at a time, and what else is known."""
     figures = _figures(log_weights, bracket)
     facts = Facts(
-        found,
         khat=figures["khat"],
         num_draws=len(log_weights),
         acceptance=figures["acceptance"],
         gap=bracket.lower - figures["elbo"],
         gap_error=figures["elbo_error"],
-        w=target.layout.unconstrain(proposals.samples)[0],
         shares=_shares(log_weights, figures["khat"]),
-        prior=_prior_draws(target),
         log_evidence=bracket.lower,
-        is_one_copy=is_one_copy,
-        functions=_functions(target, proposals, found, num_functions),
-        fit=fit,
+        **known,
     )
     checks = [check for check in (judge(facts) for judge in CHECKS) if check is not None]
-    diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
-    remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
-    return Examination(diagnosis, bracket, found)
+    return diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
 
 
-def _diagnose_last_layer(
-    model: Model, guide: Any, loader: DataLoader, kwargs: dict[str, Any], *, fit: Any, num_samples: int
+@torch.no_grad()
+def _diagnose_by_loader(
+    model: Model, guide: Any, loader: Any, kwargs: dict[str, Any], *, fit: Any, num_samples: int
 ) -> Diagnosis:
-    start, each = time.perf_counter(), max(2, min(num_samples // _NUM_SECTIONS, _MOST_SECTIONED))
-    found = weigh_last_layer(model, guide, loader, kwargs, num_sections=_NUM_SECTIONS, num_samples=each)
-    rows, bounds = list(found.log_weights), found.log_weights.mean(1)
-    given = f" of the last layer's {found.dim} weights given all others (medians over {len(rows)} draws of these)"
-    khat = statistics.median(map(khat_of, rows))
-    acceptance = statistics.median(map(expected_acceptance, rows))
-    facts = Facts(IndependentDraws("nothing"), khat=khat, num_draws=each, acceptance=acceptance, fit=fit, given=given)
-    checks = [check for check in (judge(facts) for judge in LAST_LAYER_CHECKS) if check is not None]
-    figures = {"khat": khat, "acceptance": acceptance, "num_draws": found.log_weights.numel()}
-    figures |= {"elbo": float(bounds.mean()), "elbo_error": float(bounds.std() / len(bounds) ** 0.5)}
-    figures["ess"] = sum(float(effective_sample_size(row)) for row in rows)
-    diagnosis = diagnosis_of(tuple(checks), **figures, seconds=time.perf_counter() - start)
+    start, dim = time.perf_counter(), pairs_of(model, guide)[0][1].layout.dim
+    diagnosis, before = None, []
+    if dim <= MOST_COORDINATES:
+        most = _NUM_SECTIONS * _MOST_SECTIONED
+        found = weigh_all(model, guide, loader, kwargs, num_samples=max(2, min(num_samples, most)))
+        diagnosis = _of_all(model, guide, loader, kwargs, found, start, fit=fit)
+        if not diagnosis.khat <= BELIEVABLE_KHAT:
+            before, diagnosis = [check_whole(diagnosis.khat, dim)], None
+    if diagnosis is None:
+        diagnosis = _of_last_layer(model, guide, loader, kwargs, before, start, fit=fit, num_samples=num_samples)
     remember(guide, "" if diagnosis.verdict == USE else _warning(diagnosis))
     return diagnosis
+
+
+def _of_all(
+    model: Model, guide: Any, loader: Any, kwargs: dict[str, Any], found: Wholes, start: float, *, fit: Any
+) -> Diagnosis:
+    """The diagnosis by weights of all random coordinates."""
+    nothing = IndependentDraws("nothing", note="the data came by a loader")
+    if len(found.log_weights) > 1:
+        count, dim = found.w.shape[0], found.w.shape[-1]
+        judged = f"all {dim} random coordinates of each component (medians over {count})"
+        return _of_several(found.log_weights, judged, [], start, fit=fit)
+    args, named = next(one_pass(loader, kwargs))
+    prior = _prior_draws(bind_to_weigh(model, guide, args, named))
+    log_weights = found.log_weights[0]
+    return _judge(
+        log_weights, evidence_bracket(log_weights, None), start, found=nothing, w=found.w[0], prior=prior, fit=fit
+    )
+
+
+def _of_last_layer(
+    model: Model,
+    guide: Any,
+    loader: Any,
+    kwargs: dict[str, Any],
+    before: list[Check],
+    start: float,
+    *,
+    fit: Any,
+    num_samples: int,
+) -> Diagnosis:
+    """The diagnosis by weights of the last layer, after checks that were made before."""
+    each = max(2, min(num_samples // _NUM_SECTIONS, _MOST_SECTIONED))
+    found = weigh_last_layer(model, guide, loader, kwargs, num_sections=_NUM_SECTIONS, num_samples=each)
+    judged = (
+        f"the last layer's {found.dim} weights given all others (medians over {len(found.log_weights)} draws of these)"
+    )
+    return _of_several(found.log_weights, judged, before, start, fit=fit)
+
+
+def _of_several(log_weights: Tensor, judged: str, before: list[Check], start: float, *, fit: Any) -> Diagnosis:
+    """The diagnosis of several sets of weights, shape `(M, S)`, by the medians of their figures."""
+    rows, bounds = list(log_weights), log_weights.mean(1)
+    khat = statistics.median(map(khat_of, rows))
+    acceptance = statistics.median(map(expected_acceptance, rows))
+    known = {"num_draws": log_weights.shape[1], "fit": fit, "given": f" of {judged}"}
+    facts = Facts(IndependentDraws("nothing"), khat=khat, acceptance=acceptance, **known)
+    checks = [check for check in (judge(facts) for judge in LAST_LAYER_CHECKS) if check is not None]
+    figures = {"khat": khat, "acceptance": acceptance, "num_draws": log_weights.numel()}
+    figures |= {"elbo": float(bounds.mean()), "elbo_error": float(bounds.std() / len(bounds) ** 0.5)}
+    figures |= {"ess": sum(float(effective_sample_size(row)) for row in rows), "judged": judged}
+    return diagnosis_of((*before, *checks), **figures, seconds=time.perf_counter() - start)
 
 
 def _at_most(num_draws: int, dim: int) -> int:

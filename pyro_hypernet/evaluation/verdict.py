@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pyro_hypernet.shown import Shown
 
@@ -55,6 +56,7 @@ class Diagnosis(Shown):
         acceptance: Mean acceptance rate of independence Metropolis-Hastings with q as its proposal, in [0, 1].
         num_draws: Number of draws of q behind the figures.
         seconds: Wall-clock time of the diagnosis.
+        judged: What k-hat, acceptance and ess are of, in words.
     """
 
     verdict: str
@@ -69,6 +71,7 @@ class Diagnosis(Shown):
     acceptance: float = math.nan
     num_draws: int = 0
     seconds: float = math.nan
+    judged: str = "all random coordinates"
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -110,7 +113,7 @@ def judge(checks: tuple[Check, ...]) -> tuple[str, str]:
     return verdict, " ".join(check.reading for check in deciding[:2])
 
 
-def diagnosis_of(checks: tuple[Check, ...], **figures: float) -> Diagnosis:
+def diagnosis_of(checks: tuple[Check, ...], **figures: Any) -> Diagnosis:
     """A diagnosis from its checks, the worst first, and its figures by name."""
     verdict, because = judge(checks)
     order = sorted(checks, key=lambda check: -LEVELS.index(check.level))

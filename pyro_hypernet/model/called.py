@@ -54,7 +54,7 @@ def blaming_arguments(model: Callable[..., Any], args: tuple, kwargs: Mapping[st
 
 def tensor_for(name: str, value: Any) -> str:
     """What to pass in the place of an argument that is no tensor, a sentence."""
-    if isinstance(value, torch.utils.data.DataLoader):
+    if is_loader(value):
         return (
             "Of loaders fit, score and, for networks, diagnose take one, as their only argument of the model: "
             "elsewhere pass the data themselves."
@@ -63,6 +63,14 @@ def tensor_for(name: str, value: Any) -> str:
         return "Pass the model's arguments one by one: fit and score alone take them as a tuple."
     array = f"{name}.to_numpy()" if hasattr(value, "to_numpy") else name
     return f"Pass torch.as_tensor({array}, dtype=torch.float32), or torch.long for classes and indices."
+
+
+def is_loader(value: Any) -> bool:
+    """Whether it is a DataLoader, or one in a wrapper: an iterable that has a loader's data set and samplers."""
+    if isinstance(value, torch.utils.data.DataLoader):
+        return True
+    has_parts = all(hasattr(value, name) for name in ("dataset", "batch_sampler", "drop_last"))
+    return has_parts and hasattr(type(value), "__iter__")
 
 
 def _blame(error: Exception, model: Callable[..., Any], args: tuple, kwargs: Mapping) -> Exception | None:
@@ -100,7 +108,7 @@ def _misfit(model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any]) -
         said = str(misfit)
     given = ", ".join([*map(_kind, args), *(f"{name}={_kind(value)}" for name, value in kwargs.items())])
     unknown = [name for name in kwargs if name not in signature.parameters]
-    odd = [v for v in (*args, *kwargs.values()) if _is_pair(v) or isinstance(v, torch.utils.data.DataLoader)]
+    odd = [v for v in (*args, *kwargs.values()) if _is_pair(v) or is_loader(v)]
     remedy = tensor_for("", odd[0]) if odd else "Pass the model's arguments in its order, or by name."
     if unknown and not odd:
         remedy = f"{', '.join(unknown)} is neither an option here nor an argument of the model: leave it out."

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.single_run import Model
@@ -28,6 +30,12 @@ class Asked:
 def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None, *, kind: Any = AutoHypernet) -> None:
     """Raises where the arguments of a fit are of the wrong kind, as `fit` says."""
     if not isinstance(guide, kind):
+        parts = guide.modules() if isinstance(guide, nn.Module) else ()
+        if any(isinstance(part, kind) for part in parts):
+            raise TypeError(
+                f"fit takes the guide itself, not in a {type(guide).__name__}: the processes of a group exchange the "
+                "guide's gradients by themselves, and only data loaders are to be set up for it."
+            )
         raise TypeError(
             f"fit trains an AutoHypernet; got {type(guide).__name__}. Train other guides with pyro.infer.SVI, which "
             "takes VectorizedELBO too; of a GuideMixture best_start takes the components, one by one."
@@ -38,6 +46,15 @@ def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None, *, kind: Any 
         raise TypeError(f"elbo must be a VectorizedELBO; got {type(elbo).__name__}: pyro.infer.SVI trains by others.")
     if plan is not None and not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, such as Plan(rejection=None); got {plan!r}.")
+
+
+def refuse_wrapped(model: Any) -> None:
+    """Raises where the model is a module in a wrapper for several processes, which cannot be run at drawn weights."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_original_module"):
+        raise TypeError(
+            f"fit takes the model itself, not in a {type(model).__name__}: pass model.module. The processes of a group "
+            "exchange gradients by themselves, and only data loaders are to be set up for it."
+        )
 
 
 def check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:

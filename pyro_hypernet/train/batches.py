@@ -1,14 +1,14 @@
 """The arguments of a fit: one set, or those of an iterable gone through again and again, each datum counting once."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler, SubsetRandomSampler
 
 from pyro_hypernet.graphs.run import tensors_in
+from pyro_hypernet.train.loaders import Passes, count_data, length
 from pyro_hypernet.train.processes import Processes
 from pyro_hypernet.train.random_states import put_back, snapshot
 from pyro_hypernet.train.traits import Traits
@@ -31,7 +31,7 @@ class Batches:
 
     Raises:
         TypeError: If `args` is neither.
-        ValueError: If the iterable is empty.
+        ValueError: If the iterable is empty, or processes with shards of the data have unequal numbers of batches.
 
     Attributes:
         is_fixed: Whether it is one tuple or dict, given again and again.
@@ -53,14 +53,13 @@ class Batches:
         self.args, self.processes, self._is_kept = args, processes or Processes(), is_kept
         self.is_fixed = isinstance(args, (tuple, Mapping))
         self.is_named: bool | None = None
-        self.length = 1 if self.is_fixed else _length(args)
+        self.length = 1 if self.is_fixed else length(args)
         self.number, self.passes = -1, 0
         self._at_start: dict[str, Any] = {}  # of the pass: where random numbers stood
-        sampler = getattr(args, "sampler", None)
-        self._epoch = sampler.epoch if isinstance(sampler, DistributedSampler) else None
+        self._passes = Passes(args)
         self._tuples = self._go_through()
         self._ahead: tuple | None = next(self._tuples)
-        self.first = self.processes.share_first(self._ahead)
+        self.first = self.processes.share_first(self._ahead, self.length)
 
     def __next__(self) -> tuple:
         batch, self._ahead = self._ahead, None
@@ -98,9 +97,7 @@ class Batches:
         while True:
             self.number, self._at_start = -1, snapshot(self.args) if self._is_kept else {}
             self.passes += 1
-            if self._epoch is not None:  # else every pass has the same order
-                self.args.sampler.set_epoch(self._epoch + self.passes - 1)
-            for batch in self.args:
+            for batch in self._passes.begin(self.passes - 1, self._put_back):
                 self.number += 1
                 yield self._read(batch)
             if self.number < 0:
@@ -108,6 +105,10 @@ class Batches:
                     "The iterable of arguments is empty or can be gone through only once: pass a DataLoader or a list."
                 )
             self.length = self.number + 1
+
+    def _put_back(self) -> None:
+        if self._at_start:
+            put_back(self._at_start, self.args)
 
     def _read(self, batch: Any) -> tuple:
         """A batch as a tuple."""
@@ -125,30 +126,13 @@ class Batches:
 
     @property
     def num_data(self) -> int | None:
-        """How many data the batches are of, as the data set and the sampler of a DataLoader say; None if they do not.
-
-        A sampler that goes through a part gives the size of that part.
-        """
-        size = _length(getattr(self.args, "dataset", None))
+        """How many data the batches of all processes are of, as a loader says, see `count_data`; None if not."""
         rows = next((len(value) for value in tensors_in(self.first) if value.dim()), None)
-        batch_size, sampler = (getattr(self.args, name, None) for name in ("batch_size", "sampler"))
-        if size is None or (batch_size is not None and rows != min(batch_size, size)):
-            return None  # an item of the data set is no row of a batch
-        if self.processes.are_shards and not isinstance(sampler, DistributedSampler):
-            return None
-        if sampler is None:  # no DataLoader of torch's
-            return size if batch_size is not None else None
-        if batch_size is None or type(self.args.batch_sampler) is not BatchSampler:
-            return None
-        if isinstance(sampler, SubsetRandomSampler):
-            return len(sampler)
-        if isinstance(sampler, SequentialSampler) and self.args.drop_last:
-            return size - size % batch_size
-        return size if isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler)) else None
+        return count_data(self.args, rows, self.processes.size if self.processes.are_shards else None)
 
     def spell_size(self) -> str:
         """The number of data in words, for messages: what the iterable's data set says, or N."""
-        size = _length(getattr(self.args, "dataset", None))
+        size = length(getattr(self.args, "dataset", None))
         return "N" if size is None else str(size)
 
     def spell(self, batch: tuple) -> str:
@@ -244,14 +228,6 @@ def _relative_size(first: dict[str, float], scales: dict[str, float]) -> float:
     if not ratios or not all(math.isclose(ratio, ratios[0], rel_tol=1e-6) for ratio in ratios):
         return 1.0
     return ratios[0]
-
-
-def _length(iterable: Any) -> int | None:
-    """len(), where there is one: some classes have the method and raise."""
-    try:
-        return len(iterable) if isinstance(iterable, Sized) else None
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def _shapes(batch: tuple) -> tuple[torch.Size, ...]:

@@ -19,7 +19,7 @@ from pyro_hypernet.guide.guide_mixture import GuideMixture, JointGuide
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.single_run import Model
 from pyro_hypernet.shown import Shown
-from pyro_hypernet.train.asked import Asked, check, check_scales, told_num_data
+from pyro_hypernet.train.asked import Asked, check, check_scales, refuse_wrapped, told_num_data
 from pyro_hypernet.train.batches import Batches
 from pyro_hypernet.train.components import InTurn
 from pyro_hypernet.train.elbo import VectorizedELBO
@@ -128,10 +128,12 @@ def fit(
         Losses, seconds and why it stopped; of a mixture the mean of the components' losses and bounds.
 
     Raises:
-        TypeError: If `args` is none of these, or the guide neither an AutoHypernet nor a GuideMixture.
+        TypeError: If `args` is none of these, the guide neither an AutoHypernet nor a GuideMixture, or model or guide
+            is in a wrapper for several processes.
         OSError: If the folder of `checkpoint` cannot be written to at the start.
         ValueError: If an option is out of its range, the folder of `checkpoint` holds another run, several minibatches
-            are not scaled to all data, the model refuses one of them, or whatever `guide.setup` raises.
+            are not scaled to all data, the model refuses one of them, processes have different models or unequal
+            numbers of batches, or whatever `guide.setup` raises.
         RuntimeError: If the model fails at a later batch, or another process of a torch.distributed group is lost.
         FloatingPointError: After too many skipped steps, naming the site whose density is not finite.
 
@@ -147,6 +149,7 @@ def fit(
         'all steps done'
     """
     check(guide, num_steps, elbo, plan, kind=JointGuide)
+    refuse_wrapped(model)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     with Processes.of_group() as processes:
@@ -196,6 +199,7 @@ def best_start(
         ValueError: As `fit`.
     """
     check(guide, num_steps, elbo)
+    refuse_wrapped(model)
     if not isinstance(num_restarts, int) or num_restarts < 1:
         raise ValueError(f"num_restarts must be a positive integer; got {num_restarts!r}.")
     with Processes.of_group() as processes:
@@ -230,6 +234,8 @@ def _fit(learner: Learner, folder: RunFolder | None, at_start: dict[str, Any], *
     processes, chosen, why = learner.processes, None, None
     kept = KeptRun(folder, at_start, learner)
     trainer = Trainer(learner, by_clock=folder is None and processes.size == 1)
+    if processes.size > 1:
+        processes.check_model(trainer.densities(learner.batches.first))
     parameters = trainer.parameters
     run = Optimiser(parameters.vectors, trainer.num_steps, learner.asked.optim, shares=parameters.shares)
     run.least_loss = trainer.least_loss

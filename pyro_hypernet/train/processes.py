@@ -1,5 +1,6 @@
 """A fit by several processes of a torch.distributed group, which go on, stop and fail together."""
 
+import math
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ Result = TypeVar("Result")
 _FINE, _FAILED = 0.0, 1.0
 # Numbers that every process gives at once, beside how it goes.
 _VALUES = 3
+# How far log densities of the same model may differ between processors, relatively.
+_ROUNDING = 1e-3
 
 
 class Processes:
@@ -128,16 +131,56 @@ class Processes:
             self._call(distributed.broadcast, state := torch.cuda.get_rng_state().to(self._device), 0)
             torch.cuda.set_rng_state(state.cpu())
 
-    def share_first(self, batch: tuple) -> tuple:
-        """Finds out whether the processes have shards of the data; returns the first batch of process 0."""
+    def share_first(self, batch: tuple, length: int | None = None) -> tuple:
+        """Finds out whether the processes have shards of the data; returns the first batch of process 0.
+
+        Args:
+            batch: This process's first.
+            length: How many batches it has in a pass; None where that is not known.
+
+        Raises:
+            ValueError: If shards have unequal numbers of batches, for data of the shorter would count more often.
+        """
         if self.size == 1:
             return batch
         self.are_shards = not self._is_same(fingerprint(batch))
         if not self.are_shards:
             return batch
+        lengths = [int(value) for value in self._gather(_FINE, length or 0)[:, 1]]
+        if 0 not in lengths and len(set(lengths)) > 1:
+            raise ValueError(
+                f"The processes of the group have {', '.join(map(str, lengths))} batches in a pass, so that data of "
+                "the shortest would count more often: give all as many, by a DistributedSampler, which pads, "
+                "or Accelerate's even_batches=True."
+            )
         devices = [leaf.device for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         first = self.share(lambda: pytree.tree_map_only(Tensor, Tensor.cpu, batch))
         return pytree.tree_map_only(Tensor, lambda leaf: leaf.to(devices[0] if devices else "cpu"), first)
+
+    def check_model(self, densities: Mapping[str, float]) -> None:
+        """Compares the log density of every site at the same weights and data.
+
+        Args:
+            densities: By site, in nats.
+
+        Raises:
+            ValueError: If the processes have different models.
+        """
+        if self.size == 1:
+            return
+        self._gather(_FINE)
+        said: list[Any] = [None] * self.size
+        self._call(distributed.all_gather_object, said, dict(densities))
+        for rank, theirs in enumerate(said):
+            for name in theirs.keys() & said[0].keys():
+                pair = said[0][name], theirs[name]
+                if not math.isclose(*pair, rel_tol=_ROUNDING, abs_tol=_ROUNDING) and all(map(math.isfinite, pair)):
+                    raise ValueError(
+                        f"The model differs between the processes of the group: at the same weights and data the log "
+                        f"density of {name!r} is {pair[0]:.6g} in process 0 and {pair[1]:.6g} in process {rank}. What "
+                        "it holds that is not drawn, such as a network's fixed parameters, must be the same in all: "
+                        "seed all processes alike before it is made, or load it from one file."
+                    )
 
     def share_of_particles(self, num_particles: int, bound: str) -> slice | None:
         """Which of the particles are this process's to evaluate; None for all.

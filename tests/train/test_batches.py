@@ -258,7 +258,7 @@ OF_SIZE = {
     ),
     "a usual sampler of batches": (
         lambda: DataLoader(DATA, batch_sampler=BatchSampler(SequentialSampler(DATA), 16, False)),
-        None,
+        40,
     ),
     "items that are batches": (lambda: DataLoader(HALVES, batch_size=None), None),
     "several rows an item": (
