@@ -192,7 +192,7 @@ TASKS = {
     ),
     "lenet, all images": Task(
         *(lenet5, grey("fashion_mnist", AGAINST_MNIST, (1, 28, 28)), (60_000, 10_000), 3600.0, 8, (50, 500)),
-        "LeNet-5 on all 60 000 images of Fashion-MNIST, an hour",
+        "LeNet-5 on all 60 000 images of Fashion-MNIST",
     ),
 }
 
