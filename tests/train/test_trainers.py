@@ -26,7 +26,6 @@ STEPS = 12
 X = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
 Y = (3 * X[:, 0]).sin()
 DATA = TensorDataset(X, Y)
-# Both processes together have these batches.
 JOINT = [(X[:10], Y[:10]), (X[10:], Y[10:])]
 ROOT = Path(__file__).parents[2]
 
