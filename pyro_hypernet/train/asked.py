@@ -30,8 +30,7 @@ class Asked:
 def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None, *, kind: Any = AutoHypernet) -> None:
     """Raises where the arguments of a fit are of the wrong kind, as `fit` says."""
     if not isinstance(guide, kind):
-        parts = guide.modules() if isinstance(guide, nn.Module) else ()
-        if any(isinstance(part, kind) for part in parts):
+        if _is_wrapper(guide):
             raise TypeError(
                 f"fit takes the guide itself, not in a {type(guide).__name__}: the processes of a group exchange the "
                 "guide's gradients by themselves, and only data loaders are to be set up for it."
@@ -50,11 +49,18 @@ def check(guide: Any, num_steps: int, elbo: Any, plan: Any = None, *, kind: Any 
 
 def refuse_wrapped(model: Any) -> None:
     """Raises where the model is a module in a wrapper for several processes, which cannot be run at drawn weights."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_original_module"):
+    if _is_wrapper(model):
         raise TypeError(
             f"fit takes the model itself, not in a {type(model).__name__}: pass model.module. The processes of a group "
             "exchange gradients by themselves, and only data loaders are to be set up for it."
         )
+
+
+def _is_wrapper(value: Any) -> bool:
+    """Whether it is a module in a wrapper for several processes, of torch's or of Lightning Fabric's."""
+    return isinstance(value, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or (
+        isinstance(value, nn.Module) and hasattr(value, "_original_module")
+    )
 
 
 def check_traits(traits: Traits, batches: Batches, rejection: str | tuple[float, ...] | None) -> None:

@@ -94,7 +94,7 @@ def message(function, *args, **kwargs):
 
 def fixed_features(rank, args):
     """A network whose first layer is fixed, at other values in every process."""
-    torch.manual_seed(rank)
+    torch.manual_seed(seed(rank))
     model = bayesianize(network().requires_grad_(False), "gaussian", sites=["2.*"])
     fit(model, AutoHypernet(model, "linear"), args, num_steps=2, progress=False)
 
