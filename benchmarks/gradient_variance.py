@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from data_folder import options_with_data
-from real_networks_against_dropout_and_ensembles import scaled
+from real_tasks import scaled
 from timing import median, medians, run_cells, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -172,6 +172,14 @@ def run(folder: str, quick: bool, *, what: str, seed: int, **cell: Any) -> Any:
     return measure_fit(folder, size, 200 if quick else 2000, **cell)
 
 
+def alike(records: list[dict], keys: tuple[str, ...]) -> list[tuple[tuple, list[dict]]]:
+    """Records that have the same values of these keys, with the values."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in keys), []).append(record)
+    return list(groups.items())
+
+
 def report(records: list[dict]) -> str:
     """Both tables."""
     seeds = len({record["seed"] for record in records})
@@ -183,8 +191,7 @@ def report(records: list[dict]) -> str:
     found = [record for record in records if record["what"] == "variance"]
     keys = ("name", "guide", "temperature", "state", "draws", "number")
     first = {tuple(r[k] for k in (*keys[:4], "seed")): r for r in found if (r["draws"], r["number"]) == ("batch", 1)}
-    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in found):
-        own = [r for r in found if tuple(r[k] for k in keys) == key]
+    for key, own in alike(found, keys):
         ratios = []
         for r in own:
             base = first[(*key[:4], r["seed"])]
@@ -202,6 +209,7 @@ def report(records: list[dict]) -> str:
         "temperature",
         "state",
         "draws",
+        "seeds",
         "ms a step",
         "centres, of draws",
         "widths, of draws",
@@ -211,8 +219,7 @@ def report(records: list[dict]) -> str:
     fits = [record for record in records if record["what"] == "fit"]
     keys = ("name", "guide", "temperature", "draws", "number")
     rows = []
-    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in fits):
-        own = [r for r in fits if tuple(r[k] for k in keys) == key]
+    for key, own in alike(fits, keys):
         shown = {"bound": 3, "accuracy": 2, "nll": 3, "fit seconds": 1}
         rows.append((*key[:3], f"{key[3]}, {key[4]}", len(own), *medians(own, shown)))
     columns = (
@@ -220,10 +227,10 @@ def report(records: list[dict]) -> str:
         "guide",
         "temperature",
         "draws",
+        "seeds",
         "bound, nats a datum",
         "accuracy, %",
         "NLL",
-        "steps",
         "seconds",
     )
     return text + f"\n## Fits of 2 000 steps\n\n{table(columns, rows)}\n" if fits else text

@@ -11,7 +11,6 @@ figures there show that the script runs, and no more. Cells in the file are not 
 """
 
 import argparse
-import io
 import time
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import pyro
 import torch
 from class_scores import class_scores
 from data_folder import options_with_data
-from PIL import Image
+from real_tasks import cifar10
 from timing import keep, kept, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, silu
@@ -77,20 +76,9 @@ class Task:
     def __init__(self, folder: Path, device: str, seconds: float, *, quick: bool) -> None:
         num_train, num_test = (1_000, 200) if quick else (50_000, 10_000)
         self.batch_size, self.num_draws, self.num_trial_steps = (32, 10, 5) if quick else (128, 50, 30)
-        file = np.load(folder / "cifar10_jpeg75.npz")
-        head, scan, offset = file["header"].tobytes(), file["scan"], file["offset"]
-        order = np.random.default_rng(0).permutation(50_000)[:num_train]  # the file's is by class
-        rows = [*order, *range(50_000, 50_000 + num_test)]
-        images = np.stack(
-            [np.asarray(Image.open(io.BytesIO(head + scan[offset[i] : offset[i + 1]].tobytes()))) for i in rows]
-        )
-        x = torch.tensor(images, dtype=torch.float32).permute(0, 3, 1, 2) / 255
-        x = (x - torch.tensor([0.491, 0.482, 0.447])[:, None, None]) / torch.tensor([0.245, 0.243, 0.261])[
-            :, None, None
-        ]
-        y = torch.tensor(file["label"][rows]).long()
-        self.x, self.x_test = x[:num_train].to(device), x[num_train:].to(device)
-        self.y, self.y_test = y[:num_train].to(device), y[num_train:].to(device)
+        images = cifar10(folder, num_train, num_test)
+        self.x, self.y = (part.to(device) for part in images.all)
+        self.x_test, self.y_test = (part.to(device) for part in images.test)
         self.hmc = torch.tensor(np.load(folder / "hmc_bdl_reference.npz")["cifar10_probs"][:num_test]).to(device)
         self.device, self.seconds = device, seconds
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import pyro
 import torch
+from real_tasks import lenet5
 from speed_on_a_gpu import resnet20
 from timing import keep, median, spell_ratio, table
 from torch import Tensor, nn
@@ -23,14 +24,6 @@ from torch.nn.functional import cross_entropy
 from pyro_hypernet import AutoHypernet, VectorizedELBO, bayesianize
 from pyro_hypernet.train.optimiser import Optim, Optimiser
 from pyro_hypernet.train.step import FlatParameters, Stepper
-
-
-def lenet5() -> nn.Sequential:
-    """61 706 weights."""
-    features = [nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU()]
-    head = [nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
-    return nn.Sequential(*features, nn.MaxPool2d(2), nn.Flatten(), *head)
-
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (lenet5, (1, 28, 28)),

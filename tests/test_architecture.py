@@ -281,3 +281,30 @@ def test_every_public_definition_is_used():
         defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
         unused |= {f"{dotted(path)}.{name}" for name in defined if not name.startswith("_") and name not in known}
     assert unused == set(USED_BY_OTHERS)
+
+
+BENCHMARKS = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+def defined(path: Path) -> set[str]:
+    """Names that a file makes or imports at its top level."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names |= {
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_what_a_benchmark_takes_from_another_is_there(name):
+    """None of them is run here, and what moves from one file to another would be missed."""
+    for node in ast.walk(ast.parse(BENCHMARKS[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in BENCHMARKS:
+            missing = {alias.name for alias in node.names} - defined(BENCHMARKS[node.module])
+            assert not missing, f"{name}.py takes {missing} from {node.module}.py, which has no such names"
