@@ -117,7 +117,9 @@ class _Estimator(BaseEstimator, ABC):
         with _seeded(self.random_state):
             self.chosen_, lines = self._choose(X, y, sample_weight)  # of what is "auto"
             args, kwargs = self.prepare(X, y, sample_weight)
-            budget = self.budget if not lines or self.budget is None else self._seconds - (time.perf_counter() - start)
+            budget = self.budget
+            if lines and budget is not None:  # what the choice has left, half at least
+                budget = max(self._seconds - (time.perf_counter() - start), self._seconds / 2)
             found = self._find(args, kwargs, budget)
             self.posterior_ = replace(found, log=(*lines, *found.log)) if lines else found
         return self
@@ -253,6 +255,8 @@ class _Estimator(BaseEstimator, ABC):
 
     def _agreement(self, found: Microcanonical, args: tuple, kwargs: dict[str, Tensor]) -> str:
         """How far the chains predict the same, for the log."""
+        if next(iter(found.samples_by_chain.values())).shape[1] < 2:
+            return "chains: one draw of each, too few to compare what they predict"
         x, y = (part[:_MOST_ROWS] for part in args)
         kwargs = {name: part[:_MOST_ROWS] for name, part in kwargs.items()}
         count = min(map(len, found.samples_by_chain.values()))

@@ -338,3 +338,12 @@ def test_too_few_rows_are_not_chosen_by():
 def test_words_that_are_not_auto_are_refused(bad):
     with pytest.raises(ValueError, match="must be"):
         HypernetRegressor((), **CHOSEN).set_params(**bad).fit(X, Y)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_budget_that_the_choice_has_used_up_still_gives_a_fit():
+    x, y = np.tile(X, (2, 1)), np.tile(Y, 2)
+    options = CHOSEN | {"budget": 0.01, "num_steps": None, "num_samples": 5}
+    model = HypernetRegressor((2,), likelihood="auto", **options).fit(x, y)
+    assert np.isfinite(model.predict(x)).all()
+    assert any("too few to compare" in line for line in model.posterior_.log)

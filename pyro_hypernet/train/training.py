@@ -65,7 +65,7 @@ class Trainer:
         self.stepper = self._plain = self._make_stepper(self.model, elbo, self.num_steps, is_fixed=batches.is_fixed)
         self._tempered: Stepper | None = None
         if self.annealing is not None:
-            self._tempered = self._make_tempered(batches.first, self.annealing.num_steps)
+            self._tempered = self._make_tempered(self.annealing.num_steps)
         guide._start = None  # it is trained from now on
         guide.take_temperature(learner.plan)
 
@@ -85,7 +85,7 @@ class Trainer:
         self.is_ragged, self.trouble = state["is_ragged"], state["trouble"]
         self._plain.load_state_dict(state["plain"])
         if state["tempered"]:
-            self._tempered = self._tempered or self._make_tempered(self.batches.first, self.num_steps)
+            self._tempered = self._tempered or self._make_tempered(self.num_steps)
             self._tempered.load_state_dict(state["tempered"])
         self.batches.load_state_dict(state["batches"])
         self.shares.load_state_dict(state["shares"])
@@ -181,16 +181,16 @@ class Trainer:
         if beta == 1:
             return self._plain, batch
         if self._tempered is None:
-            self._tempered = self._make_tempered(batch, self.num_steps - number)
+            self._tempered = self._make_tempered(self.num_steps - number)
         return self._tempered, TemperedModel.arguments(beta, batch)
 
     def _size(self, batch: tuple) -> float:
         """How large a batch is, with those of other processes, the first being one."""
         return self.processes.meet(batch, self.shares.size(batch))
 
-    def _make_tempered(self, batch: tuple, num_steps: int) -> Stepper:
+    def _make_tempered(self, num_steps: int) -> Stepper:
         model, elbo = TemperedModel(self.model), self.elbo.with_options()
-        elbo.prepare(model, self.guide, model.arguments(1.0, batch), {})
+        elbo.prepare(model, self.guide, model.arguments(1.0, self.batches.first), {})
         elbo.share, elbo.skip = self.elbo.share, self.elbo.skip
         return self._make_stepper(model, elbo, num_steps, is_fixed=False)
 

@@ -410,3 +410,15 @@ def test_options_that_do_not_go_together_are_refused():
         VectorizedELBO(draws="example")
     with pytest.raises(ValueError, match='needs draws="batch"'):
         VectorizedELBO(draws="split", bound="importance_weighted")
+
+
+def test_a_last_batch_of_one_row_has_one_draw():
+    """Seven rows, then one: what is tried before the first step is the first batch."""
+    pyro.set_rng_seed(seed(0))
+    x = torch.randn(22, 3)
+    model = bayesianize(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)), "gaussian")
+    batches = DataLoader(TensorDataset(x, x.sum(1)), batch_size=7)
+    elbo = VectorizedELBO(4, draws="split")
+    result = fit(model, AutoHypernet(model, "identity", "full"), batches, num_steps=8, elbo=elbo, progress=False)
+    assert result.num_skipped == 0
+    assert result.losses.isfinite().all()
