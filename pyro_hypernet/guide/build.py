@@ -31,8 +31,8 @@ from pyro_hypernet.model.vectorize import Model
 
 # Of every unconstrained weight at the start, where no structure knows better.
 DEFAULT_SCALE = 0.1
-# Of the prior's standard deviations, around a network's own values: see benchmarks/results/real_networks.md.
-NETWORK_SHARE = 0.3
+# Of the prior's standard deviations, around a large network's own values: see benchmarks/results/start_widths.md.
+NETWORK_SHARE = 0.03
 
 
 def read_layout(trace: Trace) -> Layout:
