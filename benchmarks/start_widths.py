@@ -39,7 +39,18 @@ def outputs(model: torch.nn.Module, guide: AutoHypernet, x: Tensor) -> Tensor:
 
 def report(records: list[dict]) -> str:
     """A table for every task."""
-    heads = ["weights", "network", "share", "seeds", "network's NLL", "at the start", "accuracy %", "NLL", "ECE", "bound"]
+    heads = [
+        "weights",
+        "network",
+        "share",
+        "seeds",
+        "network's NLL",
+        "at the start",
+        "accuracy %",
+        "NLL",
+        "ECE",
+        "bound",
+    ]
     parts = [__doc__, "Medians, least and greatest over seeds.\n"]
     for task in TASKS:
         rows = []
