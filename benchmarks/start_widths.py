@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pyro_hypernet import AutoHypernet, bayesianize, fit, predict
-from pyro_hypernet.guide import build
+from pyro_hypernet.bnn.bayesianize import BayesianNet
 
 # Epochs of Adam before, and steps of the guide, by task.
 EPOCHS = {"mnist": 10, "lenet": 10, "resnet": 10, "transformer": 15}
@@ -95,7 +95,7 @@ def main() -> None:
             of_network = float(cross_entropy(net(judge[0]), judge[1]))
         model = bayesianize(net, "categorical", num_data=size, parametrization=parametrization)
         guide, batches = AutoHypernet(model), loader(train)
-        build.NETWORK_SHARE = share
+        BayesianNet.start_share = share
         guide.setup(*next(iter(batches)))
         few = slice(0, 1000)
         at_start = -outputs(model, guide, judge[0][few])[:, range(1000), judge[1][few]].mean()

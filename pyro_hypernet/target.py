@@ -26,6 +26,7 @@ from pyro_hypernet.model.density import (
     trace_prior,
     zero_density,
 )
+from pyro_hypernet.model.starts import trace_start
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.traces import functions_of
 from pyro_hypernet.model.validate import (
@@ -272,18 +273,25 @@ class Whole(Target):
         return log_prior, log_likelihood, log_likelihood
 
 
-def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str) -> Whole:
+def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str, *, draws_prior: bool = False) -> Whole:
     """The model with its arguments, for a sampler: looked at by one run, and refused where it is no density.
 
     Args:
         what: Which sampler asks, for the messages.
+        draws_prior: Whether it starts from draws of the prior.
 
     Raises:
-        NotImplementedError: If the prior cannot be sampled.
         RuntimeError: If the model has no latent site.
-        ValueError: If a latent lies in a subsampled plate, or a plate draws minibatches.
+        ValueError: If there have to be draws of the prior and it has none, a latent lies in a subsampled plate, or a
+            plate draws minibatches.
     """
-    trace = trace_prior(model, args, dict(kwargs))
+    try:
+        trace = (trace_prior if draws_prior else trace_start)(model, args, dict(kwargs))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"The model's prior cannot be sampled, and {what} starts from draws of it: give every latent site a proper "
+            "prior, or use nuts."
+        ) from error
     refuse_local_latents(trace)
     refuse_minibatches(trace, what)
     log_joint = density_of(model, trace)
@@ -307,7 +315,7 @@ def bind_guide(model: Model, guide: Any, args: tuple, kwargs: Mapping[str, Any],
     if isinstance(guide, GuideMixture):
         refuse_own_models(guide.has_own_models)
     is_known = isinstance(guide, (AutoContinuous, AutoNormal)) and guide.prototype_trace is not None
-    known = guide if is_known or isinstance(guide, JointGuide) else trace_prior(model, args, dict(kwargs))
+    known = guide if is_known or isinstance(guide, JointGuide) else trace_start(model, args, dict(kwargs))
     log_joint = density_of(model, known, mode=mode)
     if isinstance(guide, JointGuide) and guide.temperature != 1:
         log_joint = log_joint.of(at_temperature(model, guide.temperature), mode=mode)

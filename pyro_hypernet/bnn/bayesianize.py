@@ -32,6 +32,8 @@ from pyro_hypernet.model.vectorize import outside_of_pyro
 # The site that says by whose learnt parameters several models as one run, see starts.as_one.
 COMPONENT = "component"
 PARAMETRIZATIONS = ("weights", "weight_norm")
+# See benchmarks/results/start_widths.md.
+_SHARE_OF_WEIGHTS, _SHARE_OF_NORMS = 0.1, 0.03
 # Numbers of inputs at most with which a network is tried, and rows at most with which every gain is.
 _MAX_TRIED, _MAX_ROWS = 1_000_000, 8
 
@@ -222,9 +224,20 @@ class BayesianNet(nn.Module):
 
         Where all norms are at their prior's median, zero, a network is constant and learns nothing.
         """
-        has_norms = any(site.kind == "scale" for site in self._random)
-        weights = self.net.parameters() if has_norms else [site.value for site in self._random]
+        weights = self.net.parameters() if self._has_norms else [site.value for site in self._random]
         return sum(weight.numel() for weight in weights) > MAX_TRIANGULAR_DIM
+
+    @property
+    def start_share(self) -> float:
+        """Of the prior's standard deviations: how wide guides start around the network's own values, if it is large.
+
+        A norm moves all weights of its unit together, so that the same share of its prior is more noise in the outputs.
+        """
+        return _SHARE_OF_NORMS if self._has_norms else _SHARE_OF_WEIGHTS
+
+    @property
+    def _has_norms(self) -> bool:
+        return any(site.kind == "scale" for site in self._random)
 
     @property
     def replaced(self) -> list[nn.Parameter]:

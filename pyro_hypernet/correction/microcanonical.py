@@ -124,9 +124,8 @@ def microcanonical(
 
     Raises:
         TypeError: If the posterior is none of these.
-        NotImplementedError: If it is a number and the prior cannot be sampled.
-        ValueError: If a number is out of range, the posterior's sites are not the model's, the model draws minibatches,
-            or no start has a finite density.
+        ValueError: If a number is out of range, the posterior is a number and the prior cannot be sampled, its sites
+            are not the model's, the model draws minibatches, or no start has a finite density.
 
     Source: Robnik, De Luca, Silverstein and Seljak 2023, arXiv 2212.08549; from ensembles: Sommer et al. 2025, arXiv
         2502.06335 (MILE).
@@ -147,7 +146,7 @@ def microcanonical(
     _check(kernel, num_steps, warmup_steps, num_samples, num_chains, max_seconds)
     start = time.perf_counter()
     if is_number:
-        target = bind(model, args, kwargs, "microcanonical")
+        target = bind(model, args, kwargs, "microcanonical", draws_prior=True)
         w = _drawn_anew(target, num_chains)
     else:
         starts = draws(posterior, *args, num_samples=num_chains, **kwargs)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import init_to_median, init_to_value
+from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_hypernet.guide.base import Normal
@@ -24,6 +24,7 @@ from pyro_hypernet.model.arguments import Arguments
 from pyro_hypernet.model.called import blaming_arguments, name_arguments
 from pyro_hypernet.model.density import density_of
 from pyro_hypernet.model.layout import Layout
+from pyro_hypernet.model.starts import start_of
 from pyro_hypernet.model.tempered import at_temperature
 from pyro_hypernet.model.validate import raise_for_nan, refuse_what_cannot_fit, spell_bytes
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
@@ -53,8 +54,9 @@ class AutoHypernet(FlowGuide):
             in what `setup` finds out about the model (weights that act linearly, symmetries of hidden units); "auto"
             takes it where there is something to find, up to 2 000 weights, unless `init_loc_fn` or `init_scale` ask for
             another start; see `describe` for what was chosen.
-        init_loc_fn: A Pyro initialisation strategy for the centre; None for `init_to_median`, and for the network's own
-            values, trained or not, where `bayesianize` made the model of one with more than 2 000 weights.
+        init_loc_fn: A Pyro initialisation strategy for the centre; None for `init_to_median`, zero where a prior is
+            flat, and for the network's own values, trained or not, where `bayesianize` made the model of one with more
+            than 2 000 weights.
         init_scale: The standard deviation of every unconstrained weight at the start, positive; None for 0.1, for the
             prior's own widths in the structure "informed", and for a share of the prior's where the guide starts at a
             network's values.
@@ -96,7 +98,7 @@ class AutoHypernet(FlowGuide):
         asked = named if plan is None else plan
         is_large = getattr(model, "is_large", False) is True
         is_at_network = init_loc_fn is None and asked.init_scale is None and is_large
-        usual = init_to_value(values=model.own_values()) if is_at_network else init_to_median
+        usual = init_to_value(values=model.own_values()) if is_at_network else start_of
         super().__init__(model, init_loc_fn or usual)
         self._asked, self._is_at_network, self._is_large = asked, is_at_network, is_large
         self._plan: Plan | None = None
@@ -217,11 +219,12 @@ class AutoHypernet(FlowGuide):
             log_joint = density_of(model, layout, mode="eager")
             run = FirstRun(log_joint, self.model, trace, self._init_loc(), args, kwargs)
             self._stored_names = run.check()
-            has_default_start = self._init_loc_fn is init_to_median and self._asked.init_scale is None
+            has_default_start = self._init_loc_fn is start_of and self._asked.init_scale is None
             knowledge = run.find_knowledge(self._asked, has_default_start=has_default_start)
-            width = run.width_around_network() if self._is_at_network else run.find_width(self._asked)
+            at_network = self._is_at_network
+            width = run.width_around_network(model.start_share) if at_network else run.find_width(self._asked)
             self.build(layout, run.loc, knowledge, width=width)
-            if self.plan.num_components > 1 and width is not None and not self._is_at_network:
+            if self.plan.num_components > 1 and width is not None and not at_network:
                 run.spread(self._proposals())
         logger.info(self.describe())
 

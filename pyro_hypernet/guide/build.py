@@ -31,8 +31,6 @@ from pyro_hypernet.model.vectorize import Model
 
 # Of every unconstrained weight at the start, where no structure knows better.
 DEFAULT_SCALE = 0.1
-# Of the prior's standard deviations, around a large network's own values: see benchmarks/results/start_widths.md.
-NETWORK_SHARE = 0.03
 
 
 def read_layout(trace: Trace) -> Layout:
@@ -106,14 +104,14 @@ class FirstRun:
         with torch.no_grad(), pyro.validation_enabled(False):
             return prior_width(self.log_joint, self.loc, self.args, self.kwargs)
 
-    def width_around_network(self) -> Tensor:
+    def width_around_network(self, share: float) -> Tensor:
         """A share of the prior's standard deviations, shape `(D,)`: a network's values are no draw of the prior."""
         widths = []
         for site in self.log_joint.layout.sites:
             width = torch.full(site.unconstrained_shape, DEFAULT_SCALE).to(self.loc)
             if site.is_unconstrained:
                 scale = _standard_deviation(self.trace.nodes[site.name]["fn"]).expand(site.shape).to(self.loc)
-                width = torch.where(scale.isfinite(), NETWORK_SHARE * scale, width)
+                width = torch.where(scale.isfinite(), share * scale, width)
             widths.append(width.flatten())
         return torch.cat(widths)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoContinuous, init_to_median, init_to_sample, init_to_value
+from pyro.infer.autoguide import AutoContinuous, init_to_sample, init_to_value
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -20,6 +20,7 @@ from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.density import LogJoint
 from pyro_hypernet.model.layout import Layout
 from pyro_hypernet.model.quantiles import quantiles_of
+from pyro_hypernet.model.starts import start_of
 from pyro_hypernet.model.vectorize import Model, outside_of_pyro
 
 # What a Pyro guide notes of its model's first run.
@@ -72,7 +73,7 @@ class GuideMixture(AutoContinuous):
     def __init__(self, guides: Sequence[AutoHypernet], *, log_weights: Sequence[float] | Tensor | None = None) -> None:
         guides = list(guides)
         _check_guides(guides)
-        super().__init__(_model_of(guides[0]), init_loc_fn=guides[0]._init_loc_fn or init_to_median)
+        super().__init__(_model_of(guides[0]), init_loc_fn=guides[0]._init_loc_fn or start_of)
         self.add_module("parts", nn.ModuleList(guides))
         self.register_buffer("_log_weights", torch.zeros(len(guides), dtype=torch.float64))
         self.disagreement: Disagreement | None = None
@@ -380,4 +381,4 @@ def _guide_at(model: BayesianNet, plan: Plan | None) -> AutoHypernet:
 
 
 def _at(values: dict[str, Tensor]) -> Callable[..., Any]:
-    return init_to_value(values=values, fallback=init_to_median)
+    return init_to_value(values=values, fallback=start_of)

@@ -333,13 +333,7 @@ def _effective(flat: Tensor, num_chosen: int) -> float:
 
 
 def _bind(model: Model, args: tuple, kwargs: dict[str, Any]) -> Whole:
-    try:
-        target = bind(model, args, kwargs, "refine")
-    except NotImplementedError as error:
-        raise ValueError(
-            "The model's prior cannot be sampled, and refine starts from draws of it: give every latent site a proper "
-            "prior, or use nuts."
-        ) from error
+    target = bind(model, args, kwargs, "refine", draws_prior=True)
     target.refuse_random(looks(target), "refine")
     return target
 

@@ -131,8 +131,9 @@ def sphere(y):
 
 def improper(y):
     mean = pyro.sample("mean", dist.ImproperUniform(constraints.real, (), ()))
+    scale = pyro.sample("scale", dist.ImproperUniform(constraints.positive, (), ()))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
 def one_weight(y):

@@ -158,7 +158,15 @@ REFUSED: list[Refusal] = [
     ),
     Refusal("sphere", "*", "*", "a latent on a sphere has no map from the real line", ValueError, "spherical", "Pyro"),
     Refusal("discrete", "*", "*", "a discrete latent", ValueError, "discrete", "Pyro"),
-    Refusal("improper", "*", "*", "a prior that cannot be sampled", NotImplementedError, "does not support", "Pyro"),
+    Refusal(
+        "improper",
+        "AutoGuideList*|Predictive, parallel, same|Predictive, sequential, same|WeighedPredictive, *",
+        "*",
+        "Pyro's own code draws from a prior that cannot be sampled",
+        NotImplementedError,
+        "does not support sampling",
+        "Pyro",
+    ),
     Refusal(
         "subsampled latent",
         "*",
