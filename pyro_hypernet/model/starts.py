@@ -16,7 +16,7 @@ from pyro_hypernet.model.supports import transform_to
 def start_of(site: dict[str, Any]) -> Tensor:
     """The prior's median, as Pyro has it; where the prior cannot be sampled the point that zeros are mapped to.
 
-    An `init_loc_fn` of Pyro: from a site to its value, shape `shape`.
+    An `init_loc_fn` of Pyro: from a site to its value, shape `shape`, where the prior is flat of the default dtype.
     """
     try:
         return init_to_median(site)
