@@ -47,6 +47,7 @@ CASES = [("784-12-10", MEAN_FIELD), ("784-100-10", MEAN_FIELD), ("784-100-10", W
 CASES += [("784-100-10", LOW_RANK), ("LeNet-5", MEAN_FIELD)]
 TEMPERATURES = (1.0, 0.01)
 PARTS = ("centres", "widths", "directions")
+CASE = ("network", "guide", "temperature")  # what the rows of both tables begin with
 
 
 @cache
@@ -203,18 +204,8 @@ def report(records: list[dict]) -> str:
         main = "directions" if key[1] == WEIGHT_NORM else "centres"
         shown = {"ms": 1, main: 3, "widths": 3, f"{main} × time": 3, "widths × time": 3, f"{main} in all × time": 2}
         rows.append((*key[:4], f"{key[4]}, {key[5]}", len(own), *medians(ratios, shown)))
-    columns = (
-        "network",
-        "guide",
-        "temperature",
-        "state",
-        "draws",
-        "seeds",
-        "ms a step",
-        "centres, of draws",
-        "widths, of draws",
-    )
-    columns += ("centres × time", "widths × time", "centres in all × time")
+    columns = [*CASE, "state", "draws", "seeds", "ms a step", "centres, of draws", "widths, of draws"]
+    columns += ["centres × time", "widths × time", "centres in all × time"]
     text += f"\n## Variance\n\n{table(columns, rows)}\n"
     fits = [record for record in records if record["what"] == "fit"]
     keys = ("name", "guide", "temperature", "draws", "number")
@@ -222,17 +213,7 @@ def report(records: list[dict]) -> str:
     for key, own in alike(fits, keys):
         shown = {"bound": 3, "accuracy": 2, "nll": 3, "fit seconds": 1}
         rows.append((*key[:3], f"{key[3]}, {key[4]}", len(own), *medians(own, shown)))
-    columns = (
-        "network",
-        "guide",
-        "temperature",
-        "draws",
-        "seeds",
-        "bound, nats a datum",
-        "accuracy, %",
-        "NLL",
-        "seconds",
-    )
+    columns = [*CASE, "draws", "seeds", "bound, nats a datum", "accuracy, %", "NLL", "seconds"]
     return text + f"\n## Fits of 2 000 steps\n\n{table(columns, rows)}\n" if fits else text
 
 

@@ -62,6 +62,7 @@ SETS = ("yacht", "boston", "energy", "concrete", "wine", "kin8nm", "power", "nav
 SMALL = 1700  # rows up to which refine runs
 SECONDS, STEPS, NUM_DRAWS = 60.0, 2000, 400
 GAINS = (1.0, 2.0, 4.0)
+NOISES = ("gaussian", "heteroscedastic")
 PRIORS = {"standard": 1.0, "fan in": fan_in(gain=2.0)}
 # Of every row: means and standard deviations of the mixture's parts, shape (S, N).
 Mixture = tuple[Tensor, Tensor]
@@ -186,7 +187,7 @@ def by_chains(
 ) -> Mixture:
     """Noise and prior of least loss on rows that are held out, by default a fifth of the training part."""
     masks, tried = held_out(x), {}
-    for choice in product(("gaussian", "heteroscedastic"), [*PRIORS, *gains]):
+    for choice in product(NOISES, [*PRIORS, *gains]):
         found = []
         for held in masks:
             seconds = SECONDS / 7.5 / len(masks)
@@ -199,7 +200,7 @@ def by_chains(
 
 def by_all_choices(x: Tensor, y: Tensor, x_new: Tensor, width: int) -> Mixture:
     """Every noise and prior, each with as many draws."""
-    choices = list(product(("gaussian", "heteroscedastic"), [*PRIORS, 6.0]))
+    choices = list(product(NOISES, [*PRIORS, 6.0]))
     seconds = SECONDS / len(choices)
     parts = [chains(x, y, x_new, width, *choice, members=2, seconds=seconds) for choice in choices]
     means, sds = zip(*parts, strict=True)

@@ -288,6 +288,8 @@ def bind(model: Model, args: tuple, kwargs: Mapping[str, Any], what: str, *, dra
     try:
         trace = (trace_prior if draws_prior else trace_start)(model, args, dict(kwargs))
     except NotImplementedError as error:
+        if not draws_prior:
+            raise
         raise ValueError(
             f"The model's prior cannot be sampled, and {what} starts from draws of it: give every latent site a proper "
             "prior, or use nuts."
