@@ -21,7 +21,8 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from pyro_hypernet import Plan
 from pyro_hypernet.bnn.likelihoods import Gaussian
-from pyro_hypernet.sklearn import ENGINES, HypernetClassifier, HypernetRegressor
+from pyro_hypernet.sklearn import HypernetClassifier, HypernetRegressor
+from pyro_hypernet.tables.engines import ENGINES
 from tests.seeds import seed
 
 # A mean field in few steps: what is tested of an estimator is not how good its guide is.
@@ -290,9 +291,9 @@ CHOSEN = {"engine": "chains", "budget": None, "num_steps": 100, "num_samples": 4
 
 @pytest.fixture
 def quick_choice(monkeypatch):
-    monkeypatch.setattr("pyro_hypernet.sklearn._CHOICE_STEPS", 300)
-    monkeypatch.setattr("pyro_hypernet.sklearn._CHOICE_SAMPLES", 20)
-    monkeypatch.setattr("pyro_hypernet.sklearn._NETWORKS", 2)
+    monkeypatch.setattr("pyro_hypernet.tables.estimator._CHOICE_STEPS", 300)
+    monkeypatch.setattr("pyro_hypernet.tables.estimator._CHOICE_SAMPLES", 20)
+    monkeypatch.setattr("pyro_hypernet.tables.engines._NETWORKS", 2)
     monkeypatch.setattr("pyro_hypernet.correction.microcanonical._CLIMBS", 100)
 
 
