@@ -12,6 +12,7 @@ from pyro_hypernet.correction.microcanonical import Microcanonical, Microcanonic
 from pyro_hypernet.correction.move import Moved, move
 from pyro_hypernet.correction.move_by_minibatch import MovedByMinibatch, move_by_minibatch
 from pyro_hypernet.correction.resample import resample
+from pyro_hypernet.evaluation.choice import ModelChoice, choose_model
 from pyro_hypernet.evaluation.compare import compare
 from pyro_hypernet.evaluation.convergence import fits_agree
 from pyro_hypernet.evaluation.diagnose import diagnose
@@ -53,6 +54,7 @@ __all__ = [
     "HmcKernel",
     "Microcanonical",
     "MicrocanonicalKernel",
+    "ModelChoice",
     "Moved",
     "MovedByMinibatch",
     "Nuts",
@@ -70,6 +72,7 @@ __all__ = [
     "ard",
     "bayesianize",
     "best_start",
+    "choose_model",
     "choose_temperature",
     "compare",
     "diagnose",

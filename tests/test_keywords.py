@@ -115,6 +115,9 @@ VERBS = {
         model, guide_of(), *a, num_samples=40, warmup_steps=5, num_chains=2, **k
     ).samples["slope"],
     "score": lambda a, k: torch.tensor(ph.score(model, prior_instead(model), a, kwargs=k).log_predictive),
+    "choose_model": lambda a, k: torch.tensor(
+        ph.choose_model({"one": model}, a, a, kwargs=k, num_steps=10).scores["one"]
+    ),
     "choose_temperature": lambda a, k: torch.tensor(
         list(ph.choose_temperature(model, a, a, temperatures=(1.0, 0.5), kwargs=k, num_steps=10).scores.values())
     ),

@@ -69,6 +69,7 @@ RESULTS = {
     "fits_agree": lambda g: ph.fits_agree(line, [g, g], X, Y, num_samples=50),
     "score": lambda g: ph.score(line, g, (X, Y), num_samples=20),
     "stack": lambda g: ph.stack(line, ph.GuideMixture([g, copy.deepcopy(g)]), X, Y, num_samples=20),
+    "choose_model": lambda g: ph.choose_model({"a": line, 2: line}, (X, Y), (X, Y), num_steps=4),
     "choose_temperature": lambda g: ph.choose_temperature(line, (X, Y), (X, Y), temperatures=(1.0, 0.7), num_steps=4),
     "sbc": lambda g: ph.sbc(
         line,

@@ -1,24 +1,15 @@
 """The temperature of a posterior, chosen by how well it predicts data that were held out."""
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import pyro
-import torch
-from torch import Tensor, nn
-
-from pyro_hypernet.evaluation.metrics import log_predictive_of_all
-from pyro_hypernet.evaluation.predict import log_likelihood
-from pyro_hypernet.guide.auto_hypernet import AutoHypernet
+from pyro_hypernet.evaluation.choice import choose_model, spell_scores
 from pyro_hypernet.guide.plan import Plan
 from pyro_hypernet.model.vectorize import Model
 from pyro_hypernet.shown import Shown
 from pyro_hypernet.train.elbo import VectorizedELBO
-from pyro_hypernet.train.fit import fit
 from pyro_hypernet.train.optimiser import Optim
 
 
@@ -39,8 +30,7 @@ class TemperatureChoice(Shown):
     plan: Plan
 
     def __str__(self) -> str:
-        rows = [f"{t:g}: {self.scores[t]:.4f} ± {self.errors[t]:.4f}" for t in self.scores]
-        return f"temperature {self.temperature:g}; held-out nats per datum at {', '.join(rows)}"
+        return f"temperature {self.temperature:g}; {spell_scores(self.scores, self.errors)}"
 
 
 def choose_temperature(
@@ -82,35 +72,13 @@ def choose_temperature(
 
     Source: Wenzel et al. 2020, arXiv 2002.02405, for posteriors at temperatures below 1.
     """
-    if isinstance(held_out, Tensor) or not isinstance(held_out, tuple):
-        raise TypeError(f"held_out must be a tuple of the model's arguments; got {type(held_out).__name__}.")
     plan, wanted = plan or Plan(), list(temperatures) if isinstance(temperatures, Iterable) else []
     if not wanted:
         raise ValueError(f"temperatures must hold at least one positive number; got {temperatures!r}.")
     plans = {temperature: replace(plan, temperature=temperature) for temperature in wanted}  # which checks them
-    kwargs = dict(kwargs or {})
-    options = {"kwargs": kwargs, "num_steps": num_steps, "elbo": elbo, "optim": optim, "progress": False}
-    densities = {}
-    for temperature in wanted:
-        own = copy.deepcopy(model) if isinstance(model, nn.Module) else model
-        with pyro.get_param_store().scope():
-            guide = AutoHypernet(own, plan=plans[temperature])
-            fit(own, guide, args, **options)
-            densities[temperature] = _predictive(own, guide, held_out, kwargs, num_samples)
-    scores = {temperature: float(density.mean()) for temperature, density in densities.items()}
-    best = max(scores, key=scores.__getitem__)
-    errors = {t: _standard_error(density - densities[best]) for t, density in densities.items()}
-    as_good = [t for t in wanted if scores[best] - scores[t] <= errors[t]]
-    chosen = min(as_good, key=lambda t: abs(math.log(t)))
-    return TemperatureChoice(chosen, scores, errors, plans[chosen])
-
-
-@torch.no_grad()
-def _predictive(model: Model, guide: AutoHypernet, data: tuple, kwargs: dict[str, Any], num_samples: int) -> Tensor:
-    """Log predictive density of every datum, shape `(N,)`, in float64."""
-    by_site = log_likelihood(partial(model, **kwargs), guide, *data, num_samples=num_samples)
-    return log_predictive_of_all(by_site)
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+    nearest_first = sorted(plans, key=lambda temperature: abs(math.log(temperature)))
+    options = {"kwargs": kwargs, "num_steps": num_steps, "num_samples": num_samples, "elbo": elbo, "optim": optim}
+    models = {temperature: (model, plans[temperature]) for temperature in nearest_first}
+    choice = choose_model(models, args, held_out, **options)
+    scores, errors = ({t: found[t] for t in plans} for found in (choice.scores, choice.errors))
+    return TemperatureChoice(choice.name, scores, errors, choice.plan)
