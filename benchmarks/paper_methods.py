@@ -2,7 +2,7 @@
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, fit
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, fan_in, fit
 from pyro_hypernet.evaluation.attacks import Logits, logits_of
 
 BATCH = 128
@@ -86,7 +86,9 @@ class Guided:
         return logits_of(self.model, self.guide, num_samples=num_samples)
 
 
-def options_of(doc: str, *, seeds: int, quick: str, data: bool = False) -> argparse.Namespace:
+def options_of(
+    doc: str, *, seeds: int, quick: str, data: bool = False, more: Mapping[str, dict[str, Any]] | None = None
+) -> argparse.Namespace:
     """The options of an experiment's command line; from here on it has one thread and no warnings.
 
     Args:
@@ -94,10 +96,13 @@ def options_of(doc: str, *, seeds: int, quick: str, data: bool = False) -> argpa
         seeds: How many without `--seeds`.
         quick: What `--quick` does.
         data: Whether the script needs a folder of images.
+        more: Other options, by name, as keyword arguments of `add_argument`.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--quick", action="store_true", help=quick)
+    for name, arguments in (more or {}).items():
+        parser.add_argument(f"--{name}", **arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     of_images = {"what": "images", "help": "folder that holds mnist.npz and others"}
@@ -113,6 +118,9 @@ METHODS: dict[str, Callable[[MakeNet], Method]] = {
     "dropout": partial(Nets, rate=0.5),
     "ensemble of 3": partial(Nets, number=3),
     "mean field, all weights": partial(Guided, plan=Plan(structure="full", hypernet="identity")),
+    "ours, all weights, T = .03": partial(
+        Guided, plan=Plan(structure="full", hypernet="identity", temperature=0.03), prior=fan_in(gain=2.0)
+    ),
     "ours, weight norm": partial(Guided, parametrization="weight_norm"),
     "ours, temperature .1": partial(Guided, plan=Plan(temperature=0.1), parametrization="weight_norm"),
     "ours, mixture of 3": partial(Guided, number=3, parametrization="weight_norm"),

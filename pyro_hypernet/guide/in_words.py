@@ -30,7 +30,8 @@ HYPERNETS_IN_WORDS = {
 
 _UNDERFITS = (
     "so many weights: unless data are many they stay near their prior and predictions underfit; hold some data out and "
-    'compare, by score, with bayesianize(net, parametrization="weight_norm") and with choose_temperature.'
+    'compare, by choose_model, with bayesianize(net, parametrization="weight_norm") and with wider priors, '
+    "fan_in(gain=4); choose_temperature is another way."
 )
 
 
