@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pyro_hypernet import AutoHypernet, bayesianize, fit, predict
-from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.bayesian_net import BayesianNet
 
 # Epochs of Adam before, and steps of the guide, by task.
 EPOCHS = {"mnist": 10, "lenet": 10, "resnet": 10, "transformer": 15}

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.bayesian_net import BayesianNet
 from pyro_hypernet.bnn.shrinkage import Scaled
 from pyro_hypernet.bnn.weight_norm import Normed
 

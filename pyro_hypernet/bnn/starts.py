@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.bayesian_net import BayesianNet
 from pyro_hypernet.bnn.priors import RandomTensor
 from pyro_hypernet.bnn.weight_norm import norms
 

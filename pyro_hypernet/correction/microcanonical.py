@@ -10,7 +10,7 @@ from pyro import validation_enabled
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.bayesian_net import BayesianNet
 from pyro_hypernet.bnn.starts import reinitialised
 from pyro_hypernet.correction.move import check_sites, good_ones
 from pyro_hypernet.correction.move_by_minibatch import widths_of

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.bayesian_net import BayesianNet
 from pyro_hypernet.bnn.cutting import PARTS, Part, cut_out, find_parts
 from pyro_hypernet.bnn.parameters import at_its_parameters, weights_of
 from pyro_hypernet.evaluation.draws import draws

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoContinuous, init_to_sample, init_to_value
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_hypernet.bnn.bayesianize import COMPONENT, BayesianNet
+from pyro_hypernet.bnn.bayesian_net import COMPONENT, BayesianNet
 from pyro_hypernet.bnn.starts import as_one, reinitialised, started_at
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.disagreement import Disagreement, disagreement_of

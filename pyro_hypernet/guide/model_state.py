@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 from torch.nn.parameter import is_lazy
 
-from pyro_hypernet.bnn.bayesianize import BayesianNet
+from pyro_hypernet.bnn.bayesian_net import BayesianNet
 from pyro_hypernet.model.vectorize import Model
 
 # Packages whose functions hold nothing of a user's model.

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyro_hypernet.bnn.bayesianize import COMPONENT, BayesianNet
+from pyro_hypernet.bnn.bayesian_net import COMPONENT, BayesianNet
 from pyro_hypernet.guide.auto_hypernet import AutoHypernet
 from pyro_hypernet.guide.model_state import gather
 from pyro_hypernet.model.vectorize import Model
