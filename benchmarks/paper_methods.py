@@ -140,6 +140,12 @@ METHODS: dict[str, Callable[[MakeNet], Method]] = {
     "ours, all weights, T = .03": partial(
         Guided,
         plan=Plan(structure="full", hypernet="identity", temperature=0.03),
+        is_renewed=True,
+        prior=fan_in(gain=2.0),
+    ),
+    "ours, all weights, local": partial(
+        Guided,
+        plan=Plan(structure="full", hypernet="identity", temperature=0.03),
         elbo=VectorizedELBO(1, draws="local"),
         is_renewed=True,
         prior=fan_in(gain=2.0),
