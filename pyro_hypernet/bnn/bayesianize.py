@@ -85,6 +85,8 @@ def bayesianize(
     Source: Krueger, Huang et al., Bayesian Hypernetworks, arXiv 1710.04759, for weight norm.
 
     Example:
+        >>> import torch
+        >>> from pyro import poutine
         >>> from pyro_hypernet.bnn.priors import fan_in
         >>> net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         >>> model = bayesianize(net, "gaussian", prior=fan_in(gain=1.5))
