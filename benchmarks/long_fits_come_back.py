@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
 from real_tasks import Net, scaled
 from timing import medians, run_cells, table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_hypernet import AutoHypernet, Optim, bayesianize, fit, predict
+from pyro_hypernet import AutoHypernet, Optim, bayesianize, fit
 from pyro_hypernet.train.optimiser import Optimiser
 
 # Step size, and whether there is a way back.
@@ -56,9 +56,8 @@ def run(data: str, variant: str, seed: int, *, sets: dict[str, tuple[Tensor, ...
     start = time.process_time()
     result = fit(model, guide, batches, num_steps=num_steps, optim=Optim(rate), progress=False)
     seconds = time.process_time() - start
-    parts = [predict(model, guide, part, num_samples=50, return_sites=["f"])["f"] for part in x_new.split(1000)]
     windows = result.losses[: num_steps // 50 * 50].view(50, -1).nanmean(1)
-    scores = class_scores(torch.cat([part.softmax(-1) for part in parts], 1).mean(0), y_new)
+    scores = class_scores(outputs_of(model, guide, x_new, 50).softmax(-1).mean(0), y_new)
     return {**scores, "worst": float(windows[1:].max() / windows[0]), "seconds": seconds}
 
 

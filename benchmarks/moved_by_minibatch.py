@@ -16,13 +16,13 @@ from typing import Any
 
 import pyro
 import torch
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
 from real_tasks import TASKS, Images, Net, loader
 from timing import keep, spread, table
 from torch import nn
 
-from pyro_hypernet import AutoHypernet, Plan, SghmcKernel, bayesianize, distill, fit, move_by_minibatch, predict
+from pyro_hypernet import AutoHypernet, Plan, SghmcKernel, bayesianize, distill, fit, move_by_minibatch
 
 NUM_DRAWS, TEMPERATURES = 48, (1.0, 0.01)
 
@@ -31,8 +31,7 @@ NUM_DRAWS, TEMPERATURES = 48, (1.0, 0.01)
 def scores(model: nn.Module, posterior: Any, data: Images) -> dict[str, float]:
     """Of the test images."""
     x, y = data.test
-    parts = [predict(model, posterior, p, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for p in x.split(1000)]
-    return class_scores(torch.cat([part.softmax(-1).mean(0) for part in parts]), y)
+    return class_scores(outputs_of(model, posterior, x, NUM_DRAWS).softmax(-1).mean(0), y)
 
 
 def measure(data: Images, seed: int, temperature: float, num_steps: int) -> list[dict[str, Any]]:

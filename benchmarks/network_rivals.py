@@ -12,6 +12,11 @@ Clocked = Iterator[tuple[float, Tensor, Tensor]]
 HAS_IVON = find_spec("ivon") is not None
 
 
+def map_loss(net: nn.Module, x: Tensor, y: Tensor, *, num_data: int, precision: float) -> Tensor:
+    """Minus the log posterior density of a network in nats a datum, by a minibatch; options as of `swag`."""
+    return cross_entropy(net(x), y) + precision / 2 * sum(p.square().sum() for p in net.parameters()) / num_data
+
+
 def swag(
     net: nn.Module, batches: Clocked, *, num_data: int, precision: float, num_draws: int, rank: int = 20
 ) -> Tensor:
@@ -34,7 +39,7 @@ def swag(
     seen, next_share = 0, 0.05
     for share, x, y in batches:
         optimizer.zero_grad()
-        (cross_entropy(net(x), y) + _energy(net, precision) / num_data).backward()
+        map_loss(net, x, y, num_data=num_data, precision=precision).backward()
         optimizer.step()
         seen += len(x)
         if seen >= num_data - len(x) or share >= next_share:
@@ -108,8 +113,3 @@ def ivon(net: nn.Module, batches: Clocked, *, num_data: int, precision: float, n
         with optimizer.sampled_params():
             drawn.append(nn.utils.parameters_to_vector(net.parameters()).detach().clone())
     return torch.stack(drawn)
-
-
-def _energy(net: nn.Module, precision: float) -> Tensor:
-    """The prior's, in nats."""
-    return precision / 2 * sum(p.square().sum() for p in net.parameters())

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from adam_passes import adam_passes
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
 from timing import run_cells, spread, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_hypernet import AutoHypernet, Optim, bayesianize, fit, predict
+from pyro_hypernet import AutoHypernet, Optim, bayesianize, fit
 from pyro_hypernet.maps.hypernets import coupling
 
 COUPLINGS, SEEDS, EPOCHS, NUM_DRAWS = (0, 2, 4, 8, 12), 3, 100, 100
@@ -50,8 +50,7 @@ def of_hypernet(x: Tensor, y: Tensor, x_test: Tensor, couplings: int, epochs: in
     guide = AutoHypernet(model, map_of_g, "full")
     batches = DataLoader(TensorDataset(x, y), batch_size=128, shuffle=True)
     fit(model, guide, batches, num_steps=epochs * len(batches), optim=Optim(1e-3), progress=False)
-    parts = [predict(model, guide, part, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for part in x_test.split(1000)]
-    return torch.cat([part.softmax(-1) for part in parts], 1)
+    return outputs_of(model, guide, x_test, NUM_DRAWS).softmax(-1)
 
 
 def of_dropout(x: Tensor, y: Tensor, x_test: Tensor, epochs: int) -> Tensor:

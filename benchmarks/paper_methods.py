@@ -151,6 +151,5 @@ METHODS: dict[str, Callable[[MakeNet], Method]] = {
         prior=fan_in(gain=2.0),
     ),
     "ours, weight norm": partial(Guided, parametrization="weight_norm"),
-    "ours, temperature .1": partial(Guided, plan=Plan(temperature=0.1), parametrization="weight_norm"),
     "ours, mixture of 3": partial(Guided, number=3, parametrization="weight_norm"),
 }

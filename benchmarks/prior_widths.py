@@ -13,26 +13,19 @@ import warnings
 from pathlib import Path
 
 import torch
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
 from pyro import poutine
-from real_tasks import TASKS, Images, loader
+from real_tasks import TASKS, halves, loader
 from timing import medians, run_cells, table
 from torch import Tensor
 
-from pyro_hypernet import AutoHypernet, bayesianize, fan_in, fit, predict
+from pyro_hypernet import AutoHypernet, bayesianize, fan_in, fit
 
 # Steps of the guide by task.
 STEPS = {"mnist": 2000, "lenet": 1200, "transformer": 1000}
 GAINS, NUM_DRAWS = (1.0, 2.0, 4.0, 8.0), 30
 PARAMETRIZATIONS = ("weights", "weight_norm")
-
-
-@torch.no_grad()
-def outputs(model: torch.nn.Module, guide: AutoHypernet, x: Tensor) -> Tensor:
-    """Log probabilities of every draw, shape `(NUM_DRAWS, N, C)`."""
-    parts = [predict(model, guide, part, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for part in x.split(1000)]
-    return torch.cat(parts, 1).log_softmax(-1)
 
 
 @torch.no_grad()
@@ -70,21 +63,18 @@ def main() -> None:
     options = options_with_data(parser, what="images", help="folder that holds mnist.npz and its neighbours")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    loaded: dict[str, Images] = {}
 
     def run(task: str, parametrization: str, gain: float, seed: int) -> dict[str, float]:
         one = TASKS[task]
         size = 1000 if options.quick else one.sizes[0]
-        data = loaded.setdefault(task, one.images(Path(options.data), 2 * size, 1))
-        x, y = data.all
-        train, judge = (x[:size], y[:size]), (x[size:], y[size:])
+        train, judge = halves(task, Path(options.data), size)
         torch.manual_seed(seed)  # loading an image draws nothing, but a loader's first pass may
         given = {"prior": fan_in(gain=gain), "num_data": size, "parametrization": parametrization}
         model = bayesianize(one.net(), "categorical", **given)
         guide = AutoHypernet(model)
-        of_prior = spread(model, x[:100])
+        of_prior = spread(model, train[0][:100])
         result = fit(model, guide, loader(train), num_steps=50 if options.quick else STEPS[task], progress=False)
-        scores = class_scores(outputs(model, guide, judge[0]).exp().mean(0), judge[1])
+        scores = class_scores(outputs_of(model, guide, judge[0], NUM_DRAWS).softmax(-1).mean(0), judge[1])
         return {"spread": of_prior, **scores, "bound": -float(result.losses[-len(result.losses) // 5 :].mean())}
 
     cells = [

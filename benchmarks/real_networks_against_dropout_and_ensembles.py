@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
 from real_tasks import TASKS, Images, Task, epochs, loader
 from timing import medians, run_cells, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, choose_temperature, fit, predict
+from pyro_hypernet import AutoHypernet, GuideMixture, Plan, bayesianize, choose_temperature, fit
 from pyro_hypernet.evaluation.metrics import auroc, mutual_information, predictive_entropy
 
 NUM_DRAWS, TEMPERATURES = 50, (1.0, 0.1, 0.01, 0.001)
@@ -111,12 +111,7 @@ def ours(
     num_steps = steps_within(task, model, batches, seconds - (time.process_time() - start)) // members
     fit(model, guide, batches, num_steps=max(1, num_steps), progress=False)
     print(guide.describe(), flush=True)
-
-    def probabilities(x: Tensor) -> Tensor:
-        parts = [predict(model, guide, part, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for part in x.split(1000)]
-        return torch.cat([part.softmax(-1) for part in parts], 1)
-
-    return probabilities
+    return lambda x: outputs_of(model, guide, x, NUM_DRAWS).softmax(-1)
 
 
 def steps_within(task: Task, model: nn.Module, batches: DataLoader, seconds: float) -> int:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,19 @@ TASKS = {
         "LeNet-5 on all 60 000 images of Fashion-MNIST",
     ),
 }
+
+
+@cache
+def halves(task: str, folder: Path, size: int) -> tuple[Labelled, Labelled]:
+    """So many training images to learn from and as many to judge by: where something is chosen, no test image may.
+
+    Args:
+        task: One of `TASKS`.
+        folder: Of the files.
+        size: Of either.
+    """
+    x, y = TASKS[task].images(folder, 2 * size, 1).all
+    return (x[:size], y[:size]), (x[size:], y[size:])
 
 
 def loader(images: Labelled) -> DataLoader:

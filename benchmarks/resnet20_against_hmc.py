@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
-from network_rivals import HAS_IVON, Clocked, features, ivon, last_layer_laplace, swag
+from network_rivals import HAS_IVON, Clocked, features, ivon, last_layer_laplace, map_loss, swag
 from real_tasks import cifar10
 from timing import keep, kept, table
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot, silu
+from torch.nn.functional import one_hot, silu
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from pyro_hypernet import (
@@ -44,7 +44,6 @@ from pyro_hypernet import (
     bayesianize,
     fit,
     move_by_minibatch,
-    predict,
 )
 from pyro_hypernet.evaluation.metrics import agreement, total_variation
 
@@ -126,9 +125,8 @@ def trained(task: Task, seconds: float) -> nn.Sequential:
     for share, x, y in task.batches(seconds):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - share)
-        prior = sum(p.square().sum() for p in net.parameters()) / (2 * PRIOR_SCALE**2)
         optimizer.zero_grad()
-        (cross_entropy(net(x), y) + prior / len(task.x)).backward()
+        map_loss(net, x, y, **task.known).backward()
         optimizer.step()
     return net
 
@@ -158,12 +156,8 @@ def networks(task: Task, number: int) -> Tensor:
 def by_swag(task: Task, number: int) -> Tensor:
     """About so many networks, each of which had two thirds of its time."""
     share, options = task.seconds / number, {**task.known, "num_draws": -(-task.num_draws // number)}
-    return of_weights(
-        task,
-        torch.cat(
-            [swag(trained(task, 2 * share / 3), task.batches(share / 3), **options) for _ in range(number)],
-        ),
-    )
+    draws = [swag(trained(task, 2 * share / 3), task.batches(share / 3), **options) for _ in range(number)]
+    return of_weights(task, torch.cat(draws))
 
 
 def by_ivon(task: Task, number: int) -> Tensor:
@@ -207,8 +201,7 @@ def steps_for(task: Task, seconds: float, attempt: Callable[[int], object], *, i
 
 
 def predicted(task: Task, model: nn.Module, posterior: Any) -> Tensor:
-    options = {"num_samples": task.num_draws, "return_sites": ["f"]}
-    return torch.cat([predict(model, posterior, x, **options)["f"] for x in task.x_test.split(500)], 1).softmax(-1)
+    return outputs_of(model, posterior, task.x_test, task.num_draws, rows=500).softmax(-1)
 
 
 def guides(task: Task, number: int, **options: Any) -> Tensor:

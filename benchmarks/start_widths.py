@@ -13,14 +13,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from class_scores import class_scores
+from class_scores import class_scores, outputs_of
 from data_folder import options_with_data
-from real_tasks import TASKS, Images, epochs, loader
+from real_tasks import TASKS, epochs, halves, loader
 from timing import medians, run_cells, table
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pyro_hypernet import AutoHypernet, bayesianize, fit, predict
+from pyro_hypernet import AutoHypernet, bayesianize, fit
 from pyro_hypernet.bnn.bayesian_net import BayesianNet
 
 # Epochs of Adam before, and steps of the guide, by task.
@@ -28,13 +27,6 @@ EPOCHS = {"mnist": 10, "lenet": 10, "resnet": 10, "transformer": 15}
 STEPS = {"mnist": 2000, "lenet": 1200, "resnet": 300, "transformer": 1000}
 SHARES, NUM_DRAWS = (0.3, 0.1, 0.03, 0.01), 30
 PARAMETRIZATIONS, STARTS = ("weights", "weight_norm"), ("as made", "trained")
-
-
-@torch.no_grad()
-def outputs(model: torch.nn.Module, guide: AutoHypernet, x: Tensor) -> Tensor:
-    """Log probabilities of every draw, shape `(NUM_DRAWS, N, C)`."""
-    parts = [predict(model, guide, part, num_samples=NUM_DRAWS, return_sites=["f"])["f"] for part in x.split(1000)]
-    return torch.cat(parts, 1).log_softmax(-1)
 
 
 def report(records: list[dict]) -> str:
@@ -78,14 +70,11 @@ def main() -> None:
     options = options_with_data(parser, what="images", help="folder that holds mnist.npz and its neighbours")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    loaded: dict[str, Images] = {}
 
     def run(task: str, parametrization: str, start: str, share: float, seed: int) -> dict[str, float]:
         one = TASKS[task]
         size = 1000 if options.quick else one.sizes[0]
-        data = loaded.setdefault(task, one.images(Path(options.data), 2 * size, 1))
-        x, y = data.all
-        train, judge = (x[:size], y[:size]), (x[size:], y[size:])
+        train, judge = halves(task, Path(options.data), size)
         torch.manual_seed(seed)  # loading an image draws nothing, but a loader's first pass may
         net = one.net()
         going = epochs(net, train)
@@ -98,9 +87,11 @@ def main() -> None:
         BayesianNet.start_share = share
         guide.setup(*next(iter(batches)))
         few = slice(0, 1000)
-        at_start = -outputs(model, guide, judge[0][few])[:, range(1000), judge[1][few]].mean()
+        at_start = (
+            -outputs_of(model, guide, judge[0][few], NUM_DRAWS).log_softmax(-1)[:, range(1000), judge[1][few]].mean()
+        )
         result = fit(model, guide, batches, num_steps=50 if options.quick else STEPS[task], progress=False)
-        scores = class_scores(outputs(model, guide, judge[0]).exp().mean(0), judge[1])
+        scores = class_scores(outputs_of(model, guide, judge[0], NUM_DRAWS).softmax(-1).mean(0), judge[1])
         bound = -float(result.losses[-len(result.losses) // 5 :].mean())
         return {"of_network": of_network, "at_start": float(at_start), **scores, "bound": bound}
 

@@ -1,6 +1,7 @@
 """Which of several models predicts data that were held out."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,8 @@ def choose_model(
 
     Raises:
         TypeError: If `models` is no dict of models, `held_out` no tuple, or as `fit`.
-        ValueError: If there are no models, one observes nothing, they observe different data, or as `fit`.
+        ValueError: If there are no models, one observes nothing, they observe different data, none has a finite density
+            of the data held out, or as `fit`.
 
     Example:
         >>> import pyro
@@ -114,7 +116,10 @@ def choose_model(
             )
         densities[name] = density
     scores = {name: float(density.mean()) for name, density in densities.items()}
-    best = max(scores, key=scores.__getitem__)
+    finite = [name for name, score in scores.items() if math.isfinite(score)]
+    if not finite:
+        raise ValueError(f"No model predicts the held-out data at all, their log densities are {scores}: look at them.")
+    best = max(finite, key=scores.__getitem__)
     errors = {name: _standard_error(density - densities[best]) for name, density in densities.items()}
     chosen = next(name for name in scores if scores[best] - scores[name] <= errors[name])
     return ModelChoice(chosen, scores, errors, *pairs[chosen])
@@ -133,7 +138,8 @@ def _spell(name: Any) -> str:
 def _pair(name: Any, entry: Any) -> tuple[Model, Plan]:
     model, plan = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, Plan())
     if not callable(model) or not isinstance(plan, Plan):
-        told = f"({type(model).__name__}, {type(plan).__name__})" if isinstance(entry, tuple) else type(entry).__name__
+        of_tuple = f"({', '.join(type(each).__name__ for each in entry)})" if isinstance(entry, tuple) else ""
+        told = of_tuple or type(entry).__name__
         raise TypeError(f"models must hold Pyro models, or pairs of a model and a Plan; {name!r} is {told}.")
     return model, plan
 

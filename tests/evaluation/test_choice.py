@@ -76,14 +76,30 @@ def test_a_networks_own_values_stay():
         ({}, ValueError, "at least one model"),
         ({"a": 3}, TypeError, "'a' is int"),
         ({"a": (normal(1.0), "full")}, TypeError, r"'a' is \(function, str\)"),
+        ({"a": (normal(1.0), Plan(), 3)}, TypeError, r"'a' is \(function, Plan, int\)"),
     ],
-    ids=["list", "empty", "number", "no plan"],
+    ids=["list", "empty", "number", "no plan", "three"],
 )
 def test_what_is_no_choice(models, error, match):
     with pytest.raises(error, match=match):
         choose_model(models, (torch.ones(3),), (torch.ones(3),))
+
+
+def test_data_held_out_are_a_tuple():
     with pytest.raises(TypeError, match="held_out must be a tuple"):
         choose_model({"a": normal(1.0)}, (torch.ones(3),), torch.ones(3))
+
+
+@pytest.mark.parametrize("worst", [-torch.inf, torch.nan])
+def test_models_without_a_density_are_not_chosen(worst, monkeypatch):
+    decreed = {"none": torch.full((3,), worst).double(), "some": torch.zeros(3).double()}
+    names = iter(decreed)
+    monkeypatch.setattr("pyro_hypernet.evaluation.choice._predictive", lambda *_: decreed[next(names)])
+    given = (torch.ones(3),), (torch.ones(3),)
+    assert choose_model(dict.fromkeys(decreed, normal(1.0)), *given, num_steps=2).name == "some"
+    names = iter(["none"])
+    with pytest.raises(ValueError, match="No model predicts the held-out data at all"):
+        choose_model({"none": normal(1.0)}, *given, num_steps=2)
 
 
 def test_models_of_other_data_are_not_compared():

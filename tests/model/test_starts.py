@@ -35,7 +35,7 @@ def flat(x, y):
 
 
 def data():
-    seed(0)
+    pyro.set_rng_seed(seed())
     x = torch.randn(40, 2)
     return x, x @ torch.tensor([1.0, -2.0]) + 0.5 * torch.randn(40)
 
@@ -45,12 +45,17 @@ def test_a_proper_prior_is_drawn_from_and_a_flat_one_started():
         pyro.sample("flat", dist.ImproperUniform(constraints.positive, (), ()))
         pyro.sample("proper", dist.Normal(torch.zeros(1000), 1.0).to_event(1))
 
-    seed(0)
+    pyro.set_rng_seed(seed())
     nodes = trace_start(model).nodes
     assert nodes["flat"]["value"] == 1
 
 
-@pytest.mark.parametrize("run", ["nuts", "guide", "stored"])
+def test_a_guide_starts_there():
+    guide = AutoHypernet(flat, init_scale=0.1).setup(*data())
+    assert guide.median()["noise"] == 1
+
+
+@pytest.mark.parametrize("run", ["nuts", "stored"])
 def test_flat_priors_have_the_posterior_of_least_squares(run):
     """Means of slopes within .1 of the least squares estimate, their posterior's centre.
 
@@ -58,10 +63,6 @@ def test_flat_priors_have_the_posterior_of_least_squares(run):
     """
     x, y = data()
     least_squares = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
-    if run == "guide":
-        guide = AutoHypernet(flat, init_scale=0.1).setup(x, y)
-        assert guide.median()["noise"] == 1
-        return
     if run == "nuts":
         samples = nuts(flat, x, y, num_samples=200, warmup_steps=200, num_chains=1, progress=False).samples
     else:
